@@ -1,0 +1,14 @@
+"""A research workbook for CIFAR-10: data, three models, one training loop, records and batches of runs."""
+
+from importlib import import_module
+
+_HOMES = {"Config": "config", "InputError": "config", "load_cifar10": "data", "build_model": "models",
+          "fit": "train", "evaluate": "train", "test_checkpoints": "train"}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str):
+    """Import a public name on first use: `python -m cifarlib --help` need not wait two seconds for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'cifarlib' has no attribute {name!r}")
+    return getattr(import_module(f"cifarlib.{_HOMES[name]}"), name)

@@ -1,0 +1,255 @@
+"""Runs in batch: each its own papermill process and kernel, several at a time, skipping what is done and resuming what was cut off."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from pathlib import Path
+
+from tqdm import tqdm
+
+from .claim import Claim
+from .config import Config, InputError, Options, project_path
+from .execute import BAD_INPUT, FAILED, OK, PREEMPTED
+from .files import CELLS, LOG, NOTEBOOK, PLANNED, RECORD, STOP, write_json
+from .grid import Run
+from .runs import FINISHED, check_plan, read_record, status_of, write_failure, write_table
+
+LAST_LINES = 20  # of a failed run's log, kept in its record
+POLL = 2.0  # seconds between two looks at runs that other runners train
+MEMORY_A_RUN = 3.0  # GiB of main memory that a run on the CPU may need
+GPU_MEMORY_A_RUN = 16.0  # GiB of a card
+# glibc returns every large block to the kernel and has it zeroed again at the next step; kept, a step is up to a quarter faster.
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(2**26)}
+
+
+def notebook_path(name: str) -> Path:
+    """A notebook of the project: in ./notebooks, else beside the package."""
+    here = project_path("notebooks") / name
+    return here if here.exists() else Path(os.path.relpath(Path(__file__).parent.parent / "notebooks" / name))
+
+
+class Stopping:
+    """Within the context the first Ctrl-C, SIGTERM or SIGUSR1 asks all runs to stop at their epoch's end; a second kills them."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self):
+        self.requested, self.running, self.before = False, {}, {}
+
+    def __enter__(self) -> "Stopping":
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self._on_signal) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number, frame) -> None:
+        if self.requested and number == signal.SIGINT:
+            for process in list(self.running.values()):
+                os.killpg(process.pid, signal.SIGKILL)
+            return
+        self.request()
+
+    def request(self) -> None:
+        """Ask every run to stop at its epoch's end, and start no more."""
+        self.requested = True
+        for folder in list(self.running):
+            (folder / STOP).touch()
+        print("stopping: every run ends after its epoch in progress; Ctrl-C again kills them", file=sys.stderr, flush=True)
+
+
+def execute_run(run: Run, options: Options, stopping: Stopping, threads: int = 0, gpu: int | None = None,
+                echo: Callable[[str], None] | None = None) -> int:
+    """Train one run in its own process and return its exit code (see execute.py); a failure is recorded with its last lines.
+
+    threads: share of the cores (0 leaves it to torch); gpu: the card to use; echo: called with every line the run prints.
+    """
+    folder = options.run_folder(run.config)
+    write_json(folder / CELLS, [cell.to_dict() | {"data_dir": ""} for cell in run.cells])
+    for stale in (STOP, RECORD):
+        (folder / stale).unlink(missing_ok=True)
+    parameters = {**run.config.to_dict(), **dataclasses.asdict(options)}
+    environment = {**ALLOCATOR, **os.environ, "PYTHONUNBUFFERED": "1"}
+    if os.path.isabs(run.config.data_dir):  # would be published with the executed notebook
+        environment["CIFAR10_DIR"], parameters["data_dir"] = run.config.data_dir, ""
+    if threads:
+        environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    command = [sys.executable, "-m", "cifarlib.execute", str(notebook_path(NOTEBOOK)), str(folder / NOTEBOOK)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               env=environment, start_new_session=True, errors="replace")
+    stopping.running[folder] = process
+    if stopping.requested:
+        (folder / STOP).touch()
+    lines = deque(maxlen=LAST_LINES)
+    with process, (folder / LOG).open("w") as log:
+        process.stdin.write(json.dumps(parameters))
+        process.stdin.close()
+        for line in process.stdout:
+            log.write(line)
+            log.flush()
+            lines.append(line.rstrip())
+            if echo:
+                echo(line)
+    del stopping.running[folder]
+    return _outcome(process.returncode, folder, run.config, list(lines))
+
+
+def _outcome(code: int, folder: Path, config: Config, lines: list[str]) -> int:
+    """The exit code, after making sure that the record agrees: what ended without one, or badly, has failed."""
+    record = read_record(folder)
+    if code == OK and record and record["status"] in FINISHED or code == PREEMPTED:
+        return code
+    if code < 0:
+        lines.append(f"killed by signal {-code}")
+    write_failure(folder, config, "\n".join(lines) or f"ended with exit code {code} and no word")
+    return BAD_INPUT if code == BAD_INPUT else FAILED
+
+
+@dataclasses.dataclass(frozen=True)
+class Slots:
+    """How many runs go on at a time, and what each gets: a share of the cores, and a card in turn."""
+
+    jobs: int
+    threads: int
+    gpus: tuple[int, ...]
+
+    @classmethod
+    def of_this_machine(cls, jobs: int = 0, device: str = "auto") -> "Slots":
+        """`jobs` at a time, or as many as the cores and the memory, or the cards' memory, have room for."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        gpus = [] if device in ("cpu", "mps") else _gpu_memory()
+        if gpus:
+            jobs = jobs or sum(max(1, int(memory // GPU_MEMORY_A_RUN)) for memory in gpus)
+        jobs = jobs or max(1, min(cores, int(_free_memory() // MEMORY_A_RUN)))
+        return cls(jobs, max(1, cores // jobs), tuple(range(len(gpus))))
+
+
+def _free_memory() -> float:
+    """GiB of main memory that can be used."""
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) / 2**20
+    except (OSError, KeyError, ValueError):
+        return 8.0
+
+
+def _gpu_memory() -> list[float]:
+    """GiB of each CUDA card, as nvidia-smi tells it (asking torch would take a context on every card)."""
+    try:
+        query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+        answer = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout
+        return [float(line) / 1024 for line in answer.split()]
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return []
+
+
+def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bool = False, fail_fast: bool = False,
+            wait_for_others: bool = True, echo: Callable[[str], None] | None = None) -> int:
+    """Train what is pending of `runs`, print a line for each that ends, rebuild the table, and return the exit code.
+
+    0 if all are finished, 1 if some failed, 2 if none could start for bad input, 75 if some were stopped before their end. Runs that another runner trains are waited
+    for (its owner may die) unless told otherwise. Raises InputError, before anything starts, if a folder holds another run.
+    """
+    study = project_path(options.executed_dir) / options.study
+    _prepare(study, runs, options)
+    codes: dict[str, int] = {}
+    with Stopping() as stopping, ThreadPoolExecutor(slots.jobs) as pool, _grid_bar(runs, options, echo is None) as bar:
+        waiting = deque(run for run in runs if _wanted(options.run_folder(run.config), options, retry_failed))
+        free, futures = deque(range(slots.jobs)), {}
+        while (waiting or futures) and not (stopping.requested and not futures):
+            while waiting and free and not stopping.requested:
+                if not (taken := _claim_next(waiting, options, retry_failed)):
+                    break
+                run, claim = taken
+                slot = free.popleft()
+                gpu = slots.gpus[slot % len(slots.gpus)] if slots.gpus else None
+                future = pool.submit(execute_run, run, options, stopping, slots.threads, gpu, echo)
+                futures[future] = run, claim, slot, time.monotonic()
+            if not futures and not (waiting and wait_for_others):
+                break
+            finished, _ = wait(futures, timeout=POLL, return_when=FIRST_COMPLETED) if futures else (time.sleep(POLL), ())
+            for future in finished or ():
+                run, claim, slot, started = futures.pop(future)
+                claim.release()
+                free.append(slot)
+                codes[run.name] = future.result()
+                write_table(study)
+                _report(bar, run, options, time.monotonic() - started, echo is None)
+                if fail_fast and codes[run.name] in (FAILED, BAD_INPUT):
+                    stopping.request()
+        if not bar.disable:
+            bar.refresh()
+    if any(status == "preempted" for status in _statuses(runs, options)) or stopping.requested and not fail_fast:
+        return PREEMPTED
+    return BAD_INPUT if codes and set(codes.values()) == {BAD_INPUT} else FAILED if "failed" in _statuses(runs, options) else OK
+
+
+def _prepare(study: Path, runs: list[Run], options: Options) -> None:
+    """Make the study's folder and note what is planned in it; nothing is touched if a run folder holds another run."""
+    try:
+        study.mkdir(parents=True, exist_ok=True)
+        planned = {run.name: [cell.cell_name for cell in run.cells] for run in runs}
+        for run in runs if options.resume else ():
+            check_plan(options.run_folder(run.config), run.config.identity())
+        path = study / PLANNED
+        before = json.loads(path.read_text()) if path.exists() else {}
+        write_json(path, before | planned)
+    except OSError as error:
+        raise InputError(f"{study} can't be written ({error.strerror}); choose another executed_dir or study")
+
+
+def _wanted(folder: Path, options: Options, retry_failed: bool) -> bool:
+    """Whether a run is still to be trained (or to be waited for, while somebody else trains it)."""
+    status = status_of(folder)
+    if status in FINISHED:
+        return not options.resume
+    return status != "failed" or retry_failed
+
+
+def _claim_next(waiting: deque, options: Options, retry_failed: bool):
+    """The first of `waiting` that is free, with its claim; what others have finished meanwhile is dropped, what they train stays."""
+    for _ in range(len(waiting)):
+        run = waiting.popleft()
+        folder = options.run_folder(run.config)
+        claim = Claim.take(folder)
+        if claim is None:
+            waiting.append(run)
+        elif _wanted(folder, options, retry_failed):  # looked at again, now that nobody else can change it
+            return run, claim
+        else:
+            claim.release()
+    return None
+
+
+def _statuses(runs: list[Run], options: Options) -> list[str]:
+    return [status_of(options.run_folder(run.config)) for run in runs]
+
+
+def _grid_bar(runs: list[Run], options: Options, shown: bool) -> tqdm:
+    """One bar for the whole grid, with the time that is left."""
+    done = sum(status in FINISHED for status in _statuses(runs, options)) if options.resume else 0
+    return tqdm(total=len(runs), initial=done, unit="run", disable=not shown, dynamic_ncols=True, smoothing=0.1)
+
+
+def _report(bar: tqdm, run: Run, options: Options, seconds: float, shown: bool) -> None:
+    """One line for a run that ended: name, status, best validation accuracy, seconds."""
+    record = read_record(options.run_folder(run.config)) or {"status": "failed", "metrics": {}}
+    accuracy = record["metrics"].get("val_accuracy_best_val_acc")
+    best = f"best validation accuracy {accuracy:.4f}" if accuracy is not None else "no validation"
+    if shown:
+        bar.update()
+        bar.write(f"{run.name}  {record['status']}  {best}  {seconds:.0f} s")
+        if record["status"] == "failed":
+            bar.write("    " + record["error"].splitlines()[-1])

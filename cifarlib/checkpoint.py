@@ -1,0 +1,107 @@
+"""The files of a run folder from which training goes on, and the requests that end it at an epoch's end."""
+
+import signal
+import threading
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .config import CHECKPOINTS, InputError
+from .files import HISTORY, PLAN, PREDICTIONS, RECORD, STATE, STOP, replacing, write_json
+from .history import History
+from .runs import check_plan
+
+
+class Store:
+    """The files of a run folder that training needs; without a folder every call does nothing.
+
+    plan.json says what the run is; last.pt holds weights, optimizer and history after the latest epoch and is removed once
+    terminal.pt exists, which says that nothing is left to train.
+    """
+
+    def __init__(self, folder: Path | str | None, plan: dict, resume: bool):
+        self.folder = folder and Path(folder)
+        self.stop_file = self.folder and self.folder / STOP
+        if not self.folder:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not resume:
+                for name in (PLAN, RECORD, STATE, HISTORY, PREDICTIONS, *(f"{name}.pt" for name in CHECKPOINTS)):
+                    (self.folder / name).unlink(missing_ok=True)
+            check_plan(self.folder, plan)
+            write_json(self.folder / PLAN, plan)
+        except OSError as error:
+            raise InputError(f"{self.folder} can't be written ({error.strerror}); choose another executed_dir or study")
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> History:
+        """Load the latest state into model and optimizer; an empty history if there is none."""
+        device = next(model.parameters()).device
+        if self.folder and (self.folder / STATE).exists():
+            state = torch.load(self.folder / STATE, map_location=device, weights_only=True)
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            return History(state["rows"])
+        if self.folder and (self.folder / "terminal.pt").exists():
+            model.load_state_dict(torch.load(self.folder / "terminal.pt", map_location=device, weights_only=True))
+            return History.read(self.folder / HISTORY)
+        return History()
+
+    def keep(self, model: nn.Module, optimizer: torch.optim.Optimizer, history: History) -> None:
+        """After an epoch: the weights if they are the best so far, then the state, then the table."""
+        if not self.folder:
+            return
+        for name in ("best_val_acc", "best_val_loss"):
+            if history.best(name) is history.last:
+                save(model.state_dict(), self.folder / f"{name}.pt")
+        save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rows": history.rows}, self.folder / STATE)
+        history.write(self.folder / HISTORY)
+
+    def finish(self, model: nn.Module, history: History) -> None:
+        """Keep the terminal weights; the state to go on from, four times their size, is not needed any more."""
+        if not self.folder:
+            return
+        if not (self.folder / "terminal.pt").exists():
+            save(model.state_dict(), self.folder / "terminal.pt")
+            history.write(self.folder / HISTORY)
+        (self.folder / STATE).unlink(missing_ok=True)
+
+
+class StopRequest:
+    """Within the context, Ctrl-C, SIGTERM, SIGUSR1 or the appearance of `file` set `requested` and break nothing off.
+
+    A second Ctrl-C breaks off at once.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self, file: Path | None):
+        self.file, self.signalled, self.before = file, False, {}
+
+    @property
+    def requested(self) -> bool:
+        return self.signalled or bool(self.file and self.file.exists())
+
+    def _on_signal(self, number, frame):
+        if self.signalled and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signalled = True
+        print("stopping after this epoch; interrupt again to stop at once and lose it", flush=True)
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():  # only there may handlers be set
+            self.before = {number: signal.signal(number, self._on_signal) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        if self.file:
+            self.file.unlink(missing_ok=True)
+
+
+def save(content, path: Path) -> None:
+    """torch.save by a temporary file and a rename: a reader never sees half a file."""
+    with replacing(path) as part:
+        torch.save(content, part)

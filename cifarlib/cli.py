@@ -1,0 +1,214 @@
+"""The commands: `python -m cifarlib train | grid | status | runs`; bad input is one line on stderr and exit code 2."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from .config import Config, InputError, Options, project_path
+from .execute import BAD_INPUT
+
+# The published flags; every option is also called by its Config name.
+PUBLISHED_FLAGS = {
+    "data_dir": ("-d", "--base_dataset_path"), "epochs": ("-e", "--num_epochs"), "batch_size": ("-b",),
+    "model": ("-m", "--model_type"), "scheduler": ("-s",), "augmentation": ("-a", "--data_augmentation"),
+    "learning_rate": ("-l",), "weight_decay": ("-w",), "gamma": ("-g",), "val_freq": ("-f",), "early_stopping_patience": ("-p",),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one line for an error."""
+
+    def error(self, message: str):
+        self.exit(BAD_INPUT, f"cifarlib: {message}; see `{self.prog} --help`\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = make_parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except InputError as error:
+        print(f"cifarlib: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except ModuleNotFoundError as error:
+        print(f"cifarlib: the package {error.name} is missing; set up the environment with `make setup` or environment.yml", file=sys.stderr)
+        return BAD_INPUT
+
+
+def make_parser() -> Parser:
+    """The parser of all commands; each sets `command` to the function that runs it."""
+    parser = Parser(prog="python -m cifarlib", description="CIFAR-10 research workbook: runs, grids of runs and their tables.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+
+    command = commands.add_parser("train", help="train and test one run", formatter_class=formatter,
+                                  description="Execute the experiment notebook with papermill; the last line printed is the run folder.")
+    add_fields(command, Config)
+    add_fields(command, Options)
+    command.set_defaults(command=train)
+
+    command = commands.add_parser("grid", help="train the runs of a grid file", formatter_class=formatter,
+                                  description="Train every run of a grid; what is done is skipped, what was cut off goes on.")
+    command.add_argument("file", help="a grid file such as parameters/demo.yaml")
+    command.add_argument("--jobs", type=positive, default=0, help="runs at a time; 0 goes by cores and memory, or the cards' memory")
+    command.add_argument("--only", default="", metavar="NAME=VALUE,...", help="only the cells with these values; empty takes all")
+    command.add_argument("--retry-failed", action="store_true", help="try failed runs again")
+    command.add_argument("--fail-fast", action="store_true", help="stop at the first failure")
+    command.add_argument("--no-wait", action="store_true", help="end without waiting for runs that other runners train")
+    command.add_argument("--dry-run", action="store_true", help="only print what there is to do")
+    add_fields(command, Options, skip=("study",))
+    command.add_argument("--study", help="the study's name; by default the file's")
+    add_fields(command, Config, overrides=True)
+    command.set_defaults(command=grid)
+
+    command = commands.add_parser("status", help="show how a study stands", formatter_class=formatter)
+    command.add_argument("study")
+    command.add_argument("--executed_dir", default=Options.executed_dir, help="folder of all studies")
+    command.add_argument("--watch", action="store_true", help="refresh every few seconds until Ctrl-C")
+    command.set_defaults(command=status)
+
+    command = commands.add_parser("runs", help="rebuild the table of runs from the run folders", formatter_class=formatter)
+    command.add_argument("study", nargs="?", default=Options.study)
+    command.add_argument("--executed_dir", default=Options.executed_dir, help="folder of all studies")
+    command.set_defaults(command=runs)
+    return parser
+
+
+def add_fields(parser: argparse.ArgumentParser, cls: type, skip: tuple[str, ...] = (), overrides: bool = False) -> None:
+    """An option for every field of a dataclass; as `overrides` they replace what a grid file says, and are absent by default."""
+    group = parser.add_argument_group("set for every run, over what the file says") if overrides else parser
+    for spec in dataclasses.fields(cls):
+        if spec.name in skip:
+            continue
+        long = f"--{spec.name}"
+        flags = [flag for flag in (*PUBLISHED_FLAGS.get(spec.name, ()), long) if not overrides or flag == long]
+        details = {"dest": spec.name, "help": spec.metadata["help"].replace("%", "%%")}
+        default = {} if spec.type is dict else spec.default
+        details["default"] = argparse.SUPPRESS if overrides else default
+        if spec.type is bool:
+            parser_kind = {"action": argparse.BooleanOptionalAction}
+        elif spec.type is dict:
+            parser_kind = {"type": json_object, "metavar": "JSON"}
+        else:
+            parser_kind = {"type": spec.type, "metavar": "|".join(spec.metadata["choices"] or [spec.type.__name__.upper()])}
+        group.add_argument(*flags, **details, **parser_kind)
+
+
+def positive(text: str) -> int:
+    """A whole number from 0."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}")
+    return int(text)
+
+
+def json_object(text: str) -> dict:
+    """A mapping written as JSON, e.g. {"depth": 2}."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not JSON ({error}): {text!r}")
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"expected a mapping such as {{\"depth\": 2}}, got {text!r}")
+    return value
+
+
+def fields_of(cls: type, options: argparse.Namespace) -> dict:
+    """The options that are fields of `cls` and were given or have a default."""
+    return {spec.name: getattr(options, spec.name) for spec in dataclasses.fields(cls) if hasattr(options, spec.name)}
+
+
+def train(arguments: argparse.Namespace) -> int:
+    config, options = Config(**fields_of(Config, arguments)), Options(**fields_of(Options, arguments))
+    from .batch import Slots, run_all
+    from .grid import distinct_runs
+
+    def echo(line: str) -> None:
+        print(line, end="", flush=True, file=sys.stderr if line.startswith("cifarlib: ") else sys.stdout)
+
+    code = run_all(distinct_runs([config]), options, Slots(1, 0, ()), retry_failed=True, echo=echo)
+    if code != BAD_INPUT:
+        print(options.run_folder(config))
+    return code
+
+
+def grid(arguments: argparse.Namespace) -> int:
+    from .batch import Slots, run_all
+    from .grid import distinct_runs, read_grid, select
+
+    cells = [cell.replace(**fields_of(Config, arguments)) for cell in read_grid(arguments.file)]
+    cells = select(cells, arguments.only) if arguments.only else cells
+    options = Options(**{**fields_of(Options, arguments), "study": arguments.study or Path(arguments.file).stem})
+    runs = distinct_runs(cells)
+    if arguments.dry_run:
+        print(forecast(runs, cells, options, arguments.jobs))
+        return 0
+    slots = Slots.of_this_machine(arguments.jobs, cells[0].device)
+    code = run_all(runs, options, slots, retry_failed=arguments.retry_failed, fail_fast=arguments.fail_fast,
+                   wait_for_others=not arguments.no_wait)
+    print(project_path(options.executed_dir) / options.study / "runs.csv")
+    return code
+
+
+def forecast(runs, cells, options: Options, jobs: int) -> str:
+    """What a grid amounts to: cells, distinct runs, how many are done, failed and pending, and the time the rest may take."""
+    from collections import Counter
+
+    from .batch import Slots
+    from .runs import status_of
+
+    counts = Counter(status_of(options.run_folder(run.config)) for run in runs)
+    states = ", ".join(f"{counts[name]} {name}" for name in ("done", "diverged", "failed", "running", "preempted", "pending"))
+    left = [run for run in runs if status_of(options.run_folder(run.config)) not in ("done", "diverged")]
+    jobs = Slots.of_this_machine(jobs, cells[0].device).jobs
+    return f"{len(cells)} cells, {len(runs)} distinct runs: {states}\n{time_left(left, options, jobs)}"
+
+
+def time_left(left, options: Options, jobs: int) -> str:
+    """The time that runs may still take, from the seconds an epoch that recorded runs of the same model took, in any study."""
+    from .runs import read_record
+
+    seconds: dict[str, list[float]] = {}
+    for path in project_path(options.executed_dir).glob("*/*/record.json"):
+        record = read_record(path.parent)
+        if record and record["epochs_run"] and record["config"]["limit_train"] == 0 and not record["config"]["model_args"]:
+            seconds.setdefault(record["config"]["model"], []).append(record["seconds"] / record["epochs_run"])
+    unknown = sorted({run.config.model for run in left} - seconds.keys())
+    if not left:
+        return "nothing is left to do"
+    if unknown:
+        return f"no estimate: no full run of {', '.join(unknown)} is recorded in {options.executed_dir} yet"
+    total = sum(run.config.epochs * sum(seconds[run.config.model]) / len(seconds[run.config.model]) for run in left) / jobs
+    return f"about {duration(total)} for the rest, {jobs} at a time, if none stops early"
+
+
+def duration(seconds: float) -> str:
+    """A length of time as people say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def status(arguments: argparse.Namespace) -> int:
+    import time
+
+    from .runs import summary
+
+    study = project_path(arguments.executed_dir) / arguments.study
+    try:
+        while True:
+            text = summary(study)
+            print("\033[H\033[J" + text if arguments.watch and sys.stdout.isatty() else text, flush=True)
+            if not arguments.watch:
+                return 0
+            time.sleep(5)
+    except KeyboardInterrupt:
+        return 0
+
+
+def runs(arguments: argparse.Namespace) -> int:
+    from .runs import write_table
+
+    print(write_table(project_path(arguments.executed_dir) / arguments.study))
+    return 0

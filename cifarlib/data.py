@@ -1,0 +1,234 @@
+"""CIFAR-10 as uint8 tensors on the training device: found or downloaded, verified, split; and a generated stand-in.
+
+Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
+"""
+
+import fcntl
+import hashlib
+import os
+import pickle
+import shutil
+import socket
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .config import CLASSES, Config, InputError, project_path
+from .device import pick_device
+
+BATCHES = "cifar-10-batches-py"
+# The MD5s that torchvision checks too (a test compares the two): without its import a run starts two seconds earlier.
+MD5 = {
+    "data_batch_1": "c99cafc152244af753f735de768cd75f",
+    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+    "data_batch_4": "634d18415352ddfa80567beed471001a",
+    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    "test_batch": "40351d587109b95175f43aff81a1287e",
+}
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SPLIT_SEED = 10  # of the stratified split: the same for every run, whatever the run's own seed
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images of one split with the constants that normalize them.
+
+    images: uint8 (N, 3, 32, 32); labels: int64 (N,); mean, std: float32 (3,), of pixels in [0, 1]. All on one device.
+    """
+
+    images: Tensor
+    labels: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three splits, what they hold (`cifar10` or `synthetic`) and a fingerprint of exactly these images in this order."""
+
+    train: Split
+    validation: Split
+    test: Split
+    dataset: str
+    fingerprint: str
+
+    @property
+    def banner(self) -> str:
+        """One line for the head of a notebook; loud where the images are not CIFAR-10."""
+        sizes = f"{len(self.train):,} training, {len(self.validation):,} validation, {len(self.test):,} test images"
+        if self.dataset == "synthetic":
+            return f"*** SYNTHETIC DATA, NOT CIFAR-10 *** {sizes}, fingerprint {self.fingerprint}"
+        return f"CIFAR-10: {sizes}, fingerprint {self.fingerprint}"
+
+
+def load_cifar10(config: Config, device: torch.device | None = None) -> Splits:
+    """The splits that `config` asks for, on `device` (default: the configuration's).
+
+    Raises InputError if the data can't be had, is damaged, or is less than one batch.
+    """
+    device = device or pick_device(config.device)
+    dataset, (images, labels, test_images, test_labels), content = _arrays(config)
+    train, validation = split_indices(labels, config.split)
+    mean, std = _normalization(images[train], config.protocol)
+    train, validation = _limit(train, config.limit_train), _limit(validation, config.limit_val)
+    test = _limit(np.arange(len(test_labels)), config.limit_test)
+    if len(train) < config.batch_size:
+        raise InputError(f"batch_size: {config.batch_size} images a batch, but the training split has {len(train)}; "
+                         "lower batch_size or raise limit_train")
+
+    def split(images, labels, chosen):
+        return Split(torch.from_numpy(images[chosen]).to(device), torch.from_numpy(labels[chosen]).to(device),
+                     mean.to(device), std.to(device))
+
+    digest = hashlib.sha256(content.encode())
+    for chosen in (train, validation, test):
+        digest.update(chosen.astype("<i8").tobytes() + b"|")
+    return Splits(split(images, labels, train), split(images, labels, validation), split(test_images, test_labels, test),
+                  dataset, digest.hexdigest()[:12])
+
+
+def split_indices(labels: np.ndarray, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the training and the validation images among the 50,000.
+
+    `published` takes batches 1-4 and batch 5; `stratified` draws 1,000 validation images a class with a fixed seed.
+    """
+    if split == "published":
+        return np.arange(40_000), np.arange(40_000, 50_000)
+    shuffled = np.random.default_rng(SPLIT_SEED).permutation(len(labels))
+    of_class = [shuffled[labels[shuffled] == c] for c in range(len(CLASSES))]
+    validation = np.sort(np.concatenate([indices[:1000] for indices in of_class]))
+    return np.setdiff1d(np.arange(len(labels)), validation), validation
+
+
+def _limit(indices: np.ndarray, limit: int) -> np.ndarray:
+    return indices[:limit] if limit else indices
+
+
+def _normalization(images: np.ndarray, protocol: str) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation a channel: of the training split, or ImageNet's under the published protocol."""
+    if protocol == "published":
+        return torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    # From the histogram of the 256 values a channel: exact, and no copy of the images in floating point.
+    counts = np.stack([np.bincount(images[:, channel].reshape(-1), minlength=256) for channel in range(3)])
+    values = np.arange(256) / 255
+    mean = counts @ values / counts.sum(axis=1)
+    std = np.sqrt(counts @ values**2 / counts.sum(axis=1) - mean**2)
+    return torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)
+
+
+def _arrays(config: Config):
+    """(dataset, (images, labels, test images, test labels), text that identifies the content)."""
+    if config.dataset != "synthetic":
+        try:
+            return "cifar10", read_batches(find_cifar10(config.data_dir)), "cifar10 " + " ".join(MD5.values())
+        except InputError:
+            if config.dataset == "cifar10" or config.data_dir:
+                raise
+    return "synthetic", synthetic(), f"synthetic {SYNTHETIC_VERSION}"
+
+
+def find_cifar10(data_dir: str = "") -> Path:
+    """The folder that holds the batches: `data_dir`, $CIFAR10_DIR, ./cifar-10, or a fresh download into ./cifar-10.
+
+    Raises InputError if a folder that was named holds no batches, or the download fails.
+    """
+    for given, source in ((data_dir, "data_dir"), (os.environ.get("CIFAR10_DIR", ""), "$CIFAR10_DIR")):
+        if given:
+            if found := _batches_in(project_path(given)):
+                return found
+            raise InputError(f"{source}: no CIFAR-10 in {given}; expected {BATCHES}/ or its data_batch_1..5 and test_batch there; "
+                             "name the right folder, or none to search ./cifar-10 and else download")
+    home = project_path("cifar-10")
+    return _batches_in(home) or download(home)
+
+
+def _batches_in(folder: Path) -> Path | None:
+    for place in (folder / BATCHES, folder):
+        if any((place / name).exists() for name in MD5):
+            return place
+    return None
+
+
+def download(home: Path) -> Path:
+    """Fetch CIFAR-10 with torchvision into `home`; it shows its progress bar, and only a complete archive is moved in place.
+
+    One process at a time downloads; the others wait and take what it brought. Raises InputError if it can't be had.
+    """
+    from torchvision.datasets import CIFAR10
+
+    timeout = socket.getdefaulttimeout()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with _locked(home / ".lock"):
+            if found := _batches_in(home):
+                return found
+            socket.setdefaulttimeout(10)
+            with tempfile.TemporaryDirectory(dir=home, prefix=".download-") as part:
+                CIFAR10(part, download=True)
+                shutil.move(Path(part) / BATCHES, home / BATCHES)
+    except (OSError, RuntimeError, EOFError) as error:  # no network, a broken-off transfer, a full or read-only disk
+        raise InputError(f"CIFAR-10 could not be downloaded into {home} ({error}); download cifar-10-python.tar.gz elsewhere and "
+                         "unpack it there, name its folder (data_dir or $CIFAR10_DIR), or take the stand-in (dataset synthetic)")
+    finally:
+        socket.setdefaulttimeout(timeout)
+    return home / BATCHES
+
+
+@contextmanager
+def _locked(path: Path):
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def read_batches(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(images uint8 (50000, 3, 32, 32), labels int64 (50000,), test images, test labels) from the official batches.
+
+    A pickle is code: every file's MD5 is checked before it is opened. Raises InputError for a missing or damaged file.
+    """
+    parts = {}
+    for name, wanted in MD5.items():
+        try:
+            blob = (folder / name).read_bytes()
+        except OSError as error:
+            raise InputError(f"{name} can't be read ({error.strerror}); expected all six CIFAR-10 batches in one folder; unpack them again")
+        if hashlib.md5(blob).hexdigest() != wanted:
+            raise InputError(f"{name} is damaged (its MD5 is not {wanted}); remove it and unpack or download CIFAR-10 again")
+        batch = pickle.loads(blob, encoding="latin1")
+        parts[name] = batch["data"].reshape(-1, 3, 32, 32), np.asarray(batch["labels"], dtype=np.int64)
+    train = [parts[name] for name in MD5 if name != "test_batch"]
+    return np.concatenate([p[0] for p in train]), np.concatenate([p[1] for p in train]), *parts["test_batch"]
+
+
+SYNTHETIC_VERSION = 1
+
+
+def synthetic() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """A generated stand-in of CIFAR-10's shape and sizes, learnable, the same in every call.
+
+    A class is a small texture, shown at a random place, in a random colour and often as its negative, on a smooth background:
+    what tells classes apart is local and has no fixed place or sign, so convolutions learn it and a linear model doesn't.
+    """
+    rng = np.random.default_rng(SYNTHETIC_VERSION)
+    textures = np.kron(rng.choice([-1, 1], size=(len(CLASSES), 5, 5)), np.ones((2, 2))).astype(np.int16)
+
+    def draw(count):
+        labels = rng.permutation(np.arange(count) % len(CLASSES))
+        images = rng.integers(60, 195, size=(count, 3, 4, 4), dtype=np.int16).repeat(8, axis=2).repeat(8, axis=3)
+        colour = rng.integers(35, 60, size=(count, 3, 1, 1), dtype=np.int16) * rng.choice([-1, 1], size=(count, 1, 1, 1))
+        rows, columns = rng.integers(0, 23, size=(2, count, 1, 1, 1))
+        place = np.arange(count)[:, None, None, None], np.arange(3)[:, None, None], rows + np.arange(10)[:, None], columns + np.arange(10)
+        images[place] += (colour * textures[labels][:, None]).astype(np.int16)
+        images += rng.integers(-24, 25, size=images.shape, dtype=np.int8)
+        return images.clip(0, 255).astype(np.uint8), labels
+
+    return *draw(50_000), *draw(10_000)

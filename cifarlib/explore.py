@@ -1,0 +1,105 @@
+"""Tables and pictures of what an experiment builds on: the splits, the augmentation and the models."""
+
+import pandas
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from . import augment
+from .config import CLASSES, Config
+from .data import Split, Splits
+from .models import MODELS, build_model, count_parameters
+
+
+def class_counts(splits: Splits) -> pandas.DataFrame:
+    """Images of each class in each split, with the sums."""
+    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    counts = {name: torch.bincount(split.labels, minlength=len(CLASSES)).tolist() for name, split in parts.items()}
+    table = pandas.DataFrame(counts, index=pandas.Index(CLASSES, name="class"))
+    table.loc["all"] = table.sum()
+    return table
+
+
+def class_grid(split: Split, seed: int, columns: int = 10) -> Figure:
+    """`columns` images of each class, drawn with `seed`; a row a class."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for label in range(len(CLASSES)):
+        members = (split.labels == label).nonzero().flatten()
+        rows.append(split.images[members[torch.randperm(len(members), generator=generator)[:columns]]])
+    return _picture(rows, CLASSES, [""] * columns)
+
+
+def augmentation_grid(split: Split, seed: int, images: int = 5, draws: int = 5) -> Figure:
+    """Some images as they are, under each augmentation alone, and `draws` times under all together; a row an image."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(split), generator=generator)[:images]
+    packed = augment.pack(split.images[chosen])
+    centre = augment.PADDING
+
+    def one(flip: bool = False, angle: float = 0.0, top: int = centre, left: int = centre) -> Tensor:
+        same = augment.Draws.of(torch.full((images,), flip), torch.full((images,), angle, dtype=torch.float64),
+                                torch.full((images,), top), torch.full((images,), left))
+        return augment.unpack(augment.augmented(packed, torch.arange(images), same))
+
+    shown = {"original": one(), "flip": one(flip=True), "rotate 15°": one(angle=15), "rotate −15°": one(angle=-15),
+             "crop ↖": one(top=0, left=0), "crop ↘": one(top=8, left=8)}
+    for number in range(1, draws + 1):
+        shown[f"all, {number}"] = augment.unpack(augment.augmented(packed, torch.arange(images), augment.draw(images, generator)))
+    names = [CLASSES[label] for label in split.labels[chosen]]
+    return _picture(list(torch.stack(list(shown.values()), dim=1)), names, list(shown))
+
+
+def _picture(rows: list[Tensor], row_names, column_names) -> Figure:
+    """uint8 images (3, 32, 32), a list of rows of them, with their names at the left and above."""
+    height, width = len(rows), len(column_names)
+    figure = Figure(figsize=(0.8 * width + 1, 0.8 * height + 0.3), layout="constrained")
+    axes = figure.subplots(height, width, squeeze=False)
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row):
+            axes[i][j].imshow(image.permute(1, 2, 0))
+            axes[i][j].set(xticks=[], yticks=[])
+            axes[i][j].spines[:].set_visible(False)
+            if i == 0:
+                axes[i][j].set_title(column_names[j], fontsize=8)
+        axes[i][0].set_ylabel(row_names[i], rotation=0, ha="right", va="center", fontsize=9)
+    return figure
+
+
+def model_table() -> pandas.DataFrame:
+    """Parameters, and FLOPs of a forward pass of one image, of the three published models."""
+    rows = {}
+    for name in MODELS:
+        model = build_model(Config(model=name)).eval()
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            model(torch.zeros(1, 3, 32, 32))
+        rows[name] = {"parameters": f"{count_parameters(model):,}", "GFLOPs per image": round(counter.get_total_flops() / 1e9, 4)}
+    return pandas.DataFrame.from_dict(rows, orient="index")
+
+
+# The modules whose outputs are worth showing, by model.
+STAGES = {
+    "cnn": (nn.MaxPool2d, nn.Linear),
+    "resnet": ("stem.0", "stem", "stages.0", "stages.1", "stages.2", "stages.3", "pool", "fc"),
+    "vit": ("embed", *(f"blocks.{i}" for i in range(8)), "norm", "head"),
+}
+
+
+def stage_table(name: str) -> pandas.DataFrame:
+    """Output shape and parameters of each stage of a published model, for one image."""
+    model = build_model(Config(model=name)).eval()
+    rows = [{"stage": "image", "output": "3 x 32 x 32", "parameters": 0}]
+
+    def note(module_name):
+        def hook(module, inputs, output):
+            rows.append({"stage": f"{module_name} ({type(module).__name__})", "output": " x ".join(map(str, output.shape[1:])),
+                         "parameters": count_parameters(module)})
+        return hook
+
+    for module_name, module in model.named_modules():
+        if module_name in STAGES[name] or type(module) in STAGES[name]:
+            module.register_forward_hook(note(module_name))
+    with torch.inference_mode():
+        model(torch.zeros(1, 3, 32, 32))
+    return pandas.DataFrame(rows).set_index("stage")

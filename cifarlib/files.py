@@ -1,0 +1,36 @@
+"""The files of a run folder, and writing that is never seen half done."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PLAN = "plan.json"  # what the run is; another configuration may not go on in its folder
+STATE = "last.pt"  # weights, optimizer and history after the latest epoch, until the run is finished
+HISTORY = "history.csv"
+PREDICTIONS = "predictions.npz"
+RECORD = "record.json"  # written last of all
+CELLS = "cells.json"  # the grid cells that the run stands for
+NOTEBOOK = "experiment.ipynb"
+LOG = "run.log"  # what the run printed
+STOP = "stop"  # its appearance ends the run after the epoch in progress
+PLANNED = "planned.json"  # in the study's folder: every run that a grid asked for, with its cells
+TABLE = "runs.csv"  # in the study's folder
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` and rename it to `path` at the end; if the body fails, `path` stays as it was."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """`content` as indented JSON; raises ValueError for NaN and infinities, which JSON doesn't have."""
+    with replacing(path) as part:
+        part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")

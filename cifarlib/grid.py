@@ -1,0 +1,91 @@
+"""Grids of runs as data: a YAML file with fixed values, a product of lists, or explicit rows.
+
+    fixed:            # values that every run has
+      epochs: 80
+    product:          # every combination, the last list fastest
+      model: [resnet, cnn, vit]
+      gamma: [0.95, 0.97, 0.99]
+    rows:             # or explicit runs; with a product, each row is combined with all of it
+      - {model: cnn, learning_rate: 1.0e-4, seed: [100, 101, 102]}   # a list in a row is a small product of its own
+"""
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from .config import Config, InputError, unknown_names
+
+SECTIONS = {"fixed": dict, "product": dict, "rows": list}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run and the grid cells that it stands for (cells whose difference does nothing share one)."""
+
+    config: Config
+    cells: tuple[Config, ...]
+
+    @property
+    def name(self) -> str:
+        return self.config.run_name
+
+
+def read_grid(path: str | Path) -> list[Config]:
+    """The cells of a grid file in order. Raises InputError for a file that isn't one, or values that don't fit."""
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise InputError(f"{path} can't be read ({error.strerror}); expected a grid file such as parameters/demo.yaml")
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML ({' '.join(str(error).split())})")
+    if not isinstance(content, dict) or not content or content.keys() - SECTIONS.keys():
+        raise InputError(f"{path}: expected the sections {', '.join(SECTIONS)} and nothing else")
+    for name, kind in SECTIONS.items():
+        if not isinstance(content.get(name, kind()), kind):
+            raise InputError(f"{path}: {name} should be a {'mapping of names to values' if kind is dict else 'list of mappings'}")
+    fixed, product, rows = (content.get(name, kind()) for name, kind in SECTIONS.items())
+    if not all(isinstance(row, dict) for row in rows):
+        raise InputError(f"{path}: each of the rows should be a mapping of names to values")
+    cells = [Config.from_dict({**fixed, **cell}) for row in rows or [{}] for cell in _combinations({**product, **row})]
+    names = [cell.cell_name for cell in cells]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"{path}: two cells are called {twice}; cells of one grid differ in model, scheduler, augmentation, "
+                         "learning_rate, weight_decay, gamma, model_args or seed, anything else makes another study")
+    return cells
+
+
+def _combinations(values: dict) -> list[dict]:
+    """Every combination of the lists among `values`, the last fastest."""
+    lists = [value if isinstance(value, list) else [value] for value in values.values()]
+    return [dict(zip(values, combination)) for combination in itertools.product(*lists)]
+
+
+def distinct_runs(cells: list[Config]) -> list[Run]:
+    """The runs that a grid needs: cells that differ only in knobs that do nothing share one, trained as the first of them."""
+    groups: dict[str, list[Config]] = {}
+    for cell in cells:
+        groups.setdefault(cell.run_name, []).append(cell)
+    return [Run(group[0], tuple(group)) for group in groups.values()]
+
+
+def select(cells: list[Config], wanted: str) -> list[Config]:
+    """The cells that match `wanted`, such as `model=cnn,scheduler=step`. Raises InputError for unknown names or no match."""
+    conditions = dict(part.partition("=")[::2] for part in wanted.split(",") if part)
+    unknown_names(conditions, Config)
+    chosen = [cell for cell in cells if all(_is(getattr(cell, name), text) for name, text in conditions.items())]
+    if not chosen:
+        raise InputError(f"--only {wanted}: no cell of the grid matches")
+    return chosen
+
+
+def _is(value, text: str) -> bool:
+    """Whether `text` from the command line means `value`."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            return float(text) == value
+        except ValueError:
+            return False
+    return str(value).lower() == text.lower()

@@ -1,0 +1,62 @@
+"""Loss, accuracy and accuracy per class from sums that stay on the device until they are read once an epoch."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .config import CLASSES
+
+
+class Tally:
+    """Running loss and confusion counts on `device`; adding a batch never waits for the device."""
+
+    def __init__(self, device: torch.device):
+        self.loss = torch.zeros((), device=device)
+        self.confusion = torch.zeros(len(CLASSES) ** 2, dtype=torch.int64, device=device)
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch: its mean loss (scalar), logits (B, 10) and labels (B,)."""
+        self.loss.add_(loss.detach(), alpha=len(labels))
+        cells = labels * len(CLASSES) + logits.detach().argmax(dim=1)
+        self.confusion.index_add_(0, cells, torch.ones_like(cells))
+
+    def read(self) -> "Scores":
+        """The metrics so far; the only place that waits for the device."""
+        confusion = self.confusion.cpu().view(len(CLASSES), len(CLASSES))
+        return Scores(self.loss.item() / max(1, int(confusion.sum())), confusion)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Metrics of one pass over a split.
+
+    loss: mean over images; confusion: int64 (10, 10), row = true class, column = predicted class; logits: float32 (N, 10) and
+    labels: int64 (N,) on the CPU, of a test only.
+    """
+
+    loss: float
+    confusion: Tensor
+    logits: Tensor | None = None
+    labels: Tensor | None = None
+
+    @property
+    def accuracy(self) -> float:
+        """Share of images whose class is the predicted one, in [0, 1]."""
+        return self.confusion.diag().sum().item() / max(1, self.confusion.sum().item())
+
+    @property
+    def per_class(self) -> list[float]:
+        """Accuracy on the images of each class, in [0, 1]; NaN for a class without images."""
+        return (self.confusion.diag() / self.confusion.sum(dim=1)).tolist()
+
+    @property
+    def per_class_accuracy(self) -> float:
+        """Mean of the per-class accuracies over the classes that have images."""
+        return torch.tensor(self.per_class).nanmean().item()
+
+    def row(self, prefix: str, suffix: str = "") -> dict[str, float]:
+        """The published column names, e.g. `val_per_class_accuracy_cat` or `test_loss_terminal`."""
+        values = {"loss": self.loss, "accuracy": self.accuracy, "per_class_accuracy": self.per_class_accuracy}
+        values |= {f"per_class_accuracy_{name}": value for name, value in zip(CLASSES, self.per_class)}
+        return {f"{prefix}_{name}{suffix}": value for name, value in values.items()}

@@ -1,0 +1,45 @@
+"""The three published architectures; each maps normalized images (B, 3, 32, 32) to logits (B, 10)."""
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+
+from ..config import Config, InputError
+from .cnn import CNN
+from .resnet import ResNet
+from .vit import ViT
+
+MODELS = {"cnn": CNN, "resnet": ResNet, "vit": ViT}
+
+
+def build_model(config: Config) -> nn.Module:
+    """The model that `config` names, on the CPU, with weights that depend on the seed alone.
+
+    Raises InputError for model_args that the model doesn't have or can't be built with.
+    """
+    cls = MODELS[config.model]
+    known = [name for name in inspect.signature(cls).parameters if name != "num_classes"]
+    for name in config.model_args:
+        if name not in known:
+            raise InputError(f"model_args: {config.model} has no {name!r}; known are {', '.join(known)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        try:
+            model = cls(**config.model_args)
+            with torch.no_grad():
+                model.eval()(torch.zeros(1, 3, 32, 32))
+        except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+            raise InputError(f"model_args: {config.model} can't be built with {config.model_args} ({error})")
+    return model.train()
+
+
+@torch.no_grad()
+def predict_proba(model: nn.Module, images: Tensor) -> Tensor:
+    """Class probabilities (B, 10) of normalized images (B, 3, 32, 32)."""
+    return model(images).softmax(dim=1)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of trained weights."""
+    return sum(p.numel() for p in model.parameters())

@@ -1,0 +1,68 @@
+"""ResNet-18 with the ImageNet stem (7x7 stride 2, then pooling), applied to 32x32 images.
+
+Source: K. He et al., "Deep Residual Learning for Image Recognition", 2015, with biases in the convolutions as in the
+published variant (11,186,442 parameters).
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SmallMapConv2d(nn.Conv2d):
+    """A convolution that leaves out the taps of its kernel that only ever see padding.
+
+    On a 32x32 image the last stages work on 2x2 and 1x1 maps, where most of a 3x3 kernel multiplies zeros. Only a slice of the
+    weight is used then: outputs and gradients are those of the whole kernel, whose other taps get zero gradient either way.
+    """
+
+    def forward(self, maps: Tensor) -> Tensor:
+        (kernel, _), (stride, _), (pad, _), size = self.kernel_size, self.stride, self.padding, maps.shape[-1]
+        last_start = (size + 2 * pad - kernel) // stride * stride - pad  # leftmost tap of the last output
+        low, high = max(0, -last_start), min(kernel, size + pad)
+        if maps.shape[-2] != size or (low, high) == (0, kernel):
+            return super().forward(maps)
+        weight = self.weight[:, :, low:high, low:high]
+        # What is left of the padding: the first output's first tap moved `low` to the right.
+        return F.conv2d(maps, weight, self.bias, self.stride, pad - low)
+
+
+class BasicBlock(nn.Module):
+    """relu(norm(conv(relu(norm(conv(x))))) + shortcut(x)), (B, C, H, W) to (B, C', H/stride, W/stride)."""
+
+    def __init__(self, inside: int, outside: int, stride: int):
+        super().__init__()
+        self.residual = nn.Sequential(
+            SmallMapConv2d(inside, outside, 3, stride, padding=1), nn.BatchNorm2d(outside), nn.ReLU(),
+            SmallMapConv2d(outside, outside, 3, padding=1), nn.BatchNorm2d(outside),
+        )
+        same = stride == 1 and inside == outside
+        self.shortcut = nn.Sequential() if same else nn.Sequential(nn.Conv2d(inside, outside, 1, stride), nn.BatchNorm2d(outside))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return F.relu(self.residual(maps) + self.shortcut(maps))
+
+
+class ResNet(nn.Module):
+    """Images (B, 3, 32, 32) to logits (B, 10).
+
+    widths: channels of the stages; depths: blocks in each.
+    """
+
+    def __init__(self, widths: tuple[int, ...] = (64, 128, 256, 512), depths: tuple[int, ...] = (2, 2, 2, 2), num_classes: int = 10):
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, widths[0], 7, stride=2, padding=3), nn.BatchNorm2d(widths[0]), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1)
+        )
+        stages, inside = [], widths[0]
+        for i, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+            strides = [1 if i == 0 else 2] + [1] * (depth - 1)
+            stages.append(nn.Sequential(*(BasicBlock(inside if j == 0 else width, width, s) for j, s in enumerate(strides))))
+            inside = width
+        self.stages = nn.Sequential(*stages)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(inside, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.stem(images)  # (B, 64, 8, 8)
+        maps = self.stages(maps)  # (B, 512, 1, 1)
+        return self.fc(self.pool(maps).flatten(1))

@@ -1,0 +1,89 @@
+"""What the notebooks need besides the package: their parameters, and a run shown while it trains."""
+
+import ast
+import dataclasses
+import os
+import time
+
+import matplotlib.pyplot as plt
+import pandas
+from IPython.display import display
+from tqdm.auto import tqdm
+
+from .config import CHECKPOINTS, Config, Options, unknown_names
+from .figures import learning_curves
+from .history import History
+
+
+def read_parameters(namespace: dict) -> tuple[Config, Options]:
+    """The notebook's parameters, checked. `namespace` is the notebook's globals().
+
+    papermill writes the values it was given into a cell of their own and only warns of unknown names; here they are errors.
+    """
+    unknown_names(injected_names(namespace.get("In", [])), Config, Options)
+    values = [{spec.name: namespace[spec.name] for spec in dataclasses.fields(cls)} for cls in (Config, Options)]
+    return Config(**values[0]), Options(**values[1])
+
+
+def injected_names(cells: list[str]) -> list[str]:
+    """Names assigned in the cell that papermill injected last, known by its first line."""
+    injected = [cell for cell in cells if cell.startswith("# Parameters\n")][-1:]
+    return [target.id for cell in injected for node in ast.parse(cell).body if isinstance(node, ast.Assign) for target in node.targets]
+
+
+class Live:
+    """Shows a run as it trains: in JupyterLab a bar of epochs and one figure that is redrawn, elsewhere a line an epoch.
+
+    Called with the history after every epoch. The figure stands at the end in either case.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.interactive = "JPY_SESSION_NAME" in os.environ  # Jupyter's server sets it for kernels that a person looks at
+        self.bar = self.handle = None
+        self.next_drawing = 0.0
+
+    def __call__(self, history: History) -> None:
+        finished = history.finished(self.config)
+        if self.interactive:
+            self._advance(history, finished)
+        else:
+            print(epoch_line(history.last, self.config.epochs), flush=True)
+        if finished or (self.interactive and time.monotonic() >= self.next_drawing):
+            self._draw(history)
+
+    def _advance(self, history: History, finished: bool) -> None:
+        if self.bar is None:
+            self.bar = tqdm(total=self.config.epochs, initial=len(history.rows) - 1, unit="epoch")
+        self.bar.update()
+        row = history.last
+        self.bar.set_postfix({name: f"{row[name]:.3f}" for name in ("train_accuracy", "val_accuracy") if name in row})
+        if finished:
+            self.bar.close()
+
+    def _draw(self, history: History) -> None:
+        started = time.monotonic()
+        figure = learning_curves(history.frame())
+        plt.close(figure)
+        if self.handle is None:
+            self.handle = display(figure, display_id=True)
+        else:
+            self.handle.update(figure)
+        now = time.monotonic()
+        self.next_drawing = now + 20 * (now - started)  # at most a twentieth of the time goes into drawing
+
+
+def epoch_line(row: dict, epochs: int) -> str:
+    """An epoch in one line of a log."""
+    text = f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  lr {row['learning_rate']:.2e}"
+    text += f"  train loss {row['train_loss']:.4f} acc {row['train_accuracy']:.4f}"
+    if "val_loss" in row:
+        text += f"  val loss {row['val_loss']:.4f} acc {row['val_accuracy']:.4f}"
+    return text + f"  {row['seconds']:.1f} s"
+
+
+def score_table(record: dict) -> pandas.DataFrame:
+    """Validation and test metrics of the three checkpoints, a row each."""
+    columns = ("epoch", "val_accuracy", "val_loss", "test_accuracy", "test_per_class_accuracy", "test_loss")
+    rows = {name: {column: record["metrics"].get(f"{column}_{name}") for column in columns} for name in CHECKPOINTS}
+    return pandas.DataFrame.from_dict(rows, orient="index").round(4)

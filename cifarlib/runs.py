@@ -1,0 +1,167 @@
+"""Run folders from outside, without torch: their status and record, failures, and the table of runs."""
+
+import importlib.metadata
+import json
+import math
+import platform
+import subprocess
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pandas
+
+from .claim import is_claimed
+from .config import CHECKPOINTS, Config, InputError
+from .files import CELLS, HISTORY, PLAN, PLANNED, RECORD, STATE, TABLE, replacing, write_json
+from .history import History
+
+FINISHED = ("done", "diverged")
+STATUSES = ("done", "diverged", "failed", "running", "preempted", "pending")
+
+
+def read_record(folder: Path) -> dict | None:
+    """The record in a run folder; None if there is none that can be read."""
+    try:
+        return json.loads((Path(folder) / RECORD).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def status_of(folder: Path) -> str:
+    """`done`, `diverged`, `running`, `failed`, `preempted` (also what was cut off without a word) or `pending`."""
+    record = read_record(folder)
+    if record and record["status"] in FINISHED:
+        return record["status"]
+    if is_claimed(folder):
+        return "running"
+    return record["status"] if record else "preempted" if (folder / STATE).exists() else "pending"
+
+
+def check_plan(folder: Path, plan: dict) -> None:
+    """Raise InputError if the run that `folder` holds differs from `plan` in any of the names that both have."""
+    try:
+        before = json.loads((folder / PLAN).read_text())
+    except FileNotFoundError:
+        return
+    for name, value in json.loads(json.dumps(plan)).items():  # as it reads back: tuples are lists
+        if name in before and before[name] != value:
+            raise InputError(f"{folder} holds a run with {name} {before[name]!r}, this one has {value!r}; "
+                             "use another study, or train anew with resume False (--no-resume)")
+
+
+def write_failure(folder: Path, config: Config, error: str) -> None:
+    """Record a run that broke off, with its last lines; its checkpoint stays, so that it can be tried again."""
+    history = History.read(folder / HISTORY) if (folder / HISTORY).exists() else History()
+    write_json(folder / RECORD, {
+        **head(config, "failed"), "error": error, "epochs_run": len(history.rows),
+        "seconds": round(sum(row["seconds"] for row in history.rows), 2), "metrics": metrics_of(history, {}),
+    })
+
+
+def head(config: Config, status: str) -> dict:
+    """The part of a record that is known before the run."""
+    # data_dir is left out: a folder says nothing about the result, and may name somebody's home.
+    settings = {name: value for name, value in config.to_dict().items() if name != "data_dir"}
+    packages = ("torch", "torchvision", "papermill", "pandas", "wandb")
+    return {"status": status, "name": config.run_name, "config": settings, "seed": config.seed,
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"), "commit": _commit(),
+            "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}}}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the code, with `+` if files differ from it; None outside a git checkout."""
+    try:
+        git = ["git", "-C", str(Path(__file__).parent)]
+        commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "--", "."], capture_output=True, text=True, check=True).stdout
+        return commit + "+" * bool(changed)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def metrics_of(history: History, scores: dict) -> dict:
+    """The published columns: train and val of the last epoch, test of each checkpoint; and each checkpoint's epoch and val."""
+    metrics = {name: value for name, value in (history.last if history.rows else {}).items() if name.startswith(("train_", "val_"))}
+    for checkpoint in CHECKPOINTS:
+        row = history.best(checkpoint) or {}
+        metrics |= {f"epoch_{checkpoint}": row.get("epoch"), f"val_accuracy_{checkpoint}": row.get("val_accuracy"),
+                    f"val_loss_{checkpoint}": row.get("val_loss")}
+        if checkpoint in scores:
+            metrics |= scores[checkpoint].row("test", f"_{checkpoint}")
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in metrics.items()}
+
+
+def table_rows(folder: Path) -> list[dict]:
+    """The rows that a run folder gives to the table: one for each grid cell that its run stands for; none without a record."""
+    record = read_record(folder)
+    if not record:
+        return []
+    run = Config.from_dict(record["config"])
+    cells = [Config.from_dict(cell) for cell in _read_cells(folder)] or [run]
+    settings = ("seed", "protocol", "split", "epochs", "batch_size", "val_freq", "early_stopping_patience", "limit_train",
+                "limit_val", "limit_test")
+    data = record.get("data", {})
+    common = {
+        "Modelname": run.model, "Group": run.model, "study": folder.parent.name, "run": folder.name, "status": record["status"],
+        **{name: getattr(run, name) for name in settings},
+        "dataset": data.get("dataset", run.dataset), "model_args": json.dumps(run.model_args),
+        "precision": record.get("precision"), "device": record.get("device"), "parameters": record.get("parameters"),
+        "train_images": data.get("train"), "val_images": data.get("validation"), "test_images": data.get("test"),
+        "data_fingerprint": data.get("fingerprint"), "epochs_run": record["epochs_run"], "seconds": record["seconds"],
+        "commit": record["commit"], "error": record.get("error"), **record["metrics"],
+    }
+    knobs = ("augmentation", "gamma", "learning_rate", "scheduler", "weight_decay")
+    return [{**common, **{name: getattr(cell, name) for name in knobs}, "Full_Modelname": cell.cell_name,
+             "shared_with": "" if cell.cell_name == run.cell_name else run.cell_name} for cell in cells]
+
+
+def _read_cells(folder: Path) -> list[dict]:
+    path = folder / CELLS
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def write_table(study: Path) -> Path:
+    """Rebuild STUDY/runs.csv from the records of its run folders, in the order of the run names; return its path."""
+    rows = [row for record in sorted(study.glob(f"*/{RECORD}")) for row in table_rows(record.parent)]
+    if not rows:
+        raise InputError(f"no run with a {RECORD} in {study}; train one there first")
+    with replacing(study / TABLE) as part:
+        pandas.DataFrame(rows).to_csv(part, index=False)
+    return study / TABLE
+
+
+def summary(study: Path) -> str:
+    """How a study stands: runs by model and status, the best so far, and the time the rest may take."""
+    planned = json.loads((study / PLANNED).read_text()) if (study / PLANNED).exists() else {}
+    names = sorted(planned.keys() | {path.parent.name for path in study.glob(f"*/{CELLS}")})
+    if not names:
+        raise InputError(f"no runs in {study}; expected the name of a study, such as that of a grid that was begun")
+    rows = [{"run": name, "model": name.split("_")[0], "status": status_of(study / name)} for name in names]
+    table = pandas.DataFrame(rows)
+    counts = pandas.crosstab(table.model, table.status).reindex(columns=STATUSES, fill_value=0)
+    counts.loc["all"] = counts.sum()
+    records = {name: record for name in names if (record := read_record(study / name))}
+    scores = {name: value for name, record in records.items() if (value := record["metrics"].get("val_accuracy_best_val_acc")) is not None}
+    lines = [counts.rename_axis(index=None, columns=None).to_string()]
+    if scores:
+        best = max(scores, key=scores.get)
+        lines.append(f"best so far: {best}, validation accuracy {scores[best]:.4f}")
+    return "\n".join([*lines, *_eta(table, records)])
+
+
+def _eta(table: pandas.DataFrame, records: dict[str, dict]) -> list[str]:
+    """A line with the time that the runs which are left may take, from the mean of the finished runs of each model."""
+    finished = table[table.status.isin(FINISHED)]
+    left = table[table.status.isin(("pending", "preempted", "running"))]
+    seconds = finished.run.map(lambda name: records[name]["seconds"]).groupby(finished.model).mean()
+    if left.empty or not set(left.model) <= set(seconds.index):
+        return []
+    at_once = max(1, int((table.status == "running").sum()))
+    return [f"time left: about {left.model.map(seconds).sum() / at_once / 60:.0f} min, {at_once} at a time"]
