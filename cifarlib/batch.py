@@ -18,9 +18,9 @@ from tqdm import tqdm
 from .claim import Claim
 from .config import Config, InputError, Options, project_path
 from .execute import BAD_INPUT, FAILED, OK, PREEMPTED
-from .files import CELLS, LOG, NOTEBOOK, PLANNED, RECORD, STOP, write_json
+from .files import LOG, NOTEBOOK, RECORD, STOP
 from .grid import Run
-from .runs import FINISHED, check_plan, read_record, status_of, write_failure, write_table
+from .runs import FINISHED, check_plan, note_planned, read_record, status_of, write_failure, write_table
 
 LAST_LINES = 20  # of a failed run's log, kept in its record
 POLL = 2.0  # seconds between two looks at runs that other runners train
@@ -75,7 +75,6 @@ def execute_run(run: Run, options: Options, stopping: Stopping, threads: int = 0
     threads: share of the cores (0 leaves it to torch); gpu: the card to use; echo: called with every line the run prints.
     """
     folder = options.run_folder(run.config)
-    write_json(folder / CELLS, [cell.to_dict() | {"data_dir": ""} for cell in run.cells])
     for stale in (STOP, RECORD):
         (folder / stale).unlink(missing_ok=True)
     parameters = {**run.config.to_dict(), **dataclasses.asdict(options)}
@@ -199,13 +198,9 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
 def _prepare(study: Path, runs: list[Run], options: Options) -> None:
     """Make the study's folder and note what is planned in it; nothing is touched if a run folder holds another run."""
     try:
-        study.mkdir(parents=True, exist_ok=True)
-        planned = {run.name: [cell.cell_name for cell in run.cells] for run in runs}
         for run in runs if options.resume else ():
             check_plan(options.run_folder(run.config), run.config.identity())
-        path = study / PLANNED
-        before = json.loads(path.read_text()) if path.exists() else {}
-        write_json(path, before | planned)
+        note_planned(study, [cell for run in runs for cell in run.cells])
     except OSError as error:
         raise InputError(f"{study} can't be written ({error.strerror}); choose another executed_dir or study")
 

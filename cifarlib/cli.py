@@ -1,4 +1,4 @@
-"""The commands: `python -m cifarlib train | grid | status | runs`; bad input is one line on stderr and exit code 2."""
+"""The commands: `python -m cifarlib train | grid | status | runs | results`; bad input is one line on stderr and exit code 2."""
 
 import argparse
 import dataclasses
@@ -58,6 +58,7 @@ def make_parser() -> Parser:
     command.add_argument("--fail-fast", action="store_true", help="stop at the first failure")
     command.add_argument("--no-wait", action="store_true", help="end without waiting for runs that other runners train")
     command.add_argument("--dry-run", action="store_true", help="only print what there is to do")
+    command.add_argument("--write-sets", metavar="DIR", help="only write the cells as grid files of 50 each into DIR")
     add_fields(command, Options, skip=("study",))
     command.add_argument("--study", help="the study's name; by default the file's")
     add_fields(command, Config, overrides=True)
@@ -73,6 +74,17 @@ def make_parser() -> Parser:
     command.add_argument("study", nargs="?", default=Options.study)
     command.add_argument("--executed_dir", default=Options.executed_dir, help="folder of all studies")
     command.set_defaults(command=runs)
+
+    command = commands.add_parser("results", help="draw the charts of a table of runs", formatter_class=formatter,
+                                  description="Execute the results notebook for a table of runs; the last line printed is the HTML report.")
+    command.add_argument("--runs", required=True, metavar="FILE", help="runs.csv of a study, or a table in the published format")
+    command.add_argument("--figures", default="figures", metavar="DIR", help="folder for the charts")
+    command.add_argument("--rank-by", default="auto", metavar="COLUMN", help="column that ranks; auto takes validation accuracy if it is there")
+    command.add_argument("--study", default="", help="only the rows of this study")
+    command.add_argument("--compare-with", default="", metavar="FILE", help="a second table to compare with")
+    command.add_argument("-d", "--data_dir", default="", help="folder of the CIFAR-10 batches, to show mistaken test images")
+    command.add_argument("--report", default="", metavar="DIR", help="folder for the executed notebook and its HTML; the table's own if empty")
+    command.set_defaults(command=results)
     return parser
 
 
@@ -135,10 +147,13 @@ def train(arguments: argparse.Namespace) -> int:
 
 def grid(arguments: argparse.Namespace) -> int:
     from .batch import Slots, run_all
-    from .grid import distinct_runs, read_grid, select
+    from .grid import distinct_runs, read_grid, select, write_sets
 
     cells = [cell.replace(**fields_of(Config, arguments)) for cell in read_grid(arguments.file)]
     cells = select(cells, arguments.only) if arguments.only else cells
+    if arguments.write_sets:
+        print(*write_sets(cells, Path(arguments.write_sets)), sep="\n")
+        return 0
     options = Options(**{**fields_of(Options, arguments), "study": arguments.study or Path(arguments.file).stem})
     runs = distinct_runs(cells)
     if arguments.dry_run:
@@ -211,4 +226,13 @@ def runs(arguments: argparse.Namespace) -> int:
     from .runs import write_table
 
     print(write_table(project_path(arguments.executed_dir) / arguments.study))
+    return 0
+
+
+def results(arguments: argparse.Namespace) -> int:
+    from .report import make_report
+
+    table = Path(arguments.runs)
+    parameters = {name: getattr(arguments, name) for name in ("runs", "figures", "rank_by", "study", "compare_with", "data_dir")}
+    print(make_report(parameters, arguments.report or str(table if table.is_dir() else table.parent)))
     return 0

@@ -123,6 +123,9 @@ class Config(_Fields):
         super().__post_init__()
         if self.split == "auto":
             object.__setattr__(self, "split", "stratified" if self.protocol == "corrected" else "published")
+        for name in self.model_args:
+            if not (isinstance(name, str) and name.isidentifier()):  # it becomes a part of the run folder's name
+                raise InputError(f"model_args: expected names of sizes, got {name!r}")
         object.__setattr__(self, "model_args", dict(sorted(self.model_args.items())))
 
     def to_dict(self) -> dict:

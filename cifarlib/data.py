@@ -5,6 +5,7 @@ Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 
 
 import fcntl
 import hashlib
+import http.client
 import os
 import pickle
 import shutil
@@ -175,8 +176,9 @@ def download(home: Path) -> Path:
             with tempfile.TemporaryDirectory(dir=home, prefix=".download-") as part:
                 CIFAR10(part, download=True)
                 shutil.move(Path(part) / BATCHES, home / BATCHES)
-    except (OSError, RuntimeError, EOFError) as error:  # no network, a broken-off transfer, a full or read-only disk
-        raise InputError(f"CIFAR-10 could not be downloaded into {home} ({error}); download cifar-10-python.tar.gz elsewhere and "
+    except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:  # no network, a broken-off transfer, a full or read-only disk
+        reason = " ".join(str(error).split())
+        raise InputError(f"CIFAR-10 could not be downloaded into {home} ({reason}); download cifar-10-python.tar.gz elsewhere and "
                          "unpack it there, name its folder (data_dir or $CIFAR10_DIR), or take the stand-in (dataset synthetic)")
     finally:
         socket.setdefaulttimeout(timeout)
@@ -219,16 +221,18 @@ def synthetic() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     what tells classes apart is local and has no fixed place or sign, so convolutions learn it and a linear model doesn't.
     """
     rng = np.random.default_rng(SYNTHETIC_VERSION)
-    textures = np.kron(rng.choice([-1, 1], size=(len(CLASSES), 5, 5)), np.ones((2, 2))).astype(np.int16)
+    textures = np.kron(rng.choice([-1, 1], size=(len(CLASSES), 5, 5)), np.ones((2, 2))).astype(np.int8)
+    noise = rng.integers(-24, 25, size=(1000, 3, 32, 32), dtype=np.int8).view(np.uint8)
 
     def draw(count):
+        # Sums of bytes that wrap around: background, noise and texture together stay within 0 and 255.
         labels = rng.permutation(np.arange(count) % len(CLASSES))
-        images = rng.integers(60, 195, size=(count, 3, 4, 4), dtype=np.int16).repeat(8, axis=2).repeat(8, axis=3)
-        colour = rng.integers(35, 60, size=(count, 3, 1, 1), dtype=np.int16) * rng.choice([-1, 1], size=(count, 1, 1, 1))
+        images = rng.integers(86, 170, size=(count, 3, 4, 4), dtype=np.uint8).repeat(8, axis=2).repeat(8, axis=3)
+        images += noise[rng.integers(0, len(noise), size=count)]
+        colour = rng.integers(35, 60, size=(count, 3, 1, 1), dtype=np.int8) * rng.choice([-1, 1], size=(count, 1, 1, 1)).astype(np.int8)
         rows, columns = rng.integers(0, 23, size=(2, count, 1, 1, 1))
         place = np.arange(count)[:, None, None, None], np.arange(3)[:, None, None], rows + np.arange(10)[:, None], columns + np.arange(10)
-        images[place] += (colour * textures[labels][:, None]).astype(np.int16)
-        images += rng.integers(-24, 25, size=images.shape, dtype=np.int8)
-        return images.clip(0, 255).astype(np.uint8), labels
+        images[place] += (colour * textures[labels][:, None]).view(np.uint8)
+        return images, labels
 
     return *draw(50_000), *draw(10_000)

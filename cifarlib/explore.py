@@ -1,9 +1,11 @@
 """Tables and pictures of what an experiment builds on: the splits, the augmentation and the models."""
 
+import matplotlib.pyplot as plt
 import pandas
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from . import augment
@@ -54,8 +56,8 @@ def augmentation_grid(split: Split, seed: int, images: int = 5, draws: int = 5) 
 def _picture(rows: list[Tensor], row_names, column_names) -> Figure:
     """uint8 images (3, 32, 32), a list of rows of them, with their names at the left and above."""
     height, width = len(rows), len(column_names)
-    figure = Figure(figsize=(0.8 * width + 1, 0.8 * height + 0.3), layout="constrained")
-    axes = figure.subplots(height, width, squeeze=False)
+    figure, axes = plt.subplots(height, width, figsize=(0.8 * width + 1, 0.8 * height + 0.3), squeeze=False, layout="constrained")
+    plt.close(figure)  # it is returned, and so shown once
     for i, row in enumerate(rows):
         for j, image in enumerate(row):
             axes[i][j].imshow(image.permute(1, 2, 0))
@@ -72,7 +74,8 @@ def model_table() -> pandas.DataFrame:
     rows = {}
     for name in MODELS:
         model = build_model(Config(model=name)).eval()
-        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        # The counter knows attention only as its matrix products.
+        with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             model(torch.zeros(1, 3, 32, 32))
         rows[name] = {"parameters": f"{count_parameters(model):,}", "GFLOPs per image": round(counter.get_total_flops() / 1e9, 4)}
     return pandas.DataFrame.from_dict(rows, orient="index")

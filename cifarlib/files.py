@@ -11,11 +11,10 @@ STATE = "last.pt"  # weights, optimizer and history after the latest epoch, unti
 HISTORY = "history.csv"
 PREDICTIONS = "predictions.npz"
 RECORD = "record.json"  # written last of all
-CELLS = "cells.json"  # the grid cells that the run stands for
 NOTEBOOK = "experiment.ipynb"
 LOG = "run.log"  # what the run printed
 STOP = "stop"  # its appearance ends the run after the epoch in progress
-PLANNED = "planned.json"  # in the study's folder: every run that a grid asked for, with its cells
+PLANNED = "planned"  # in the study's folder: a file for each list of cells that was asked for
 TABLE = "runs.csv"  # in the study's folder
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import yaml
 
 from .config import Config, InputError, unknown_names
+from .files import replacing
 
 SECTIONS = {"fixed": dict, "product": dict, "rows": list}
 
@@ -89,3 +90,25 @@ def _is(value, text: str) -> bool:
         except ValueError:
             return False
     return str(value).lower() == text.lower()
+
+
+SET_SIZE = 50  # cells in a published set
+
+
+def write_sets(cells: list[Config], folder: Path) -> list[Path]:
+    """The cells in sets of 50, `set_01.yaml` onwards: grid files with explicit rows; values that all cells share stand once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    default = Config().to_dict()
+    varied = [name for name in default if len({str(getattr(cell, name)) for cell in cells}) > 1]
+    shared = {name: value for name, value in cells[0].to_dict().items() if name not in varied}
+    fixed = {name: value for name, value in shared.items() if value != default[name] and name != "split" or name in ("epochs", "batch_size")}
+    paths = []
+    for first in range(0, len(cells), SET_SIZE):
+        rows = [{name: getattr(cell, name) for name in varied} for cell in cells[first:first + SET_SIZE]]
+        lines = [yaml.safe_dump(row, default_flow_style=True, sort_keys=False, width=200).strip() for row in rows]
+        head = yaml.safe_dump({"fixed": fixed}, sort_keys=False)
+        paths.append(folder / f"set_{len(paths) + 1:02}.yaml")
+        with replacing(paths[-1]) as part:
+            part.write_text(f"# Cells {first + 1} to {first + len(rows)} of the grid; generated, see README.md.\n{head}rows:\n"
+                            + "".join(f"  - {line}\n" for line in lines))
+    return paths

@@ -48,12 +48,12 @@ class Scores:
     @property
     def per_class(self) -> list[float]:
         """Accuracy on the images of each class, in [0, 1]; NaN for a class without images."""
-        return (self.confusion.diag() / self.confusion.sum(dim=1)).tolist()
+        return (self.confusion.diag().double() / self.confusion.sum(dim=1)).tolist()
 
     @property
     def per_class_accuracy(self) -> float:
         """Mean of the per-class accuracies over the classes that have images."""
-        return torch.tensor(self.per_class).nanmean().item()
+        return torch.tensor(self.per_class, dtype=torch.float64).nanmean().item()
 
     def row(self, prefix: str, suffix: str = "") -> dict[str, float]:
         """The published column names, e.g. `val_per_class_accuracy_cat` or `test_loss_terminal`."""

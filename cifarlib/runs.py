@@ -1,5 +1,6 @@
 """Run folders from outside, without torch: their status and record, failures, and the table of runs."""
 
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -12,7 +13,7 @@ import pandas
 
 from .claim import is_claimed
 from .config import CHECKPOINTS, Config, InputError
-from .files import CELLS, HISTORY, PLAN, PLANNED, RECORD, STATE, TABLE, replacing, write_json
+from .files import HISTORY, PLAN, PLANNED, RECORD, STATE, TABLE, replacing, write_json
 from .history import History
 
 FINISHED = ("done", "diverged")
@@ -98,13 +99,33 @@ def metrics_of(history: History, scores: dict) -> dict:
     return {name: value if value is not None and math.isfinite(value) else None for name, value in metrics.items()}
 
 
-def table_rows(folder: Path) -> list[dict]:
-    """The rows that a run folder gives to the table: one for each grid cell that its run stands for; none without a record."""
+def note_planned(study: Path, cells: list[Config]) -> None:
+    """Keep the cells that somebody asked for in the study's folder, from where status and the table of runs take them.
+
+    A file for each distinct list, named by its content: runners that start at once don't overwrite each other's.
+    """
+    content = json.dumps([{**cell.to_dict(), "data_dir": ""} for cell in cells], indent=0)
+    (study / PLANNED).mkdir(parents=True, exist_ok=True)
+    with replacing(study / PLANNED / f"{hashlib.sha256(content.encode()).hexdigest()[:12]}.json") as part:
+        part.write_text(content)
+
+
+def planned_cells(study: Path) -> dict[str, list[Config]]:
+    """The cells that were asked for in a study, by the name of their run."""
+    cells = [Config(**cell) for path in sorted((study / PLANNED).glob("*.json")) for cell in json.loads(path.read_text())]
+    runs: dict[str, dict[str, Config]] = {}
+    for cell in cells:
+        runs.setdefault(cell.run_name, {})[cell.cell_name] = cell
+    return {name: list(group.values()) for name, group in runs.items()}
+
+
+def table_rows(folder: Path, planned: list[Config]) -> list[dict]:
+    """The rows that a run folder gives to the table: one for each of the `planned` cells that share the run."""
     record = read_record(folder)
     if not record:
         return []
-    run = Config.from_dict(record["config"])
-    cells = [Config.from_dict(cell) for cell in _read_cells(folder)] or [run]
+    run = Config(**record["config"])
+    cells = {cell.cell_name: cell for cell in [*planned, run]}.values()
     settings = ("seed", "protocol", "split", "epochs", "batch_size", "val_freq", "early_stopping_patience", "limit_train",
                 "limit_val", "limit_test")
     data = record.get("data", {})
@@ -122,14 +143,11 @@ def table_rows(folder: Path) -> list[dict]:
              "shared_with": "" if cell.cell_name == run.cell_name else run.cell_name} for cell in cells]
 
 
-def _read_cells(folder: Path) -> list[dict]:
-    path = folder / CELLS
-    return json.loads(path.read_text()) if path.exists() else []
-
-
 def write_table(study: Path) -> Path:
     """Rebuild STUDY/runs.csv from the records of its run folders, in the order of the run names; return its path."""
-    rows = [row for record in sorted(study.glob(f"*/{RECORD}")) for row in table_rows(record.parent)]
+    planned = planned_cells(study)
+    folders = [path.parent for path in sorted(study.glob(f"*/{RECORD}"))]
+    rows = [row for folder in folders for row in table_rows(folder, planned.get(folder.name, []))]
     if not rows:
         raise InputError(f"no run with a {RECORD} in {study}; train one there first")
     with replacing(study / TABLE) as part:
@@ -139,8 +157,7 @@ def write_table(study: Path) -> Path:
 
 def summary(study: Path) -> str:
     """How a study stands: runs by model and status, the best so far, and the time the rest may take."""
-    planned = json.loads((study / PLANNED).read_text()) if (study / PLANNED).exists() else {}
-    names = sorted(planned.keys() | {path.parent.name for path in study.glob(f"*/{CELLS}")})
+    names = sorted(planned_cells(study).keys() | {path.parent.name for path in study.glob(f"*/{RECORD}")})
     if not names:
         raise InputError(f"no runs in {study}; expected the name of a study, such as that of a grid that was begun")
     rows = [{"run": name, "model": name.split("_")[0], "status": status_of(study / name)} for name in names]

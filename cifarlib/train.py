@@ -93,7 +93,7 @@ def train_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, packed: Tens
     return tally.read()
 
 
-@torch.inference_mode()
+@torch.no_grad()  # in inference mode the weights that are moved here could not be trained afterwards
 def evaluate(model: nn.Module, split: Split, config: Config) -> Scores:
     """Loss, accuracy, confusion and logits of `model` on a whole split, in the configuration's precision; leaves its mode as it was."""
     device = split.images.device

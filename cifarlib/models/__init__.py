@@ -29,7 +29,7 @@ def build_model(config: Config) -> nn.Module:
             model = cls(**config.model_args)
             with torch.no_grad():
                 model.eval()(torch.zeros(1, 3, 32, 32))
-        except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:
             raise InputError(f"model_args: {config.model} can't be built with {config.model_args} ({error})")
     return model.train()
 

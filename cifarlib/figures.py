@@ -1,0 +1,663 @@
+"""The charts: each function takes tables and returns a matplotlib Figure whose title says what the data says."""
+
+import functools
+import textwrap
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+from . import results as r
+from .config import CLASSES
+from .results import KNOBS, MODELS, Table, counted, listed, percent, points, wilson
+
+# Okabe and Ito's colours for the colour blind, of different lightness so that they survive a black-and-white print; a marker each.
+COLOURS = {"cnn": "#E69F00", "resnet": "#0072B2", "vit": "#009E73"}
+MARKERS = {"cnn": "o", "resnet": "s", "vit": "^"}
+TRAIN, VALIDATION, GREY, LIGHT = "#56B4E9", "#D55E00", "#666666", "#DDDDDD"
+STYLE = {"font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8,
+         "xtick.labelsize": 8, "ytick.labelsize": 8, "axes.spines.top": False, "axes.spines.right": False,
+         "axes.axisbelow": True,
+         "axes.grid": True, "grid.color": "#E6E6E6", "legend.frameon": False, "hatch.color": "white",
+         "hatch.linewidth": 0.8,
+         "svg.hashsalt": "cifarlib", "figure.dpi": 100}
+WIDTH = 10  # inches
+
+
+def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
+    """Write NAME.png and NAME.svg: the same figure gives the same bytes (no date, a fixed salt for the SVG's ids)."""
+    places = [Path(folder) / f"{name}.{kind}" for kind in ("png", "svg")]
+    places[0].parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(places[0], dpi=120, metadata={"Software": None})
+        figure.savefig(places[1], metadata={"Date": None, "Creator": None})
+    return places
+
+
+def _styled(function):
+    """Draw with STYLE and leave the caller's settings alone."""
+    @functools.wraps(function)
+    def styled(*args, **kwargs):
+        with matplotlib.rc_context(STYLE):
+            return function(*args, **kwargs)
+    return styled
+
+
+def _new(height: float, rows: int = 1, columns: int = 1, width: float = WIDTH, **options):
+    """(figure, its axes); the figure is closed in pyplot at once, so no notebook shows it twice."""
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **options)
+    plt.close(figure)
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
+    return figure, axes
+
+
+def _titled(figure: Figure, title: str, note: str = "", table: Table | None = None) -> Figure:
+    characters = int(figure.get_size_inches()[0] * 9.6)
+    title = "SYNTHETIC DATA, NOT CIFAR-10. " * bool(table and table.synthetic) + title[0].upper() + title[1:]
+    figure.suptitle(_wrapped(title, characters), x=0.01, ha="left", fontsize=11.5, fontweight="bold")
+    if note:
+        figure.supxlabel(_wrapped(note, int(characters * 1.75)), x=0.01, ha="left", fontsize=7.5, color=GREY)
+    return figure
+
+
+def _wrapped(text: str, most: int) -> str:
+    """Lines of about equal length: no last line with a single word."""
+    lines = len(textwrap.wrap(text, most))
+    return next(textwrap.fill(text, width) for width in range(max(1, len(text) // lines), most + 1)
+                if len(textwrap.wrap(text, width)) == lines)
+
+
+def _percent(*sides, ticks: int = 5) -> None:
+    """Round percentages, with the decimals they need, on the given x or y axes."""
+    for side in sides:
+        side.set_major_locator(MaxNLocator(ticks, steps=(1, 2, 5, 10)))
+        side.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 6):g}%"))
+
+
+def _legend(axis, where: str = "above") -> None:
+    """In one line outside the axes, where no point can lie."""
+    if where == "above":
+        axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2)
+    else:
+        below = -0.48 / axis.figure.get_size_inches()[1]
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, below), ncols=2, borderaxespad=0, handlelength=1.4)
+
+
+def _jitter(n: int, width: float = 0.27) -> np.ndarray:
+    """The same sideways shifts each time, none for up to three points."""
+    return np.random.default_rng(0).uniform(-width, width, n) * (n > 3)
+
+
+# ------------------------------------------------------------------ the best runs
+
+
+@_styled
+def top5(table: Table, model: str) -> Figure:
+    """A model's five best runs: test accuracy and test per-class accuracy, the noise floor, 95% Wilson intervals."""
+    best, noise = r.top(table, model), r.noise_floor(table, model)
+    gap = best["test"].max() - best["test"].min()
+    title = (f"the best {r.in_words(len(best))} runs differ by {points(gap)}, "
+             f"{'more' if gap > noise.margin else 'no more'} than the {noise.name} "
+             f"({points(noise.margin)})" if len(best) > 1 else "the one run reaches "
+                                                                            f"{percent(best['test'].iloc[0])}")
+    return _bars(table, best, noise, f"{MODELS[model]}: {title}")
+
+
+@_styled
+def overall_top5(table: Table) -> Figure:
+    """The best run of each model."""
+    best = r.overall(table)
+    first = best.iloc[0]
+    gaps = [f"{points(first['test'] - row['test'])} {'ahead of' if first['test'] >= row['test'] else 'behind'} "
+            f"{MODELS[row['model']]}"
+            for _, row in best.iloc[1:].iterrows()]
+    title = f"{MODELS[first['model']]} is best with {percent(first['test'])}" + (f", {listed(gaps)}" if gaps
+                                                                                 else ", the only model")
+    return _bars(table, best, r.noise_floor(table, first["model"]), title)
+
+
+def _bars(table: Table, best: pd.DataFrame, noise: r.Noise, title: str) -> Figure:
+    """Bars from zero on the left, the same accuracies enlarged with their uncertainty on the right."""
+    figure, (left, right) = _new(1.5 + 0.72 * len(best), 1, 2, width_ratios=(2.2, 1), sharey=True)
+    names = best["experiment"].tolist()
+    for place, (_, row) in enumerate(best.iterrows()):
+        colour, label = COLOURS[row["model"]], (lambda text: text if place == 0 else None)
+        repeat = names.index(row["experiment"])
+        name = row["name"] + f"  (same experiment as no. {repeat + 1})" * (repeat < place)
+        left.text(0.004, place - 0.36, name, fontsize=min(8.5, 740 / len(name)), va="center")
+        left.barh(place - 0.1, row["test"], 0.25, color=colour, label=label("test accuracy"))
+        left.barh(place + 0.17, row["per_class"], 0.25, color=colour, alpha=0.55, hatch="///", edgecolor="white",
+                  linewidth=0,
+                  label=label("test per-class accuracy (mean over classes)"))
+        for value, offset in ((row["test"], -0.1), (row["per_class"], 0.17)):
+            left.text(value + 0.008, place + offset, percent(value), fontsize=8, va="center")
+        right.errorbar(row["test"], place, xerr=[[row["test"] - row["low"]], [row["high"] - row["test"]]], capsize=3,
+                       markersize=6,
+                       fmt=MARKERS[row["model"]], color=colour, label=label("run, 95% interval"))
+        if row["runs"] > 1:
+            right.errorbar(row["mean"], place + 0.25, xerr=row["sd"], fmt="D", color="black", markersize=3.5, capsize=2,
+                           linewidth=1)
+    middle = best["test"].iloc[0]
+    right.axvspan(middle - noise.margin, middle + noise.margin, color=LIGHT, zorder=0,
+                  label=noise.name.replace("noise", "noise floor"))
+    left.set(ylim=(len(best) - 0.5, -0.6), xlim=(0, 1.13), yticks=[])
+    _percent(left.xaxis, ticks=6)
+    _percent(right.xaxis)
+    for axis in (left, right):
+        axis.grid(axis="y", visible=False)
+        _legend(axis, "below")
+    note = f"Ranked by {table.rank_by}. The band: two equal runs differ by less in 95% of cases. Noise floor: {noise.text}."
+    return _titled(figure, title, note + " Diamonds: mean and SD of repeats." * bool((best["runs"] > 1).any()), table)
+
+
+@_styled
+def finalists(table: Table) -> Figure | str:
+    """Configurations run with several seeds: every seed's test accuracy, mean and SD."""
+    shown = r.finalists(table).head(15)
+    if shown.empty:
+        return "nothing was run with several seeds"
+    figure, axis = _new(1.4 + 0.5 * len(shown))
+    runs = table.rows[~table.rows["copy"]]
+    for place, (experiment, row) in enumerate(shown.iterrows()):
+        values = runs.loc[runs["experiment"] == experiment, table.tested]
+        axis.plot(values, np.full(len(values), place), MARKERS[row["model"]], color=COLOURS[row["model"]], alpha=0.75,
+                  markersize=6)
+        axis.errorbar(row["test"], place + 0.22, xerr=row["sd"], fmt="D", color="black", markersize=4, capsize=3,
+                      linewidth=1)
+        label = f"{row['name']}:  {percent(row['test'])}, SD {100 * row['sd']:.2f}, n {row['runs']}"
+        axis.annotate(label, (0, place - 0.27), (4, 0), ("axes fraction", "data"), "offset points", va="center",
+                      fontsize=min(8.5, 1000 / len(label)))
+    axis.set(ylim=(len(shown) - 0.5, -0.6), yticks=[], xlabel="test accuracy, a point a seed")
+    axis.margins(x=0.08)
+    axis.grid(axis="y", visible=False)
+    _percent(axis.xaxis, ticks=8)
+    first, gap = shown.iloc[0], shown["test"].iloc[0] - shown["test"].iloc[-1 if len(shown) < 2 else 1]
+    title = f"{MODELS[first['model']]} leads the finalists: {percent(first['test'])} on average over {counted(first['runs'], 'seed')}"
+    title += f", {points(gap)} {'above' if gap >= 0 else 'below'} the next" * (len(shown) > 1)
+    return _titled(figure, title, f"Ordered by mean {table.rank_by}. Diamonds: mean and SD over seeds.", table)
+
+
+@_styled
+def all_runs(table: Table) -> Figure:
+    """Every run's test accuracy, runs at chance included."""
+    runs = table.rows[~table.rows["copy"]].dropna(subset=[table.tested])
+    figure, axis = _new(1.3 + 0.75 * len(table.models))
+    labels = []
+    for place, model in enumerate(table.models):
+        mine = runs[runs["model"] == model]
+        mine = mine.assign(y=place + _jitter(len(mine)))
+        labels.append(f"{MODELS[model]} ({len(mine)})")
+        for chance, style in ((False, dict(marker=MARKERS[model], color=COLOURS[model], linewidths=0)),
+                              (True, dict(marker="x", color=GREY, linewidths=0.8))):
+            chosen = mine[mine["chance"] == chance]
+            axis.scatter(chosen[table.tested], chosen["y"], s=18, alpha=0.6, **style)
+    axis.axvline(r.CHANCE, color=GREY, linewidth=1, linestyle="--")
+    axis.set(yticks=range(len(labels)), yticklabels=labels, xlim=(0, 1), ylim=(len(labels) - 0.5, -0.5),
+             xlabel="test accuracy (dashed: guessing; crosses: runs at chance)")
+    _percent(axis.xaxis)
+    axis.grid(axis="y", visible=False)
+    return _titled(figure, r.chance_sentence(table).rstrip("."), table=table)
+
+
+# ------------------------------------------------------------------ knobs
+
+
+@_styled
+def knobs(table: Table, model: str) -> Figure | str:
+    """Distribution of the score and its best for each value of each knob."""
+    rows = r.ranked(table, model)
+    groups = {knob: r._acting(rows, knob).groupby(knob)[table.rank_by] for knob in KNOBS}
+    groups = {knob: group for knob, group in groups.items() if len(group) > 1}
+    if not groups:
+        return f"no knob takes two values among the ranked runs of {MODELS[model]}"
+    levels = [len(group) + 0.6 for group in groups.values()]
+    figure, axes = _new(3.9, 1, len(groups), sharey=True, width_ratios=levels, squeeze=False,
+                        width=min(WIDTH, max(6, 1 + 0.9 * sum(levels))))
+    point = dict(alpha=0.35, markersize=3, zorder=2) if len(rows) > 60 else dict(alpha=0.8, markersize=5, zorder=4)
+    for axis, (knob, group) in zip(axes[0], groups.items()):
+        names = []
+        for place, (value, scores) in enumerate(group):
+            best = scores.min() if table.lower_is_better else scores.max()
+            axis.plot(place + _jitter(len(scores)), scores, MARKERS[model], color=COLOURS[model], markeredgewidth=0,
+                      **point)
+            axis.hlines(scores.median(), place - 0.3, place + 0.3, color="black", linewidth=1.5, zorder=3)
+            axis.annotate(f"{best:.3f}" if table.lower_is_better else f"{100 * best:.1f}", (place, scores.max()),
+                          (0, 5),
+                          textcoords="offset points", ha="center", fontsize=7.5)
+            names.append({"True": "on", "False": "off",
+                          "exponential": "expo-\nnential"}.get(str(value), r._value(value)))
+        axis.set(xticks=range(len(names)), xticklabels=names, title=KNOBS[knob], xlim=(-0.6, len(names) - 0.4))
+        axis.grid(axis="x", visible=False)
+    axes[0, 0].set_ylabel(table.score)
+    axes[0, 0].margins(y=0.1)
+    if not table.lower_is_better:
+        _percent(axes[0, 0].yaxis)
+    best = {knob: group.min() if table.lower_is_better else group.max() for knob, group in groups.items()}
+    spans = pd.Series({KNOBS[knob]: values.max() - values.min() for knob,
+                       values in best.items()}).sort_values(ascending=False)
+    size = (lambda span: f"{span:.3f}") if table.lower_is_better else points
+    title = f"{MODELS[model]}: {spans.index[0]} moves the best score most ({size(spans.iloc[0])})"
+    title += f", {spans.index[-1]} least ({size(spans.iloc[-1])})" * (len(spans) > 1)
+    note = "A point a run; bars: medians; numbers: the best" + ", in percent" * (not table.lower_is_better) + "."
+    return _titled(figure, title, note + " Gamma: without cosine runs, where it does nothing." * ("gamma" in groups),
+                   table)
+
+
+@_styled
+def heatmap(table: Table, model: str) -> Figure | str:
+    """Best score at each learning rate and weight decay, a panel a schedule."""
+    grid = r.cells(table, model)
+    rates, decays = sorted(grid["learning_rate"].unique()), sorted(grid["weight_decay"].unique())
+    if len(rates) < 2 and len(decays) < 2:
+        return f"no two learning rates or weight decays to compare for {MODELS[model]}"
+    if table.lower_is_better:
+        return f"heatmaps show accuracies, not {table.score}"
+    best = grid.groupby(["scheduler", "learning_rate", "weight_decay"])["score"].max()
+    highest, lowest = best.max(), grid.loc[~grid["chance"], "score"].min()
+    lowest = best[best >= lowest].min() if lowest < highest else highest - 0.01
+    schedules = [schedule for schedule in ("exponential", "step", "cosine") if schedule in best]
+    figure, axes = _new(1.7 + 0.5 * len(rates), 1, len(schedules), sharey=True, squeeze=False,
+                        width=max(6.5, WIDTH * len(schedules) / 3))
+    colours = matplotlib.colormaps["cividis"].with_extremes(bad="white", under=LIGHT)
+    for axis, schedule in zip(axes[0], schedules):
+        values = best[schedule].unstack().reindex(index=rates, columns=decays)
+        image = axis.imshow(values, cmap=colours, vmin=lowest, vmax=highest, aspect="auto", origin="lower")
+        for (i, j), value in np.ndenumerate(values):
+            axis.text(j, i, "not run" if np.isnan(value) else f"{100 * value:.1f}", ha="center", va="center",
+                      fontsize=8,
+                      color="white" if lowest <= value < (lowest + highest) / 2 else "black",
+                      fontweight="bold" if value == highest else None)
+        axis.set(xticks=range(len(decays)), xticklabels=map(r._value, decays), xlabel="weight decay", title=schedule,
+                 yticks=range(len(rates)), yticklabels=map(r._value, rates))
+        axis.grid(visible=False)
+    axes[0, 0].set_ylabel("learning rate")
+    _percent(figure.colorbar(image, ax=axes[0].tolist(), label=table.score, pad=0.02).ax.yaxis)
+    schedule, rate, decay = best.idxmax()
+    title = f"{MODELS[model]}: best at learning rate {rate:g} and weight decay {decay:g}, {schedule} schedule ({percent(highest)})"
+    note = "Best over the other knobs, in percent (repeats averaged)." + " Grey: at chance." * bool(best.min() < lowest)
+    return _titled(figure, title, note, table)
+
+
+@_styled
+def importance(table: Table) -> Figure | str:
+    """Shares of the score's variance by knob and pair of knobs, a panel a model."""
+    found = {model: share for model in table.models if (share := r.importance(table, model))}
+    if not found:
+        return "no model has a grid in which two knobs vary and enough cells were run"
+    figure, axes = _new(4.2, 1, len(found), width=WIDTH if len(found) > 1 else 7, squeeze=False)
+    heads = {}
+    for axis, (model, (shares, basis)) in zip(axes[0], found.items()):
+        shares = shares.drop("rest").sort_values(ascending=False, kind="stable").head(7)
+        names = [" x\n".join(KNOBS[knob] for knob in effect.split(" x ")) for effect in shares.index] + ["all the rest"]
+        shares["rest"] = max(0.0, 1 - shares.sum())
+        axis.barh(range(len(shares)), shares, color=[COLOURS[model]] * (len(shares) - 1) + [LIGHT])
+        for place, share in enumerate(shares):
+            axis.text(share + 0.015, place, f"{100 * share:.0f}%" if share >= 0.005 else "<0.5%", va="center",
+                      fontsize=8)
+        axis.set_yticks(range(len(shares)), names, fontsize=7)
+        axis.set(xlim=(0, 1.15), xlabel="share of variance")
+        axis.set_title(textwrap.fill(f"{MODELS[model]}: {basis}", 40 if len(found) > 1 else 80), loc="left", fontsize=8)
+        axis.invert_yaxis()
+        _percent(axis.xaxis, ticks=3)
+        axis.grid(axis="y", visible=False)
+        heads.setdefault(names[0].replace("\n", " "), []).append(f"{100 * shares.iloc[0]:.0f}% of {MODELS[model]}'s "
+                                                                 "variance")
+    title = "; ".join(f"{effect} explains {listed(shares)}" for effect, shares in heads.items())
+    return _titled(figure, title, f"Functional ANOVA of the grid's {table.score}.", table)
+
+
+@_styled
+def expected_best(table: Table) -> Figure | str:
+    """Expected best score among k random runs."""
+    scores = {model: r.candidates(table, model)[table.rank_by].dropna() for model in table.models}
+    scores = {model: values for model, values in scores.items() if len(values) > 2}
+    if not scores or table.lower_is_better:
+        return "no model has three accuracies to draw from"
+    figure, axis = _new(3.6, width=7.5)
+    heads = []
+    for model, values in scores.items():
+        curve = r.expected_best(values)
+        axis.plot(range(1, len(curve) + 1), curve, color=COLOURS[model], marker=MARKERS[model], markevery=0.15,
+                  label=f"{MODELS[model]} ({len(curve)} runs)")
+        heads.append(f"{np.argmax(curve >= curve[-1] - 0.01) + 1} for {MODELS[model]}")
+    axis.set(xscale="log", xlabel="runs tried, drawn at random", ylabel=f"expected best {table.score}")
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    _percent(axis.yaxis)
+    axis.legend(loc="lower right")
+    return _titled(figure, f"Random runs needed to come within one point of the grid's best: {listed(heads)}",
+                   table=table)
+
+
+# ------------------------------------------------------------------ single runs
+
+
+@_styled
+def learning_curves(history: pd.DataFrame, title: str = "") -> Figure:
+    """Loss, accuracy (training and validation) and learning rate by epoch; works from the first epoch on."""
+    figure, axes = _new(3.3, 1, 3)
+    _curves(axes, history)
+    axes[0].legend()
+    return _titled(figure, title or _curve_message(history))
+
+
+def _curves(axes, history: pd.DataFrame) -> None:
+    marker = dict(marker="o" if len(history) < 15 else None, markersize=3)
+    for axis, metric in zip(axes, ("loss", "accuracy")):
+        for split, name, style in (("train", "training", dict(color=TRAIN)),
+                                   ("val", "validation", dict(color=VALIDATION, linestyle="--"))):
+            line = history.reindex(columns=["epoch", f"{split}_{metric}"]).dropna()
+            axis.plot(*line.to_numpy().T, label=name, **style, **marker)
+        axis.set(ylabel=metric, xlabel="epoch")
+    if (best := _best_epoch(history)) is not None:
+        axes[1].plot(best["epoch"], best["val_accuracy"], "*", color=VALIDATION, markersize=11, markeredgecolor="black",
+                     markeredgewidth=0.5)
+    _percent(axes[1].yaxis)
+    rates = history.reindex(columns=["epoch", "learning_rate"]).dropna().to_numpy().T
+    axes[2].plot(*rates, color="black", drawstyle="steps-mid", **marker)
+    axes[2].set(ylabel="learning rate", xlabel="epoch", ylim=(0, None))
+    axes[2].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
+    for axis in axes:
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+
+
+def _best_epoch(history: pd.DataFrame) -> pd.Series | None:
+    validated = history.reindex(columns=["epoch", "val_accuracy", "train_accuracy"]).dropna(subset=["val_accuracy"])
+    return validated.loc[validated["val_accuracy"].idxmax()] if len(validated) else None
+
+
+def _curve_message(history: pd.DataFrame) -> str:
+    if (best := _best_epoch(history)) is None:
+        return f"{counted(len(history), 'epoch')}, not validated yet"
+    return (f"validation accuracy {percent(best['val_accuracy'])} in epoch {best['epoch']:.0f} of "
+            f"{history['epoch'].max():.0f}; training accuracy {percent(best['train_accuracy'])} there, "
+            f"{percent(history['train_accuracy'].iloc[-1])} at the end")
+
+
+@_styled
+def finalist_curves(table: Table, model: str) -> Figure | str:
+    """Learning curves of a model's three best runs, a row each."""
+    found = r.best_with(table, r.read_history, model, 3)
+    if not found:
+        return f"no histories of {MODELS[model]}'s best runs beside the table"
+    figure, axes = _new(0.7 + 2.2 * len(found), len(found), 3, squeeze=False)
+    for line, (row, history) in zip(axes, found):
+        _curves(line, history)
+        name = row["Full_Modelname"]
+        line[0].set_title(name, loc="left", fontsize=min(8, 700 / len(name))).set_in_layout(False)
+    for axis in axes[:-1].flat:
+        axis.set_xlabel("")
+    axes[0, 0].legend()
+    title = f"{MODELS[model]}'s best run with a history: {_curve_message(found[0][1])}"
+    return _titled(figure, title, "Stars: the epoch with the best validation accuracy.", table)
+
+
+@_styled
+def confusion(matrix, class_names=CLASSES, title: str = "", table: Table | None = None) -> Figure:
+    """Confusion matrix (rows: true class, columns: predicted class) with counts, coloured by share of the true class."""
+    matrix = np.asarray(matrix)
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    figure, axis = _new(6.3, width=7.2)
+    image = axis.imshow(shares, cmap="Purples", norm=PowerNorm(0.5, 0, 1))  # the root makes small shares visible
+    for (i, j), count in np.ndenumerate(matrix):
+        if count:
+            axis.text(j, i, f"{count:.0f}", ha="center", va="center", fontsize=8,
+                      color="white" if shares[i, j] > 0.3 else "black")
+    axis.set(xticks=range(len(matrix)), yticks=range(len(matrix)), yticklabels=class_names, xlabel="predicted class",
+             ylabel="true class")
+    axis.set_xticklabels(class_names, rotation=40, ha="right", rotation_mode="anchor")
+    axis.grid(visible=False)
+    figure.colorbar(image, ax=axis, format=lambda value, _: f"{100 * value:.0f}%", label="share of the true class",
+                    shrink=0.8)
+    wrong = shares * (1 - np.eye(len(matrix)))
+    i, j = np.unravel_index(wrong.argmax(), wrong.shape)
+    message = f"{percent(wrong[i, j])} of {class_names[i]} images are taken for {class_names[j]}" if wrong.any() else "no mistakes"
+    return _titled(figure, f"{title}: {message}" if title else message, table=table)
+
+
+@_styled
+def per_class(accuracies, class_names=CLASSES, n_per_class=1000, table: Table | None = None) -> Figure:
+    """Accuracy of each class with its 95% Wilson interval.
+
+    accuracies: fractions of one run, or a dict of model to fractions. n_per_class: test images a class, a number or a list.
+    """
+    by_model = accuracies if isinstance(accuracies, dict) else {"": accuracies}
+    figure, axis = _new(3.8, width=8.5)
+    heads = []
+    for shift, (model, values) in zip(np.linspace(-0.2, 0.2, len(by_model)) if len(by_model) > 1 else [0],
+                                      by_model.items()):
+        values, places = np.asarray(values, float), np.arange(len(class_names)) + shift
+        low, high = wilson(values, np.maximum(n_per_class, 1))
+        axis.errorbar(places, values, yerr=[(values - low).clip(0), (high - values).clip(0)],
+                      fmt=MARKERS.get(model, "o"), capsize=3,
+                      color=COLOURS.get(model, COLOURS["resnet"]), markersize=6, label=MODELS.get(model))
+        worst, best = np.nanargmin(values), np.nanargmax(values)
+        heads.append(f"{MODELS[model]} at {class_names[worst]} ({percent(values[worst])})" if model else
+                     f"best at {class_names[best]} ({percent(values[best])}), weakest at {class_names[worst]} "
+                     f"({percent(values[worst])})")
+        for place, value in zip(places, values):
+            if not model:
+                axis.annotate(f"{100 * value:.1f}", (place, value), (6, 0), textcoords="offset points", fontsize=7.5,
+                              va="center")
+    axis.set_xticks(range(len(class_names)), class_names)
+    axis.set(ylabel="test accuracy of the class", xlim=(-0.5, len(class_names) - 0.3))
+    axis.grid(axis="x", visible=False)
+    _percent(axis.yaxis)
+    if "" not in by_model:
+        _legend(axis)
+        heads = [f"weakest class: {listed(heads)}"]
+    return _titled(figure, heads[0], "Whiskers: 95% Wilson intervals.", table)
+
+
+@_styled
+def class_accuracies(table: Table) -> Figure | str:
+    """Accuracy of each class for the best run of each model."""
+    rows = table.rows.loc[r.overall(table).index].reindex(columns=["model", "images", *(
+        f"test_per_class_accuracy_{name}_{table.checkpoint}" for name in CLASSES)]).dropna()
+    if rows.empty:
+        return "the table has no accuracy of each class"
+    return per_class(rows.set_index("model").drop(columns="images").T.to_dict("list"), CLASSES,
+                     rows["images"].min() / 10, table)
+
+
+@_styled
+def confusion_of_best(table: Table, model: str) -> Figure | str:
+    """Confusion matrix of a model's best run."""
+    if not (found := r.best_with(table, r.read_predictions, model)):
+        return _no_predictions(model)
+    labels, logits = found[0][1]
+    return confusion(r.confusion_matrix(labels, logits.argmax(axis=1)), CLASSES, MODELS[model], table)
+
+
+def _no_predictions(model: str) -> str:
+    return f"no predictions of {MODELS[model]}'s best run beside the table"
+
+
+@_styled
+def calibration(table: Table) -> Figure | str:
+    """Reliability diagram of each model's best run, with the share of images in each bin."""
+    found = {model: pair[0][1] for model in table.models if (pair := r.best_with(table, r.read_predictions, model))}
+    if not found:
+        return "no predictions of the best runs beside the table"
+    figure, axes = _new(4.3, 2, len(found), width=max(5.5, 3.4 * len(found)), sharex=True, sharey="row",
+                        height_ratios=(3, 1),
+                        squeeze=False)
+    heads = []
+    for (upper, lower), (model, (labels, logits)) in zip(axes.T, found.items()):
+        probabilities = r.softmax(logits)
+        bins, ece = r.calibration(probabilities, labels)
+        full = bins[bins["n"] >= 10]
+        low, high = wilson(full["accuracy"], full["n"])
+        upper.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1)
+        upper.errorbar(full["confidence"], full["accuracy"],
+                       yerr=[(full["accuracy"] - low).clip(0), (high - full["accuracy"]).clip(0)],
+                       fmt=MARKERS[model] + "-", color=COLOURS[model], markersize=4, linewidth=1, capsize=2)
+        upper.set(title=f"{MODELS[model]}: ECE {percent(ece)}", xlim=(0, 1), ylim=(0, 1.02))
+        lower.bar((bins.index + 0.5) / 15, bins["n"] / len(labels), 0.06, color=COLOURS[model])
+        lower.set(xlabel="confidence")
+        _percent(upper.xaxis, upper.yaxis)
+        _percent(lower.yaxis, ticks=2)
+        surplus = probabilities.max(axis=1).mean() - (logits.argmax(axis=1) == labels).mean()
+        heads.append(f"{MODELS[model]} is {'over' if surplus > 0 else 'under'}confident by {points(surplus)}")
+    axes[0, 0].set_ylabel("accuracy")
+    axes[1, 0].set_ylabel("images")
+    note = ("Dashed: perfectly calibrated. Points: bins of ten images or more, with 95% Wilson intervals. ECE: "
+            "expected calibration error, 15 bins.")
+    return _titled(figure, listed(heads), note, table)
+
+
+@_styled
+def confidently_wrong(table: Table, model: str, images: tuple | None, n: int = 16) -> Figure | str:
+    """The test images that a model's best run gets wrong with the highest probability.
+
+    images: (uint8 (N, 3, 32, 32), labels (N,)) of the test set; a run may have used only the first of them.
+    """
+    if not (found := r.best_with(table, r.read_predictions, model)):
+        return _no_predictions(model)
+    labels, logits = found[0][1]
+    if images is None:
+        return "the test images were not given (data_dir)"
+    pixels, true = images
+    if not np.array_equal(true[:len(labels)], labels):
+        return f"the predictions of {MODELS[model]} are of other images than the ones given"
+    probabilities, predicted = r.softmax(logits), logits.argmax(axis=1)
+    confidence = np.where(predicted != labels, probabilities.max(axis=1), 0)
+    chosen = [i for i in np.argsort(-confidence, kind="stable")[:n] if confidence[i]]
+    if not chosen:
+        return f"{MODELS[model]} mistakes no test image"
+    lines = -(-len(chosen) // 8)
+    figure, axes = _new(0.7 + 1.75 * lines, lines, 8)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, i in zip(axes.flat, chosen):
+        axis.imshow(pixels[i].transpose(1, 2, 0), interpolation="nearest")
+        axis.set_title(f"is {CLASSES[labels[i]]}\nnot {CLASSES[predicted[i]]}\n{100 * confidence[i]:.1f}% sure",
+                       fontsize=8)
+    title = f"{MODELS[model]}: {(confidence > 0.9).sum()} of {counted((confidence > 0).sum(), 'mistake')} are made with more than 90% confidence"
+    return _titled(figure, title, table=table)
+
+
+@_styled
+def cost(table: Table) -> Figure | str:
+    """Test accuracy against training time and against the number of weights."""
+    rows = r.candidates(table).dropna(subset=[table.tested])
+    shown = {column: label for column, label in (("seconds", "training time, seconds"), ("parameters", "weights"))
+             if column in rows and (rows[column] > 0).any()}
+    if not shown:
+        return "the table has no training times and no numbers of weights"
+    best = rows.loc[r.overall(table).index]
+    figure, axes = _new(3.6, 1, len(shown), sharey=True, squeeze=False)
+    for axis, (column, label) in zip(axes[0], shown.items()):
+        for model in table.models:
+            style = dict(marker=MARKERS[model], color=COLOURS[model])
+            mine, first = rows[rows["model"] == model], best[best["model"] == model]
+            axis.scatter(mine[column], mine[table.tested], s=16, alpha=0.4, linewidths=0, **style)
+            axis.scatter(first[column], first[table.tested], s=75, edgecolor="black", label=MODELS[model], zorder=3,
+                         **style)
+        axis.set(xscale="log", xlabel=label)
+        axis.margins(x=0.12)
+        _log_ticks(axis)
+    axes[0, 0].set_ylabel("test accuracy")
+    _percent(axes[0, 0].yaxis)
+    _legend(axes[0, -1])
+    heads = [f"{MODELS[row['model']]}'s best run reaches {percent(row[table.tested])}"
+             + (f" in {_duration(row['seconds'])}" if "seconds" in shown else "") for _, row in best.iterrows()]
+    several = "device" in rows and rows["device"].nunique() > 1
+    return _titled(figure, "; ".join(heads), "Large: the best runs." + " Times are of different devices." * several,
+                   table)
+
+
+def _log_ticks(axis) -> None:
+    """Plain numbers on a log axis, at least three of them."""
+    low, high = axis.get_xlim()
+    powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    for ticks in (powers, np.outer(powers, (1, 3)).ravel(), np.outer(powers, (1, 2, 5)).ravel(),
+                  MaxNLocator(4).tick_values(low, high)):
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) >= 3:
+            break
+    axis.set_xticks(ticks, [f"{t / 1e6:.4g}M" if t >= 1e6 else f"{t / 1e3:.4g}k" if t >= 1e4 else f"{t:.4g}"
+                            for t in ticks])
+    axis.minorticks_off()
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+# ------------------------------------------------------------------ two tables
+
+
+@_styled
+def comparison(first: Table, second: Table) -> Figure | str:
+    """The cells of two tables against each other, and the distribution of their differences."""
+    both = r.compare(first, second)
+    if both.empty:
+        return "the two tables have no cell in common"
+    figure, (left, right) = _new(4.4, 1, 2)
+    models = [model for model in MODELS if (both["model"] == model).any()]
+    heads = []
+    for place, model in enumerate(models):
+        mine = both[both["model"] == model]
+        style = dict(marker=MARKERS[model], color=COLOURS[model], alpha=0.6, s=18, linewidths=0)
+        left.scatter(mine["first"], mine["second"], **style)
+        right.scatter(100 * mine["difference"], place + _jitter(len(mine)), **style)
+        right.vlines(100 * mine["difference"].median(), place - 0.35, place + 0.35, color="black")
+        heads.append(f"{MODELS[model]} {r.signed(mine['difference'].median())}")
+    limits = left.get_xlim(), left.get_ylim()
+    left.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
+    left.set(xlabel=f"test accuracy in {first.name}", ylabel=f"test accuracy in {second.name}", xlim=limits[0],
+             ylim=limits[1])
+    _percent(left.xaxis, left.yaxis)
+    right.axvline(0, color=GREY, linewidth=1, linestyle="--")
+    right.set(yticks=range(len(models)), yticklabels=[MODELS[m] for m in models], ylim=(len(models) - 0.5, -0.5),
+              xlabel=f"points higher in {second.name}")
+    right.grid(axis="y", visible=False)
+    title = f"'{second.name}' against '{first.name}', median difference in points: {listed(heads)}"
+    return _titled(figure, title, f"{counted(len(both), 'cell')} in both tables. Bars: medians.",
+                   second if second.synthetic else first)
+
+
+# ------------------------------------------------------------------ all of them
+
+PER_MODEL = {"top5": top5, "knobs": knobs, "heatmap": heatmap, "learning_curves": finalist_curves,
+             "confusion": confusion_of_best}
+PER_TABLE = {"overall_top5": overall_top5, "all_runs": all_runs, "finalists": finalists, "importance": importance,
+             "expected_best": expected_best, "per_class": class_accuracies, "calibration": calibration, "cost": cost}
+KINDS = (*PER_MODEL, "wrong", *PER_TABLE, "comparison")
+
+
+def write_figures(table: Table, folder: str | Path, *kinds: str, images=None, other: Table | None = None) -> list[Path]:
+    """Write the figures of the given kinds (default: all of KINDS) as PNG and SVG; returns the PNGs' paths.
+
+    Prints a line for figures that the table gives no ground for, and removes their files of an earlier table. images: what
+    confidently_wrong takes; other: the table to compare with.
+    """
+    written, left_out = [], {}
+    for kind in kinds or KINDS:
+        for name, draw in _planned(table, kind, images, other).items():
+            if isinstance(figure := draw(), Figure):
+                written.append(save(figure, folder, name)[0])
+                continue
+            left_out.setdefault(figure, []).append(name)
+            for suffix in ("png", "svg"):
+                (Path(folder) / f"{name}.{suffix}").unlink(missing_ok=True)
+    for reason, names in left_out.items():
+        print(f"Left out: {', '.join(names)} ({reason}).")
+    return written
+
+
+def _planned(table: Table, kind: str, images, other: Table | None) -> dict:
+    """File name to a function without arguments, for each figure of a kind."""
+    if kind == "comparison":
+        return {kind: lambda: comparison(other, table) if other else "no second table was given (compare_with)"}
+    if kind in PER_TABLE:
+        return {kind: lambda: PER_TABLE[kind](table) if len(r.ranked(table)) else "no run in this table can be ranked"}
+    draw = PER_MODEL.get(kind, lambda table, model: confidently_wrong(table, model, images))
+    return {f"{model}_{kind}": lambda model=model: draw(table, model) if len(r.ranked(table, model)) else
+            f"no ranked {MODELS[model]} run in this table" for model in MODELS}

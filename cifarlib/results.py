@@ -1,0 +1,889 @@
+"""What a table of runs says: checked, ranked, with its noise, the influence of its knobs, and sentences for the README."""
+
+import difflib
+import itertools
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from .config import CHECKPOINTS, CLASSES, InputError, project_path
+from .files import replacing
+
+MODELS = {"cnn": "CNN", "resnet": "ResNet", "vit": "ViT"}
+KNOBS = {"learning_rate": "learning rate", "weight_decay": "weight decay", "gamma": "gamma", "scheduler": "scheduler",
+         "augmentation": "augmentation"}
+# What must be equal before two runs may stand in one ranking. A table that lacks a column is taken to share its value.
+CONDITIONS = ("dataset", "protocol", "split", "model_args", "epochs", "batch_size", "val_freq",
+              "early_stopping_patience",
+              "limit_train", "limit_val", "limit_test", "data_fingerprint")
+PUBLISHED_BEST = {"cnn": 0.8697, "resnet": 0.8422, "vit": 0.8350}  # github.com/eliasmarcon/CIFAR-10, "Overall Results"
+CHANCE = 1 / len(CLASSES)
+Z = 1.959964  # two-sided 95%
+
+
+# ------------------------------------------------------------------ reading and checking
+
+
+@dataclass(frozen=True)
+class Table:
+    """A checked table of runs.
+
+    rows: a row a cell; beside the file's columns it has `model`, `experiment` (equal for cells that are one configuration),
+    `copy` (the row repeats another row's run), `main` (it has the conditions its model is ranked under), `images` (of the
+    test) and `chance` (no better than guessing). notes: a sentence for everything left out or assumed. rank_by: the column
+    that ranks; tested, per_class: the columns that report, of the checkpoint that the ranking column names.
+    """
+
+    rows: pd.DataFrame
+    notes: tuple[str, ...]
+    folder: Path
+    rank_by: str
+    name: str
+
+    @property
+    def checkpoint(self) -> str:
+        return next((c for c in CHECKPOINTS if self.rank_by.endswith(c)), CHECKPOINTS[0])
+
+    @property
+    def tested(self) -> str:
+        return f"test_accuracy_{self.checkpoint}"
+
+    @property
+    def per_class(self) -> str:
+        return f"test_per_class_accuracy_{self.checkpoint}"
+
+    @property
+    def lower_is_better(self) -> bool:
+        return "loss" in self.rank_by
+
+    @property
+    def score(self) -> str:
+        """What the ranking column measures, e.g. `validation accuracy`."""
+        words = self.rank_by.removesuffix(f"_{self.checkpoint}").split("_")
+        return " ".join([{"val": "validation", "train": "training"}.get(words[0], words[0]), *words[1:]])
+
+    @property
+    def synthetic(self) -> bool:
+        return "dataset" in self.rows and bool(self.rows["dataset"].eq("synthetic").all())
+
+    @property
+    def models(self) -> list[str]:
+        return [model for model in MODELS if (self.rows["model"] == model).any()]
+
+
+def read_table(path: str | Path, rank_by: str = "auto", study: str = "") -> Table:
+    """Read runs.csv (or a folder that holds one) or a table in the published format, and check it; see check_table."""
+    place = project_path(path)
+    place = place / "runs.csv" if place.is_dir() else place
+    try:
+        frame = pd.read_csv(place)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no table of runs; expected a CSV such as executed/STUDY/runs.csv; run a study first") from None
+    except pd.errors.EmptyDataError:
+        raise InputError(f"{path}: the table is empty; expected a header and a row for each run") from None
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError) as error:
+        raise InputError(f"{path}: not a readable CSV ({str(error).strip()}); expected a table of runs") from None
+    name = place.parent.name if place.name == "runs.csv" else place.stem
+    return check_table(frame, rank_by, study, place.parent, name)
+
+
+def check_table(frame: pd.DataFrame, rank_by: str = "auto", study: str = "", folder: Path = Path("."),
+                name: str = "this table") -> Table:
+    """Keep the rows that can be shown, with a note on each that can't, and mark what the ranking needs to know.
+
+    Raises InputError for what can't be read as a table of runs: no rows, missing columns, percent, contradictory rows.
+    """
+    needed = ["Modelname", "Full_Modelname", *KNOBS, "test_accuracy_best_val_acc",
+              "test_per_class_accuracy_best_val_acc"]
+    if missing := [column for column in needed if column not in frame]:
+        raise InputError(f"the table lacks {', '.join(missing)}; expected the columns of executed/STUDY/runs.csv")
+    if study:
+        known = sorted(frame["study"].dropna().astype(str).unique()) if "study" in frame else []
+        if study not in known:
+            raise InputError(f"study: no rows of {study!r}; the table has {', '.join(known) or 'no study column'}")
+        frame = frame[frame["study"].astype(str) == study]
+    if frame.empty:
+        raise InputError("the table has no rows; expected one for each run")
+    # The published table's unnamed first column is an index.
+    frame = frame.loc[:, ~frame.columns.str.startswith("Unnamed")].reset_index(drop=True)
+    rows, notes = _usable(_typed(frame))
+    if rows.empty:
+        raise InputError("nothing to report: " + " ".join(notes))
+    table = Table(rows, (), folder, _ranking_column(rows, rank_by, notes), name)
+    rows = _marked(rows, table.tested, notes)
+    return Table(rows, tuple(notes), folder, table.rank_by, name)
+
+
+def _typed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same rows with clean knobs and accuracies in [0, 1]; text that is no number becomes NaN."""
+    frame = frame.copy()
+    plain = ("learning_rate", "weight_decay", "gamma", "seconds", "parameters", "seed", "test_images")
+    numeric = [c for c in frame if "accuracy" in c or "_loss" in c or c in plain]
+    frame[numeric] = frame[numeric].apply(pd.to_numeric, errors="coerce")
+    for column in (c for c in numeric if "accuracy" in c):
+        low, high = frame[column].min(), frame[column].max()
+        if low < 0 or high > 1:
+            raise InputError(f"{column}: {high if high > 1 else low:g} is no fraction; accuracies are expected in [0, "
+                             "1]; divide percentages by 100")
+    for column in ("Modelname", "scheduler", "augmentation"):
+        frame[column] = frame[column].astype(str).str.strip().str.lower()
+    frame["model"] = frame["Modelname"]
+    frame["augmentation"] = frame["augmentation"].map({"true": True, "false": False, "1": True, "0": False})
+    for column, default in {"shared_with": "", "model_args": "{}", "study": "", "status": "done", "run": ""}.items():
+        if column in frame:
+            frame[column] = frame[column].astype(object).where(frame[column].notna(), default).astype(str)
+    return frame.drop(columns=[c for c in ("seed",) if c in frame and frame[c].isna().all()])  # as if there were none
+
+
+def _usable(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """The rows that can be shown, and a note for each reason to leave rows out."""
+    notes = []
+
+    def leave_out(bad: pd.Series, why: str) -> None:
+        nonlocal frame
+        if bad.any():
+            notes.append(f"{counted(bad.sum(), 'row')} left out, {why}: {_some(frame.loc[bad, 'Full_Modelname'])}.")
+            frame = frame[~bad]
+
+    status = frame.get("status", pd.Series("done", index=frame.index))
+    for other in sorted(set(status) - {"done", "diverged"}):
+        leave_out(status.loc[frame.index] == other, f"status {other}")
+    for model in sorted(set(frame["model"]) - set(MODELS)):
+        leave_out(frame["model"] == model, f"unknown model {model!r} (known are {', '.join(MODELS)})")
+    knobs = frame[list(KNOBS)].isna().any(axis=1) | ~frame["scheduler"].isin(("exponential", "step", "cosine"))
+    leave_out(knobs, "without a known value of each knob")
+    no_score = frame["test_accuracy_best_val_acc"].isna() & (status.loc[frame.index] != "diverged")
+    leave_out(no_score, "without a test accuracy")
+    if "dataset" in frame and frame["dataset"].nunique() > 1:
+        leave_out(frame["dataset"] == "synthetic", "synthetic data beside real data")
+    leave_out(frame.duplicated(), "the same line as another")
+    identity = [c for c in ("Full_Modelname", "study", "run", "seed", *CONDITIONS) if c in frame]
+    if (twice := frame.duplicated(identity, keep=False)).any():
+        raise InputError(f"{_some(frame.loc[twice, 'Full_Modelname'].unique())}: named twice with different results; "
+                         "expected one row a cell and seed; tell repeats apart by a seed or study column, or remove "
+                         "one")
+    return frame, notes
+
+
+def _ranking_column(rows: pd.DataFrame, rank_by: str, notes: list[str]) -> str:
+    default = "val_accuracy_best_val_acc"
+    if rank_by == "auto" and default in rows and rows[default].notna().any():
+        rank_by = default
+    elif rank_by == "auto":
+        rank_by = "test_accuracy_best_val_acc"
+        notes.append(f"The table lacks {default}, so runs rank by {rank_by} as in the published report: the winners' "
+                     "test accuracies are biased upward.")
+    scores = [c for c in rows if c.startswith(("val_", "test_")) and ("accuracy" in c or "loss" in c)]
+    if rank_by not in scores:
+        near = difflib.get_close_matches(rank_by, scores, n=1) or [default]
+        raise InputError(f"rank_by: no column of scores named {rank_by!r}; did you mean {near[0]}?")
+    if unranked := rows[rank_by].isna().sum():
+        notes.append(f"{counted(unranked, 'row')} without {rank_by} can't be ranked; shown only among all runs.")
+    return rank_by
+
+
+def _marked(rows: pd.DataFrame, tested: str, notes: list[str]) -> pd.DataFrame:
+    """Add the derived columns that Table names."""
+    rows = rows.copy()
+    images = rows.get("test_images", pd.Series(np.nan, index=rows.index))
+    rows["images"] = images.where(images > 0, 10_000).astype(int)
+    rows["chance"] = rows[tested].isna() | (rows[tested] <= wilson(CHANCE, rows["images"])[1])
+    rows["condition"] = [" | ".join(map(str, key)) for key in rows[[c for c in CONDITIONS if c in rows]].to_numpy()]
+    # Gamma does nothing under the cosine schedule: such cells are one experiment whatever the table says.
+    acting = rows.assign(gamma=rows["gamma"].where(rows["scheduler"] != "cosine", 0))
+    rows["experiment"] = [" ".join(map(str, key)) for key in acting[["model", *KNOBS, "condition"]].to_numpy()]
+    rows["copy"] = False
+    if "run" in rows:
+        run = rows.get("study", "") + "/" + rows["run"].where(rows["run"] != "", rows["Full_Modelname"])
+        real_first = rows.assign(key=run, shared=rows.get("shared_with", "") != "").sort_values("shared", kind="stable")
+        rows["copy"] = real_first.duplicated("key")
+        rows["experiment"] = real_first.groupby("key")["experiment"].transform("first")
+    if copies := rows["copy"].sum():
+        notes.append(f"{counted(copies, 'cell')} of {len(rows)} share another cell's run, because what tells them "
+                     "apart does nothing; each run counts once.")
+    rows["main"] = True
+    for model, group in rows.groupby("model"):
+        sizes = group.groupby("condition")["experiment"].nunique().sort_values(ascending=False, kind="stable")
+        rows.loc[group.index, "main"] = group["condition"] == sizes.index[0]
+        if len(others := group[group["condition"] != sizes.index[0]]):
+            ours, differing = group.drop(others.index).iloc[0], [c for c in CONDITIONS if c in group
+                                                                 and group[c].nunique() > 1]
+            how = "; ".join(f"{c} {' or '.join(sorted(set(map(_plain, others[c]))))}, not {_plain(ours[c])}"
+                            for c in differing)
+            notes.append(f"{MODELS[model]}: {counted(len(others), 'row')} under other conditions ({how}) do not enter "
+                         f"the ranking: {_some(others['Full_Modelname'])}.")
+    return rows
+
+
+# ------------------------------------------------------------------ ranking
+
+
+def candidates(table: Table, model: str | None = None) -> pd.DataFrame:
+    """The runs that compete: under the main conditions, each run once.
+
+    Further seeds of a configuration are repeats, not competitors: a configuration that got five draws would win by luck. The
+    published table has no seeds, and each of its rows was trained: there all rows compete, as in its report.
+    """
+    rows = table.rows[table.rows["main"] & ~table.rows["copy"]]
+    rows = rows if model is None else rows[rows["model"] == model]
+    if "seed" not in rows:
+        return rows
+    other = rows["seed"] != table.rows["seed"].mode().iloc[0]
+    first = rows.assign(other=other).sort_values(["other", "seed"], kind="stable").drop_duplicates("experiment")
+    return rows.loc[first.index.sort_values()]
+
+
+def ranked(table: Table, model: str | None = None) -> pd.DataFrame:
+    """Competing runs, best first; ties keep the table's order (never the test accuracy's)."""
+    rows = candidates(table, model).dropna(subset=[table.rank_by, table.tested])
+    return rows.sort_values(table.rank_by, ascending=table.lower_is_better, kind="stable")
+
+
+def top(table: Table, model: str | None = None, n: int = 5) -> pd.DataFrame:
+    """The n best runs: model, name, score (the ranking column), test, per_class, low, high (95% Wilson), and their
+    experiment's runs, mean and sd."""
+    best = ranked(table, model).head(n)
+    shown = best[["model", "experiment"]].assign(name=best["Full_Modelname"], score=best[table.rank_by],
+                                                 test=best[table.tested],
+                                                 per_class=best[table.per_class])
+    shown["low"], shown["high"] = wilson(best[table.tested], best["images"])
+    spread = experiments(table)[["runs", "test", "sd"]].rename(columns={"test": "mean"})
+    return shown.join(spread, on="experiment")
+
+
+def overall(table: Table) -> pd.DataFrame:
+    """`top`'s row for the best run of each model, best first."""
+    best = pd.concat([top(table, model, 1) for model in table.models])
+    return best.sort_values("score", ascending=table.lower_is_better, kind="stable")
+
+
+def wilson(accuracy, n, z: float = Z):
+    """Bounds (low, high) of the Wilson score interval of a share of n images; E. B. Wilson, JASA 22, 1927."""
+    accuracy, n = np.asarray(accuracy, float), np.asarray(n, float)
+    centre = (accuracy + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(accuracy * (1 - accuracy) / n + z**2 / (4 * n**2))
+    return np.maximum(centre - half, 0), np.minimum(centre + half, 1)
+
+
+# ------------------------------------------------------------------ noise
+
+
+def experiments(table: Table, model: str | None = None) -> pd.DataFrame:
+    """Rows that are one configuration under several names, seeds or repeats, collapsed; best mean score first.
+
+    Columns: model, name (the first run's), rows, runs, score (mean), test (mean), sd, chance (all runs).
+    """
+    rows = table.rows[table.rows["main"] & (True if model is None else table.rows["model"] == model)]
+    runs = rows[~rows["copy"]].groupby("experiment", sort=False)
+    test = runs[table.tested]
+    every = pd.DataFrame({"model": runs["model"].first(), "name": runs["Full_Modelname"].first(),
+                          "rows": rows.groupby("experiment").size(), "runs": runs.size(),
+                          "score": runs[table.rank_by].mean(),
+                          "test": test.mean(), "sd": test.std(ddof=1), "chance": runs["chance"].all()})
+    return every.sort_values("score", ascending=table.lower_is_better, kind="stable")
+
+
+def finalists(table: Table) -> pd.DataFrame:
+    """The experiments that were run with several seeds; none in a table without seeds."""
+    every = experiments(table)
+    return every[(every["runs"] > 1) & ("seed" in table.rows)]
+
+
+def identical_rows(table: Table) -> int:
+    """How many experiments repeat another one's metrics in every digit, those at chance apart."""
+    rows = candidates(table).query("not chance").drop_duplicates("experiment")
+    metrics = [c for c in rows if c.startswith(("test_", "train_", "val_")) and not c.endswith(("images", "freq"))]
+    return int(rows.duplicated(["model", *metrics]).sum())
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How far two runs of one configuration lie apart.
+
+    sd: of a single run's test accuracy; margin: what the difference of two single runs exceeds in 5% of cases; name: `noise`,
+    or `sampling error` where that of the test images has to stand in; text: where it comes from.
+    """
+
+    sd: float
+    name: str
+    text: str
+
+    @property
+    def margin(self) -> float:
+        return Z * math.sqrt(2) * self.sd
+
+
+def noise_floor(table: Table, model: str) -> Noise:
+    """The spread among repeats, pooled over the better half of the repeated configurations: poor ones scatter more."""
+    again = experiments(table, model).query("runs > 1 and not chance").dropna(subset=["sd"])
+    good = again[again["test"] >= again["test"].median()]
+    if (good["sd"] > 0).any():
+        freedom = good["runs"] - 1
+        sd = math.sqrt((freedom * good["sd"] ** 2).sum() / freedom.sum())
+        runs = f"{good['runs'].sum()} runs of {counted(len(good), 'configuration')}"
+        return Noise(sd, "noise", f"{points(sd)} SD between repeats ({runs})")
+    best = ranked(table, model).iloc[0]
+    sd = math.sqrt(best[table.tested] * (1 - best[table.tested]) / best["images"])
+    why = "its repeats agree in every digit: they used one seed" if len(good) else "nothing was run twice"
+    return Noise(sd, "sampling error", f"not measured ({why}); the sampling error of {best['images']:,} test images "
+                                       f"stands in, {points(sd)} SD")
+
+
+def selection_bias(scores, sd: float, draws: int = 4000, seed: int = 0) -> float:
+    """How much the highest of `scores` overstates its own run's expected score, by a parametric bootstrap with noise of `sd`.
+
+    A lower bound: the scores are noisy already, so they lie further apart than the true values do.
+    """
+    scores = np.asarray(scores, float)
+    scores = scores[scores >= scores.max() - 6 * sd]  # the rest can't win
+    drawn = scores + np.random.default_rng(seed).normal(0, sd, (draws, len(scores)))
+    return float((drawn.max(axis=1) - scores[drawn.argmax(axis=1)]).mean())
+
+
+# ------------------------------------------------------------------ epochs and predictions
+
+
+def read_history(table: Table, run: str) -> pd.DataFrame | None:
+    """A run's epochs, from its folder or from the study's histories.csv.gz; None if neither has them."""
+    if (place := table.folder / run / "history.csv").is_file() and run:
+        return pd.read_csv(place)
+    if not (place := table.folder / "histories.csv.gz").exists():
+        return None
+    every = pd.read_csv(place, dtype={"run": str})
+    mine = every[every["run"] == run].drop(columns="run").reset_index(drop=True)
+    return mine if len(mine) else None
+
+
+def read_predictions(table: Table, run: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """(labels (N,), logits float64 (N, 10)) of the reported checkpoint on the test images, or None."""
+    for place in (table.folder / run / "predictions.npz", table.folder / "predictions" / f"{run}.npz"):
+        if run and place.exists():
+            with np.load(place) as stored:
+                if table.checkpoint in stored:
+                    return stored["labels"].astype(int), stored[table.checkpoint].astype(float)
+    return None
+
+
+def best_with(table: Table, read, model: str, n: int = 1) -> list[tuple[pd.Series, object]]:
+    """(row, what was read) of a model's n best runs; shorter where `read` (read_history, read_predictions) finds nothing."""
+    found = ((row, read(table, row.get("run", ""))) for _, row in ranked(table, model).head(n).iterrows())
+    return [pair for pair in found if pair[1] is not None]
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities (N, 10)."""
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def confusion_matrix(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Counts (10, 10): row = true class, column = predicted class."""
+    return np.bincount(labels * len(CLASSES) + predicted, minlength=len(CLASSES) ** 2).reshape(len(CLASSES), -1)
+
+
+def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> tuple[pd.DataFrame, float]:
+    """Bins of equal width (confidence, accuracy, n) and the expected calibration error; Guo et al., ICML 2017."""
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    table = pd.DataFrame({"confidence": confidence, "accuracy": right}).groupby(place).mean()
+    table["n"] = np.bincount(place)[table.index]
+    return table, float(((table["accuracy"] - table["confidence"]).abs() * table["n"]).sum() / len(labels))
+
+
+def mcnemar(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
+    """(only the first right, only the second right, two-sided exact p) for two runs' hits (N,); Q. McNemar, 1947."""
+    b, c = int((first & ~second).sum()), int((~first & second).sum())
+    n, whole = b + c, math.lgamma(b + c + 1) - (b + c) * math.log(2)
+    tail = math.fsum(math.exp(whole - math.lgamma(i + 1) - math.lgamma(n - i + 1)) for i in range(min(b, c) + 1))
+    return b, c, min(1.0, 2 * tail)
+
+
+def holm(p_values) -> np.ndarray:
+    """P-values corrected for being many; S. Holm, 1979."""
+    p = np.asarray(p_values, float)
+    order = np.argsort(p, kind="stable")
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
+    return corrected
+
+
+def paired_tests(table: Table, n: int = 3) -> pd.DataFrame:
+    """Each model's best run against its next n - 1, and the models' best against each other, on the same test images.
+
+    Columns: first, second, difference with low and high (95%), only_first, only_second (images), p, p_holm. Empty without
+    predictions. A test of these runs, not of their configurations: a repeat with another seed would differ too.
+    """
+    best = [best_with(table, read_predictions, model, n) for model in table.models]
+    pairs = [(rows[0], other) for rows in best for other in rows[1:]]
+    pairs += itertools.combinations([rows[0] for rows in best if rows], 2)
+    lines = []
+    for (first, (labels, logits)), (second, (other_labels, other_logits)) in pairs:
+        if np.array_equal(labels, other_labels):
+            b, c, p = mcnemar(logits.argmax(axis=1) == labels, other_logits.argmax(axis=1) == labels)
+            gap, half = (b - c) / len(labels), Z * math.sqrt(b + c - (b - c) ** 2 / len(labels)) / len(labels)
+            lines.append((first["Full_Modelname"], second["Full_Modelname"], gap, gap - half, gap + half, b, c, p))
+    tests = pd.DataFrame(lines, columns=["first", "second", "difference", "low", "high", "only_first", "only_second",
+                                         "p"])
+    return tests.assign(p_holm=holm(tests["p"]))
+
+
+# ------------------------------------------------------------------ knobs
+
+
+def cells(table: Table, model: str) -> pd.DataFrame:
+    """One row a grid cell: knobs, score (mean over repeats), chance. Cosine cells stand at every gamma of the grid."""
+    rows = table.rows[table.rows["main"] & (table.rows["model"] == model)].dropna(subset=[table.rank_by])
+    cosine = rows[rows["scheduler"] == "cosine"].drop(columns="gamma").merge(rows[["gamma"]].drop_duplicates(),
+                                                                             how="cross")
+    every = pd.concat([rows[rows["scheduler"] != "cosine"], cosine])
+    return every.groupby(list(KNOBS)).agg(score=(table.rank_by, "mean"), chance=("chance", "all")).reset_index()
+
+
+def importance(table: Table, model: str) -> tuple[pd.Series, str] | None:
+    """Shares of the score's variance among the grid's cells by knob (and pair of knobs, `rest`), and on what they rest.
+
+    Values at which every cell stays at chance are left out. None if fewer than two knobs vary or too few cells were run.
+    """
+    grid, dropped = cells(table, model), []
+    for knob in KNOBS:
+        dead = grid.groupby(knob)["chance"].all()
+        if 0 < dead.sum() < len(dead):
+            dropped += [f"{KNOBS[knob]} {_value(value)}" for value in dead[dead].index]
+            grid = grid[~grid[knob].isin(dead[dead].index)]
+    levels = {knob: grid[knob].nunique() for knob in KNOBS if grid[knob].nunique() > 1}
+    full = math.prod(levels.values())
+    if len(levels) < 2 or grid["score"].nunique() == 1 or len(grid) <= 1 + sum(levels.values()) - len(levels):
+        return None
+    text = f"all {full} cells" if len(grid) == full else f"{len(grid)} of {full} cells, main effects only"
+    text += f"; without {', '.join(dropped)}, always at chance" * bool(dropped)
+    return (decompose if len(grid) == full else main_effects)(grid, list(levels)), text
+
+
+def decompose(grid: pd.DataFrame, knobs: list[str], score: str = "score") -> pd.Series:
+    """Shares of variance by functional ANOVA of a full factorial, exact; Hutter et al., ICML 2014."""
+    values = grid.sort_values(knobs)[score].to_numpy().reshape([grid[knob].nunique() for knob in knobs])
+    effect, shares = {(): values.mean()}, {}
+    for axes in (*itertools.combinations(range(len(knobs)), 1), *itertools.combinations(range(len(knobs)), 2)):
+        marginal = values.mean(axis=tuple(set(range(len(knobs))) - set(axes)), keepdims=True)
+        effect[axes] = marginal - sum(effect[part] for k in range(len(axes))
+                                      for part in itertools.combinations(axes, k))
+        shares[" x ".join(knobs[axis] for axis in axes)] = float((effect[axes] ** 2).mean() / values.var())
+    return pd.Series(shares | {"rest": max(0.0, 1 - sum(shares.values()))})
+
+
+def main_effects(grid: pd.DataFrame, knobs: list[str], score: str = "score") -> pd.Series:
+    """Share of variance that each knob explains beyond all others, by least squares: for a grid with holes."""
+    target = grid[score].to_numpy()
+
+    def explained(chosen):
+        levels = [pd.get_dummies(grid[knob].astype(str)).to_numpy(float) for knob in chosen]
+        design = np.column_stack([np.ones(len(grid)), *levels])
+        return 1 - (target - design @ np.linalg.lstsq(design, target)[0]).var() / target.var()
+
+    shares = {knob: max(0.0, explained(knobs) - explained([k for k in knobs if k != knob])) for knob in knobs}
+    return pd.Series(shares | {"rest": max(0.0, 1 - sum(shares.values()))})
+
+
+def edges(table: Table, model: str) -> list[str]:
+    """A warning for each numeric knob whose best value is the smallest or largest one tried."""
+    rows = ranked(table, model)
+    best, warnings = rows.iloc[0], []
+    for knob in ("learning_rate", "weight_decay", "gamma"):
+        values = _acting(rows, knob)[knob]
+        if values.nunique() > 1 and best.name in values.index and best[knob] in (values.min(), values.max()):
+            side, beyond = ("smallest", "lower") if best[knob] == values.min() else ("largest", "higher")
+            warnings.append(f"The best run's {KNOBS[knob]}, {_value(best[knob])}, is the {side} one tried: {beyond} "
+                            "ones may be better.")
+    return warnings
+
+
+def _acting(rows: pd.DataFrame, knob: str) -> pd.DataFrame:
+    """The rows on which a knob acts: gamma does nothing under the cosine schedule."""
+    return rows[rows["scheduler"] != "cosine"] if knob == "gamma" else rows
+
+
+def expected_best(scores) -> np.ndarray:
+    """Expected highest score among k runs drawn without replacement, for k = 1..N; after Dodge et al., EMNLP 2019."""
+    ordered = np.sort(np.asarray(scores, float))
+    n, lower, expected = len(ordered), np.arange(len(ordered)), []
+    highest = np.full(n, 1 / n)  # chance that a run is the highest of k: C(lower, k - 1) / C(n, k)
+    for k in range(1, n + 1):
+        expected.append(float(highest @ ordered))
+        highest = highest * (lower - k + 1).clip(0) / k * (k + 1) / max(n - k, 1)
+    return np.array(expected)
+
+
+def augmentation_pairs(table: Table, model: str) -> pd.DataFrame:
+    """Pairs of runs with and without augmentation, all else equal, and the gain; pairs at chance on both sides left out."""
+    rows = candidates(table, model).dropna(subset=[table.tested])
+    others = [knob for knob in KNOBS if knob != "augmentation"]
+    sides = [rows[rows["augmentation"] == side][[*others, table.tested, "chance"]] for side in (True, False)]
+    pairs = sides[0].merge(sides[1], on=others, suffixes=("_with", "_without")).query("not (chance_with and "
+                                                                                      "chance_without)")
+    return pairs.assign(gain=pairs[f"{table.tested}_with"] - pairs[f"{table.tested}_without"])
+
+
+# ------------------------------------------------------------------ two tables
+
+
+def compare(first: Table, second: Table) -> pd.DataFrame:
+    """The cells that both tables have: knobs, first and second test accuracy (mean over repeats), difference, chance of each."""
+    cell = ["model", "model_args", *KNOBS]
+
+    def by_cell(table):
+        rows = table.rows[table.rows["main"]].dropna(subset=[table.tested])
+        rows = rows.assign(model_args=rows.get("model_args", "{}"))
+        return rows.groupby(cell).agg(test=(table.tested, "mean"), chance=("chance", "all")).reset_index()
+
+    both = by_cell(first).merge(by_cell(second), on=cell, suffixes=("_first", "_second"))
+    both = both.rename(columns={"test_first": "first", "test_second": "second"})
+    return both.assign(difference=both["second"] - both["first"])
+
+
+def comparison_sentences(first: Table, second: Table) -> list[str]:
+    """What differs from the first table to the second, by model."""
+    both = compare(first, second)
+    lines = [f"`{table.name}`: {conditions(table)}" for table in (first, second)]
+    for model, group in both.groupby("model"):
+        noise = noise_floor(first, model)
+        beyond = (group["difference"].abs() > noise.margin).sum()
+        lines.append(f"{MODELS[model]}: {counted(len(group), 'cell')} in both. From the first to the second the median "
+                     f"difference is {signed(group['difference'].median())} points; {(group['difference'] > 0).sum()} "
+                     f"are higher, and {beyond} differ by more than the {noise.name} ({points(noise.margin)}). At "
+                     f"chance are {group['chance_first'].sum()} in the first, {group['chance_second'].sum()} in the "
+                     "second.")
+        winners = [(ranked(table, model).iloc[0], table.tested) for table in (first, second)]
+        lines.append(f"{MODELS[model]}'s winner: "
+                     + ", then ".join(f"`{row['Full_Modelname']}` ({percent(row[tested])})"
+                                                                     for row, tested in winners) + ".")
+    return lines if len(both) else [*lines, "The two tables have no cell in common."]
+
+
+# ------------------------------------------------------------------ words
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.2f}%"
+
+
+def points(difference: float) -> str:
+    return f"{100 * abs(difference):.2f} points"
+
+
+def signed(difference: float) -> str:
+    return f"{100 * difference:+.2f}"
+
+
+def in_words(n: int) -> str:
+    """`no`, `one` to `ten`, then figures."""
+    words = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+    return words[n] if n < len(words) else f"{n:,}"
+
+
+def counted(n: int, noun: str) -> str:
+    """`one row`, `two rows`, `12 rows`."""
+    return f"{in_words(n)} {noun}{'' if n == 1 else 's'}"
+
+
+def listed(items) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    *first, last = map(str, items)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _some(names, most: int = 3) -> str:
+    names = list(map(str, names))
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _value(value) -> str:
+    """A knob's value as its name in the run's name: 1e-05, 0.001, step."""
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def _plain(value) -> str:
+    """`80` for 80.0, and a model's sizes without JSON's signs."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    try:
+        sizes = json.loads(value) if str(value).startswith("{") else None
+    except ValueError:
+        sizes = None
+    return str(value) if sizes is None else ", ".join(f"{k} {v}" for k, v in sizes.items()) or "default"
+
+
+# ------------------------------------------------------------------ sentences
+
+
+def conditions(table: Table) -> str:
+    """One sentence: data, protocol, split, epochs, sizes, hardware, seeds, number of runs."""
+    rows, runs = table.rows[table.rows["main"]], table.rows[~table.rows["copy"]]
+    parts = ["SYNTHETIC DATA, NOT CIFAR-10" if table.synthetic else "CIFAR-10"]
+    for column, label in {"protocol": "{} protocol", "split": "{} split", "epochs": "up to {} epochs",
+                          "batch_size": "batches of {}",
+                          "limit_train": "{} training images", "limit_test": "{} test images",
+                          "model_args": "model sizes: {}",
+                          "precision": "{}", "device": "{}"}.items():
+        values = [_plain(value) for value in rows[column].dropna().unique()] if column in rows else []
+        if set(values) - {"0", "default"}:
+            parts.append(label.format(" or ".join("all" if value == "0" else value for value in values)))
+    if "seed" in rows:
+        seeds = sorted(rows["seed"].dropna().astype(int).unique())
+        parts.append(f"seed{'s' * (len(seeds) > 1)} "
+                     + (listed(seeds) if len(seeds) < 8 else f"{seeds[0]} to {seeds[-1]}"))
+    counts = ", ".join(f"{MODELS[m]} {(runs['model'] == m).sum()}" for m in table.models)
+    return f"{'; '.join(parts)}; {counted(len(runs), 'run')} ({counts}), ranked by {table.rank_by}."
+
+
+def chance_sentence(table: Table) -> str:
+    """How many runs are no better than guessing, and what they share."""
+    runs = table.rows[~table.rows["copy"]]
+    lost = runs[runs["chance"]]
+    if lost.empty:
+        return "The one run is better than guessing." if len(runs) == 1 else f"All {counted(len(runs), 'run')} are better than guessing."
+    by_model = listed(f"{n} of {MODELS[m]}'s" for m, n in lost["model"].value_counts().items())
+    text = f"{len(lost)} of {counted(len(runs), 'run')} ({by_model}) {'is' if len(lost) == 1 else 'are'} no better than guessing"
+    for knob in KNOBS:
+        value, group = lost[knob].iloc[0], runs[runs["model"] == lost["model"].iloc[0]]
+        if 1 < group[knob].nunique() and set(group.index[group[knob] == value]) == set(lost.index):
+            text += f": every {MODELS[lost['model'].iloc[0]]} run with {KNOBS[knob]} {_value(value)}"
+    return text + "."
+
+
+def shared_knobs(rows: pd.DataFrame) -> str:
+    """What the given runs share and how they vary, a sentence a knob."""
+    n = len(rows)
+    each = {1: "It", 2: "Both"}.get(n, f"All {in_words(n)}")
+    lines = []
+    for knob, name in KNOBS.items():
+        values = _acting(rows, knob)[knob]
+        where = "" if len(values) == n else f" in the {in_words(len(values))} where it acts"
+        common = values.value_counts()
+        if knob == "augmentation":
+            known = {n: f"{each} use{'s' * (n == 1)} augmentation.", 0: f"{'It uses' if n == 1 else 'None uses'} no "
+                                                                        "augmentation."}
+            lines.append(known.get(values.sum(),
+                                   f"{values.sum()} of {n} use augmentation.").replace("None uses no", "None uses"))
+        elif values.empty:
+            lines.append("Gamma does nothing under the cosine schedule.")
+        elif len(common) == 1:
+            lines.append(f"{name.capitalize()}: {_value(common.index[0])}"
+                         + (f" in {each.lower()}" if n > 1 and not where else where) + ".")
+        elif knob == "scheduler":
+            lines.append(f"Scheduler: {listed(f'{kind} in {in_words(count)}' for kind, count in common.items())}.")
+        else:
+            most = f", most often {_value(common.index[0])} ({common.iloc[0]} of {len(values)})" * bool(common.iloc[0] > common.iloc[1])
+            lines.append(f"{name.capitalize()}: from {_value(values.min())} to {_value(values.max())}{most}{where}.")
+    return " ".join(lines)
+
+
+def observations(table: Table, model: str, n: int = 5) -> list[str]:
+    """Key observations on one model's best runs: sentences that follow from the table alone."""
+    rows, best = ranked(table, model), top(table, model, n)
+    if best.empty:
+        return [f"No run of {MODELS[model]} in this table can be ranked."]
+    first, noise = best.iloc[0], noise_floor(table, model)
+    how = "the only run" if len(rows) == 1 else f"{'lowest' if table.lower_is_better else 'highest'} {table.score} of {len(rows)} runs"
+    score = f"{table.score} {_score(table, first['score'])}, " * (table.rank_by != table.tested)
+    lines = [f"**Best run:** `{first['name']}` ({how}): {score}test accuracy {percent(first['test'])} (95% interval "
+             f"{percent(first['low'])} to {percent(first['high'])})."]
+    if ties := (rows[table.rank_by] == first["score"]).sum() - 1:
+        lines.append(f"**Tie:** {counted(ties, 'other run')} {'has' if ties == 1 else 'have'} the same {table.score}.")
+    if first["runs"] > 1 and "seed" in table.rows:
+        lines.append(f"**Repeats:** over {first['runs']} seeds the best run's configuration reaches "
+                     f"{percent(first['mean'])} on average, SD {points(first['sd'])}.")
+    if len(best) > 1:
+        gap = best["test"].max() - best["test"].min()
+        lines.append(f"**Range:** the best {in_words(len(best))} reach {percent(best['test'].min())} to "
+                     f"{percent(best['test'].max())} on the test images: {points(gap)} apart, "
+                     f"{'more' if gap > noise.margin else 'no more'} than the {noise.name} between two runs of one "
+                     f"configuration ({points(noise.margin)}).")
+    lines.append(f"**Noise floor:** {noise.text}.")
+    if (distinct := best["experiment"].nunique()) < len(best):
+        lines.append(f"**One experiment, several names:** the best {in_words(len(best))} rows are "
+                     f"{counted(distinct, 'experiment')}, repeated under names that differ in a knob that does "
+                     "nothing.")
+    lines.append(f"**Hyperparameters:** {shared_knobs(rows.head(n))}")
+    lines.append(f"**Augmentation:** {_augmentation_sentence(table, model)}")
+    lines += [f"**Edge of the grid:** {text}" for text in edges(table, model)]
+    return lines + [f"**Choice:** {_choice_sentence(table, rows, noise)}"] * (len(rows) > 1)
+
+
+def _score(table: Table, value: float) -> str:
+    return percent(value) if "accuracy" in table.rank_by else f"{value:.4f}"
+
+
+def _augmentation_sentence(table: Table, model: str) -> str:
+    best = ranked(table, model).groupby("augmentation")[table.tested].max()
+    if len(best) < 2:
+        return f"its benefit can't be told, {'every' if best.index[0] else 'no'} run uses it."
+    text = f"at best {percent(best[True])} with it, {percent(best[False])} without it ({signed(best[True] - best[False])} points)"
+    if len(pairs := augmentation_pairs(table, model)):
+        text += (f"; all else equal it brings {signed(pairs['gain'].median())} points (median) and helps in "
+                 f"{(pairs['gain'] > 0).sum()} of {counted(len(pairs), 'pair')}")
+    return text + "."
+
+
+def _choice_sentence(table: Table, rows: pd.DataFrame, noise: Noise) -> str:
+    if not table.rank_by.startswith("test_"):
+        gap = rows[table.tested].max() - rows.iloc[0][table.tested]
+        return ("made on validation; the test images were not used. The highest test accuracy, "
+                f"{percent(rows[table.tested].max())}, is "
+                + (f"{points(gap)} higher." if gap else "that of the chosen run."))
+    draws = rows.drop_duplicates(["experiment", table.tested])  # repeats that agree in every digit are one draw
+    return (f"made by test score among {len(rows)} runs, so the best one's accuracy is too high, by about "
+            f"{points(selection_bias(draws[table.tested], noise.sd))} or more (bootstrap with the {noise.name}).")
+
+
+def overall_observations(table: Table) -> list[str]:
+    """Key observations across models; says which models are missing and where conditions differ."""
+    best, every, lines = overall(table), experiments(table), []
+    missing = [label for model, label in MODELS.items() if model not in set(best["model"])]
+    if len(best):
+        first = best.iloc[0]
+        order = ", ".join(f"{MODELS[row['model']]} {percent(row['test'])}" for _, row in best.iterrows())
+        lines = [f"**Best model:** {MODELS[first['model']]} with `{first['name']}`, test accuracy "
+                 f"{percent(first['test'])}.",
+                 f"**Ranking** by {table.score}, with test accuracies: {order}."]
+        lines += [f"**Gap:** {gap_sentence(table, first, row)}" for _, row in best.iloc[1:].iterrows()]
+    if len(best) > 1:
+        lines.append(f"**What the winners share:** {shared_knobs(table.rows.loc[best.index])}")
+        lines += [f"**Image by image:** {text}" for text in paired_sentences(table)]
+        winners = table.rows.loc[best.index].set_index("model")
+        for column in (c for c in CONDITIONS if c in winners and winners[c].nunique() > 1):
+            values = listed(f"{_plain(value)} for {MODELS[model]}" for model, value in winners[column].items())
+            lines.append(f"**Not like for like:** {column.replace('_', ' ')} is {values}.")
+    if missing:
+        lines.append(f"**Missing:** the table has no ranked run of {listed(missing)}.")
+    if spare := every["rows"].sum() - len(every):
+        lines.append(f"**Experiments:** {every['rows'].sum()} rows are {counted(len(every), 'experiment')}; {spare} "
+                     "repeat another with a further seed or under another name (gamma does nothing under the cosine "
+                     "schedule).")
+    if same := identical_rows(table):
+        lines.append(f"**Same digits:** {counted(same, 'experiment')} repeat another's metrics in every digit: what "
+                     "tells them apart had no effect (a weight decay too small to change a float32 weight, for one).")
+    return [*lines, f"**Chance:** {chance_sentence(table)}"]
+
+
+def gap_sentence(table: Table, first: pd.Series, second: pd.Series) -> str:
+    """How far the first of two rows of `overall` is ahead of the second on the test images, against both models' noise."""
+    gap, names = first["test"] - second["test"], [MODELS[row["model"]] for row in (first, second)]
+    if gap == 0:
+        return f"{names[0]} and {names[1]} tie on the test images."
+    margin = Z * math.hypot(*(noise_floor(table, row["model"]).sd for row in (first, second)))
+    return (f"{names[0]} is {points(gap)} {'above' if gap > 0 else 'below'} {names[1]} on the test images, "
+            f"{'more' if abs(gap) > margin else 'no more'} than the noise ({points(margin)}).")
+
+
+def paired_sentences(table: Table) -> list[str]:
+    """The models' best runs against each other, image by image, in words."""
+    tests, model_of = paired_tests(table, 1), table.rows.set_index("Full_Modelname")["model"].to_dict()
+    lines = []
+    for _, t in tests.iterrows():
+        first, second = (MODELS[model_of[t[side]]] for side in ("first", "second"))
+        verdict = "a difference" if t["p_holm"] < 0.05 else "no clear difference"
+        lines.append(f"{t['only_first']} test images only {first}'s best run gets right, {t['only_second']} only "
+                     f"{second}'s: {verdict} (McNemar's test with Holm's correction, p = {t['p_holm']:.2g}).")
+    return lines
+
+
+# ------------------------------------------------------------------ README
+
+
+def bullets(lines) -> str:
+    """A Markdown list."""
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _markdown(columns: dict[str, list]) -> str:
+    """A Markdown table without its empty columns."""
+    columns = {head: values for head, values in columns.items() if any(values)}
+    lines = [list(columns), ["---"] * len(columns), *zip(*columns.values())]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def runs_table(table: Table, best: pd.DataFrame) -> str:
+    """`top` or `overall` as Markdown, with the published best beside ours where each row is another model."""
+    rows = [row for _, row in best.iterrows()]
+    overall, ours = best["model"].nunique() == len(best) > 1, "run" in table.rows and not table.synthetic
+    return _markdown({
+        "Model": [MODELS[row["model"]] * overall for row in rows],
+        "Run": [f"`{row['name']}`" for row in rows],
+        table.score.capitalize(): [_score(table, row["score"]) * (table.rank_by != table.tested) for row in rows],
+        "Test accuracy": [percent(row["test"]) for row in rows],
+        "95% interval": [f"{100 * row['low']:.2f} to {100 * row['high']:.2f}" for row in rows],
+        "Per-class accuracy": [percent(row["per_class"]) for row in rows],
+        "Mean ± SD (runs)": [f"{100 * row['mean']:.2f} ± {100 * row['sd']:.2f} ({row['runs']})" if row["runs"] > 1
+                             else "" for row in rows],
+        "Published best": [percent(PUBLISHED_BEST[row["model"]]) if overall and ours else "" for row in rows]})
+
+
+def experiments_table(table: Table, model: str, n: int = 5) -> str:
+    """A model's best experiments as Markdown."""
+    rows = [row for _, row in experiments(table, model).head(n).iterrows()]
+    return _markdown({f"{MODELS[model]}: experiment": [f"`{row['name']}`" for row in rows],
+                      "Rows": [str(row["rows"]) for row in rows],
+                      "Runs": [str(row["runs"]) for row in rows],
+                      f"Mean {table.score}": [_score(table, row["score"]) for row in rows],
+                      "Mean test accuracy": [percent(row["test"]) for row in rows],
+                      "SD, points": [f"{100 * row['sd']:.2f}" if row["runs"] > 1 else "" for row in rows]})
+
+
+def paired_table(table: Table) -> str:
+    """`paired_tests` as Markdown, or why there are none."""
+    rows = [row for _, row in paired_tests(table).iterrows()]
+    return _markdown({"First run": [f"`{row['first']}`" for row in rows],
+                      "Second run": [f"`{row['second']}`" for row in rows],
+                      "Difference, points": [signed(row["difference"]) for row in rows],
+                      "95% interval": [f"{signed(row['low'])} to {signed(row['high'])}" for row in rows],
+                      "Only first right": [str(row["only_first"]) for row in rows],
+                      "Only second right": [str(row["only_second"]) for row in rows],
+                      "p": [f"{row['p']:.2g}" for row in rows],
+                      "p (Holm)": [f"{row['p_holm']:.2g}" for row in rows]}) if rows else (
+        "No paired comparison: it takes the stored predictions of two of the best runs on the same test images.")
+
+
+def model_section(table: Table, model: str, figures: str = "") -> str:
+    """A model's results as Markdown: its chart (if `figures` says where), the best runs, the key observations."""
+    best, chart = top(table, model), f"![{MODELS[model]}: the best runs]({figures}/{model}_top5.png)"
+    shown = [chart] * bool(figures) + [runs_table(table, best)] if len(best) else []
+    return "\n\n".join([f"### Results {MODELS[model]}", *shown, bullets(observations(table, model))])
+
+
+def overall_section(table: Table, figures: str = "") -> str:
+    """The best run of each model as Markdown, as in model_section."""
+    best, chart = overall(table), f"![The best run of each model]({figures}/overall_top5.png)"
+    shown = [chart] * bool(figures) + [runs_table(table, best)] if len(best) else []
+    return "\n\n".join(["### Overall results", *shown, bullets(overall_observations(table))])
+
+
+def readme_section(table: Table, figures: str = "figures") -> str:
+    """The results as Markdown: conditions, then each model and all of them; figures: the charts' folder, seen from the README."""
+    notes = ["What this report assumes or leaves out:", bullets(table.notes)] if table.notes else []
+    return "\n\n".join([f"**Conditions:** {conditions(table)}", *notes,
+                        *(model_section(table, model, figures) for model in table.models),
+                        overall_section(table, figures)])
+
+
+def rewrite_between_markers(path: str | Path, name: str, text: str) -> bool:
+    """Replace what stands between `<!-- name:begin -->` and `<!-- name:end -->`; whether the file changed.
+
+    Raises InputError if the file can't be read, lacks the pair or has it twice.
+    """
+    path, begin, end = Path(path), f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    try:
+        old = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror}); expected a file with {begin} and {end}") from None
+    if old.count(begin) != 1 or old.count(end) != 1 or old.index(begin) > old.index(end):
+        raise InputError(f"{path}: expected {begin} and then {end}, once each; add the two lines where the results "
+                         "belong")
+    new = old[:old.index(begin)] + f"{begin}\n\n{text.strip()}\n\n" + old[old.index(end):]
+    if new != old:
+        with replacing(path) as part:
+            part.write_text(new, encoding="utf-8")
+    return new != old

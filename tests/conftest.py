@@ -1,0 +1,66 @@
+"""What the tests share: no network, no tracking, one thread, the stand-in generated once, and CIFAR-10 where it is there."""
+
+import functools
+import os
+from pathlib import Path
+
+# Set before torch is imported, and inherited by child processes. Tiny models gain nothing from more threads, and the same
+# number of them everywhere gives the same sums; a proxy that isn't there keeps every request from leaving this machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("WANDB_MODE", "disabled")
+os.environ |= {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
+os.environ |= {name: "127.0.0.1,localhost" for name in ("no_proxy", "NO_PROXY")}
+
+import pytest
+
+from cifarlib.config import Config
+
+GENUINE = Path(os.environ.get("CIFAR10_DIR") or Path(__file__).parent.parent / "cifar-10").absolute()
+
+# Sizes at which a model trains in milliseconds; their layers are those of the published ones.
+TINY = {
+    "cnn": {"channels": [4, 4, 8, 8, 8, 8], "hidden": [16, 16, 16]},
+    "resnet": {"widths": [4, 4, 8, 8], "depths": [1, 1, 1, 1]},
+    "vit": {"patch": 8, "dim": 16, "depth": 2, "heads": 2, "head_dim": 8, "mlp_dim": 24},
+}
+
+
+def tiny(model: str = "vit", **changes) -> Config:
+    """A run of a second or less on the stand-in; everything in it is the same on every machine."""
+    sizes = {"batch_size": 16, "limit_train": 48, "limit_val": 40, "limit_test": 40, "epochs": 2, "learning_rate": 0.01}
+    return Config(**{"model": model, "model_args": TINY[model], "dataset": "synthetic", "device": "cpu", "precision": "fp32",
+                     **sizes, **changes})
+
+
+@pytest.fixture(scope="session")
+def cifar10() -> Path:
+    """The folder of the genuine CIFAR-10: $CIFAR10_DIR, else ./cifar-10."""
+    if not any((place / "test_batch").exists() for place in (GENUINE, GENUINE / "cifar-10-batches-py")):
+        pytest.skip("needs the genuine CIFAR-10 in $CIFAR10_DIR or ./cifar-10")
+    return GENUINE
+
+
+@pytest.fixture(scope="session", autouse=True)
+def generated_once():
+    """The stand-in costs seconds to generate, and is the same every time (test_data.py compares it with a fresh one)."""
+    from cifarlib import data
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "synthetic", functools.cache(data.synthetic))
+        yield
+
+
+@pytest.fixture(scope="session")
+def load():
+    """load_cifar10 that reads the same images once for all tests; nothing in a Splits may be changed in place."""
+    from cifarlib import load_cifar10
+
+    loaded = {}
+
+    def cached(config: Config):
+        key = config.protocol, config.split, config.dataset, config.limit_train, config.limit_val, config.limit_test
+        if key not in loaded:
+            loaded[key] = load_cifar10(config)
+        return loaded[key]
+
+    return cached

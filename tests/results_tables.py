@@ -1,0 +1,128 @@
+"""Tables of runs made up for tests: the columns of executed/STUDY/runs.csv, with run folders on request."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cifarlib.config import CHECKPOINTS, CLASSES, Config
+
+GRID = dict(learning_rate=(0.01, 0.001, 0.0001, 0.00001), weight_decay=(0.01, 0.001, 0.0001, 0.00001),
+            gamma=(0.95, 0.97, 0.99),
+            scheduler=("exponential", "step", "cosine"), augmentation=(False, True))
+BEST = {"cnn": (0.92, 1e-4), "resnet": (0.88, 1e-3), "vit": (0.86, 1e-4)}
+
+
+def row(config: Config, accuracy: float, noise: np.random.Generator, **changes) -> dict:
+    """One cell of a table with the given test accuracy."""
+    val = accuracy + noise.normal(0, 0.003)
+    cell = dict(Modelname=config.model, Group=config.model, augmentation=config.augmentation, gamma=config.gamma,
+                learning_rate=config.learning_rate,
+                scheduler=config.scheduler, weight_decay=config.weight_decay, Full_Modelname=config.cell_name,
+                study="made_up", run=config.run_name,
+                shared_with="", status="done", seed=config.seed, protocol=config.protocol, split=config.split,
+                dataset=config.dataset,
+                model_args=json.dumps(config.model_args), epochs=config.epochs, epochs_run=config.epochs,
+                batch_size=config.batch_size, val_freq=1,
+                early_stopping_patience=20, limit_train=0, limit_val=0, limit_test=config.limit_test, precision="bf16",
+                device="cuda: H200",
+                seconds={"cnn": 700, "resnet": 150, "vit": 4000}[config.model] * noise.uniform(0.9, 1.1),
+                parameters={"cnn": 13_240_000, "resnet": 11_190_000, "vit": 92_500_000}[config.model],
+                train_images=40_000, val_images=10_000,
+                test_images=config.limit_test or 10_000, data_fingerprint="abc123", commit="0123abc")
+    for checkpoint, cost in zip(CHECKPOINTS, (0, 0.002, 0.004)):
+        classes = np.clip(accuracy - cost + np.linspace(-0.06, 0.06, 10)[[7, 9, 2, 0, 5, 1, 6, 4, 8, 3]], 0,
+                          1) if accuracy > 0.12 else np.eye(10)[0]
+        cell |= {f"test_accuracy_{checkpoint}": round(accuracy - cost, 4), f"test_loss_{checkpoint}": 1.5 - accuracy,
+                 f"val_loss_{checkpoint}": 1.5 - val,
+                 f"test_per_class_accuracy_{checkpoint}": round(accuracy - cost, 4),
+                 f"val_accuracy_{checkpoint}": round(val - cost, 4),
+                 f"epoch_{checkpoint}": config.epochs}
+        cell |= {f"test_per_class_accuracy_{name}_{checkpoint}": value for name, value in zip(CLASSES, classes)}
+    return cell | dict(train_accuracy=0.99, train_loss=0.03, val_accuracy=val, val_loss=1.5 - val) | changes
+
+
+def table(models=("cnn", "resnet", "vit"), seeds=(100,), finalist_seeds=(), **grid) -> pd.DataFrame:
+    """A grid of runs (GRID where not told otherwise); cosine cells that differ in gamma share one run, as the batch runner writes them."""
+    grid, noise, rows, done = {**GRID, **grid}, np.random.default_rng(0), [], {}
+    for model, seed in itertools.product(models, seeds):
+        for values in itertools.product(*grid.values()):
+            config = Config(model=model, seed=seed, **dict(zip(grid, values)))
+            if config.run_name in done:
+                rows.append(done[config.run_name]
+                            | dict(Full_Modelname=config.cell_name, gamma=config.gamma,
+                                   shared_with=done[config.run_name]["Full_Modelname"]))
+                continue
+            rows.append(row(config, accuracy(config, noise), noise))
+            done[config.run_name] = rows[-1]
+    if finalist_seeds:
+        frame = pd.DataFrame(rows)
+        for model in models:
+            for _, best in frame[(frame["Modelname"] == model) & (frame["shared_with"] == "")].nlargest(3, "val_accuracy_best_val_acc").iterrows():
+                for seed in finalist_seeds:
+                    config = Config(model=model, seed=seed, **{knob: best[knob] for knob in GRID})
+                    rows.append(row(config, best["test_accuracy_best_val_acc"] - 0.003 + noise.normal(0, 0.002), noise))
+    return pd.DataFrame(rows)
+
+
+def accuracy(config: Config, noise: np.random.Generator) -> float:
+    """A plausible test accuracy: each model has its learning rate, likes augmentation, and varies a little."""
+    peak, rate = BEST[config.model]
+    steps = np.log10(config.learning_rate / rate)
+    if config.model == "cnn" and steps >= 2:
+        return 0.1
+    return peak - 0.07 * steps**2 - 0.05 * (not config.augmentation) - 0.01 * (config.scheduler != "cosine") + noise.normal(0, 0.002)
+
+
+def write_study(folder: Path, frame: pd.DataFrame, compact: bool = False, images: int = 10_000, runs: int = 1000,
+                labels=None) -> Path:
+    """runs.csv, and histories and predictions of the best runs: in run folders, or compact as a committed study holds them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(folder / "runs.csv", index=False)
+    real = frame[(frame["shared_with"] == "") & (frame["status"] == "done")].nlargest(runs, "val_accuracy_best_val_acc")
+    labels = np.random.default_rng(1).permutation(np.arange(images) % 10) if labels is None else labels
+    histories = []
+    for number, (_, cell) in enumerate(real.iterrows()):
+        place = folder / "predictions" / f"{cell['run']}.npz" if compact else folder / cell["run"] / "predictions.npz"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(place, labels=labels,
+                            **{c: logits(labels, cell[f"test_accuracy_{c}"], number) for c in CHECKPOINTS})
+        histories.append(history(cell).assign(run=cell["run"]))
+        if not compact:
+            histories[-1].drop(columns="run").to_csv(place.with_name("history.csv"), index=False)
+    if compact:
+        pd.concat(histories).to_csv(folder / "histories.csv.gz", index=False)
+    return folder / "runs.csv"
+
+
+def logits(labels: np.ndarray, share_right: float, seed: int) -> np.ndarray:
+    """Logits (N, 10) of which about the given share is right; the same images are hard for every run."""
+    own, common = np.random.default_rng(seed), np.random.default_rng(2)
+    margin = common.normal(0, 1, len(labels)) + own.normal(0, 0.5, len(labels))
+    margin -= np.quantile(margin, 1 - share_right)
+    wrong = np.where(common.random(len(labels)) < 0.5, (labels + 2) % 10,
+                     common.integers(1, 10, len(labels)) + labels) % 10
+    scores = own.normal(0, 0.5, (len(labels), 10))
+    scores[np.arange(len(labels)), labels] += 2 + 4 * margin.clip(0)
+    scores[np.arange(len(labels)), wrong] += 2 - 4 * margin.clip(None, 0)
+    flip = margin > 0
+    high, low = np.where(flip, labels, wrong), np.where(flip, wrong, labels)
+    rows = np.arange(len(labels))
+    scores[rows, high] = scores.max(axis=1) + 0.1 + abs(margin)
+    scores[rows, low] = np.minimum(scores[rows, low], scores[rows, high] - 0.1)
+    return scores.astype(np.float16)
+
+
+def history(cell) -> pd.DataFrame:
+    """Epochs that end at the cell's accuracies."""
+    epochs = np.arange(1, int(cell["epochs"]) + 1)
+    rise = 1 - np.exp(-epochs / (len(epochs) / 4))
+    wobble = np.random.default_rng(3).normal(0, 0.006, len(epochs))
+    rate = cell["learning_rate"] * (1 + np.cos(np.pi * (epochs - 1) / len(epochs))) / 2
+    final = cell["val_accuracy_best_val_acc"]
+    return pd.DataFrame({"epoch": epochs, "learning_rate": rate, "train_loss": 2.3 - 2.2 * rise,
+                         "train_accuracy": 0.1 + 0.89 * rise,
+                         "val_loss": 2.3 - 2 * rise * final + 0.3 * rise**8,
+                         "val_accuracy": np.minimum(0.1 + (final - 0.1) * rise + wobble, final), "seconds": 2.0})

@@ -1,0 +1,265 @@
+"""Grids through papermill for real: several runs at a time, resumed, claimed, isolated from each other's failures."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+import torch
+
+from cifarlib import batch, claim
+from cifarlib.claim import Claim, is_claimed
+from cifarlib.config import Config
+from cifarlib.grid import Run
+from cifarlib.runs import read_record, status_of
+
+SMALL = "{widths: [4, 4, 4, 4]}"
+FIXED = f"""
+fixed: {{dataset: synthetic, limit_train: 128, limit_val: 64, limit_test: 64, batch_size: 32, epochs: 2, device: cpu, precision: fp32,
+        scheduler: step, model_args: {SMALL}}}
+"""
+LONG = FIXED.replace("epochs: 2", "epochs: 12").replace("limit_train: 128", "limit_train: 1024") + "rows: [{seed: 1}]\n"
+
+
+def grid(folder, text, *arguments, wait=True, **options):
+    """`python -m cifarlib grid` on a grid of this text; the finished process, or the running one."""
+    path = folder / "g.yaml"
+    path.write_text(text)
+    command = [sys.executable, "-m", "cifarlib", "grid", str(path), "--executed_dir", str(folder / "executed"), "--wandb_mode", "disabled",
+               *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+    if not wait:
+        return process
+    process.output = process.communicate(timeout=300)[0]
+    return process
+
+
+def run_folder(folder):
+    """The only run folder of the study."""
+    (found,) = [path for path in (folder / "executed" / "g").iterdir() if (path / "run.log").exists()]
+    return found
+
+
+def until(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+def epochs_in(folder):
+    path = folder / "history.csv"
+    return len(path.read_text().splitlines()) - 1 if path.exists() else 0
+
+
+def begun(folder):
+    """Wait until the study's run has finished two epochs and return its folder."""
+    study = folder / "executed" / "g"
+    until(lambda: study.exists() and any(epochs_in(path) >= 2 for path in study.iterdir()))
+    return run_folder(folder)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The folder of the long run, trained in one go."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    assert grid(folder, LONG).returncode == 0
+    return run_folder(folder)
+
+
+def assert_same_numbers(folder, other):
+    """Same weights and metrics, bit for bit; only times may differ."""
+    times = ["seconds", "images_per_second"]
+    frames = [pandas.read_csv(place / "history.csv").drop(columns=times) for place in (folder, other)]
+    pandas.testing.assert_frame_equal(*frames, check_exact=True)
+    for name in ("best_val_acc", "best_val_loss", "terminal"):
+        weights = [torch.load(place / f"{name}.pt", weights_only=True) for place in (folder, other)]
+        assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    arrays = [np.load(place / "predictions.npz") for place in (folder, other)]
+    assert all(np.array_equal(arrays[0][key], arrays[1][key]) for key in arrays[0])
+
+
+def test_a_grid_shares_runs_isolates_failures_and_resumes(tmp_path):
+    text = FIXED + """
+rows:
+  - {scheduler: cosine, gamma: [0.95, 0.97]}
+  - {model: cnn, model_args: {channels: [4, 4, 4, 4, 4, 4], hidden: [8, 8]}}
+  - {model: vit, model_args: {dim: 16, depth: 1, heads: 1, head_dim: 8, mlp_dim: 16, patch: 5}}
+"""
+    ended = grid(tmp_path, text, "--jobs", "2")
+    assert ended.returncode == 1, ended.output
+    table = pandas.read_csv(tmp_path / "executed" / "g" / "runs.csv", keep_default_na=False)
+    assert sorted(table.status) == ["done", "done", "done", "failed"]
+    cosine = table[table.scheduler == "cosine"].sort_values("gamma")
+    assert cosine.run.nunique() == 1 and list(cosine.gamma.astype(float)) == [0.95, 0.97]
+    assert list(cosine.shared_with != "") == [False, True]
+    assert cosine.test_accuracy_best_val_acc.nunique() == 1
+    assert ended.output.count("  done  ") == 2 and ended.output.count("  failed  ") == 1
+    assert "patch" in table[table.status == "failed"].error.item()
+
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "executed" / "g").glob("*/record.json")}
+    again = grid(tmp_path, text)
+    assert again.returncode == 1 and "  done  " not in again.output, "what is done is skipped, what failed is left"
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    retried = grid(tmp_path, text, "--retry-failed")
+    assert retried.output.count("  failed  ") == 1
+
+    status = subprocess.run([sys.executable, "-m", "cifarlib", "status", "g", "--executed_dir", str(tmp_path / "executed")],
+                            capture_output=True, text=True)
+    assert status.returncode == 0 and "best so far" in status.stdout
+    counts = {line.split()[0]: line.split()[1:] for line in status.stdout.splitlines()[1:5]}
+    assert counts["all"] == ["2", "0", "1", "0", "0", "0"], status.stdout
+
+
+def test_a_dry_run_counts_and_trains_nothing(tmp_path):
+    ended = grid(tmp_path, FIXED + "rows: [{scheduler: cosine, gamma: [0.95, 0.97, 0.99]}, {}]", "--dry-run")
+    assert "4 cells, 2 distinct runs: 0 done, 0 diverged, 0 failed, 0 running, 0 preempted, 2 pending" in ended.output
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_stop_request_ends_at_an_epoch_and_the_rest_gives_the_same_numbers(tmp_path, uninterrupted):
+    process = grid(tmp_path, LONG, wait=False)
+    folder = begun(tmp_path)
+    process.send_signal(signal.SIGUSR1)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 75, output
+    record = read_record(folder)
+    assert record["status"] == "preempted" and 2 <= record["epochs_run"] == epochs_in(folder) < 12
+    assert "test_accuracy_best_val_acc" not in record["metrics"], "the test images wait until training is finished"
+    assert grid(tmp_path, LONG).returncode == 0
+    assert_same_numbers(folder, uninterrupted)
+
+
+def test_kill_9_of_everything_loses_at_most_the_epoch_in_progress(tmp_path, uninterrupted):
+    process = grid(tmp_path, LONG, wait=False)
+    folder = begun(tmp_path)
+    kernel, child = descendants(process.pid)[::-1][:2]
+    for pid in (process.pid, child, kernel):
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    reached = epochs_in(folder)
+    assert status_of(folder) == "preempted", "a dead owner's claim doesn't count"
+    resumed = grid(tmp_path, LONG)
+    assert resumed.returncode == 0
+    first = (folder / "run.log").read_text().partition("epoch ")[2].split("/")[0]
+    assert int(first) in (reached, reached + 1, reached + 2), "it goes on after the last finished epoch"
+    assert_same_numbers(folder, uninterrupted)
+
+
+def descendants(pid):
+    """Process ids below `pid`, nearest first."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    threads = [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+    found = sorted({*map(int, children), *threads})
+    return found + [below for child in found for below in descendants(child)]
+
+
+def test_a_killed_kernel_is_one_failed_run_and_the_rest_goes_on(tmp_path):
+    text = LONG.replace("[{seed: 1}]", "[{seed: 1}, {seed: 2, epochs: 1}]")
+    process = grid(tmp_path, text, "--jobs", "1", wait=False)
+    study = tmp_path / "executed" / "g"
+    until(lambda: study.exists() and any(epochs_in(path) >= 2 for path in study.iterdir()))
+    os.kill(descendants(process.pid)[-1], signal.SIGKILL)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 1, output
+    records = {record["seed"]: record for path in study.glob("*/record.json") if (record := read_record(path.parent))}
+    assert records[1]["status"] == "failed" and "died" in records[1]["error"].lower()
+    assert records[2]["status"] == "done"
+
+
+def test_two_runners_share_a_study_without_training_anything_twice(tmp_path):
+    text = FIXED + "rows: [{seed: [1, 2, 3, 4]}]"
+    runners = [grid(tmp_path, text, "--jobs", "1", wait=False) for _ in range(2)]
+    outputs = [runner.communicate(timeout=300)[0] for runner in runners]
+    assert [runner.returncode for runner in runners] == [0, 0], outputs
+    assert sum(output.count("  done  ") for output in outputs) == 4
+    assert all(output.count("  done  ") >= 1 for output in outputs)
+
+
+def test_a_claim_has_one_owner_among_many(tmp_path):
+    import threading
+
+    taken, barrier = [], threading.Barrier(16)
+
+    def take():
+        barrier.wait()
+        taken.append(Claim.take(tmp_path / "run"))
+
+    threads = [threading.Thread(target=take) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (owner,) = [one for one in taken if one]
+    assert is_claimed(tmp_path / "run") and Claim.take(tmp_path / "run") is None
+    owner.release()
+    assert not is_claimed(tmp_path / "run")
+    second = Claim.take(tmp_path / "run")
+    assert second and second.number == owner.number + 1
+    second.release()
+
+
+def test_a_claim_without_heartbeat_is_taken_over_and_its_owner_notices(tmp_path, monkeypatch):
+    owner = Claim.take(tmp_path)
+    monkeypatch.setattr(claim.socket, "gethostname", lambda: "another machine")  # its process ids mean nothing here
+    assert Claim.take(tmp_path) is None
+    long_ago = time.time() - claim.STALE - 1
+    os.utime(owner.path, (long_ago, long_ago))
+    heir = Claim.take(tmp_path)
+    assert heir and owner.lost and not heir.lost
+    owner.release()
+    assert is_claimed(tmp_path), "the old owner doesn't release what is no longer his"
+    heir.release()
+
+
+def test_a_living_owner_renews_his_claim(tmp_path, monkeypatch):
+    monkeypatch.setattr(claim, "HEARTBEAT", 0.05)
+    owner = Claim.take(tmp_path)
+    os.utime(owner.path, (1, 1))
+    until(lambda: owner.path.stat().st_mtime > 1, 10)
+    owner.release()
+
+
+def test_slots_share_cores_and_cards(monkeypatch):
+    monkeypatch.setattr(batch.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(batch, "_free_memory", lambda: 100.0)
+    monkeypatch.setattr(batch, "_gpu_memory", lambda: [80.0, 80.0])
+    assert batch.Slots.of_this_machine() == batch.Slots(10, 1, (0, 1))
+    assert batch.Slots.of_this_machine(2) == batch.Slots(2, 4, (0, 1))
+    assert batch.Slots.of_this_machine(0, "cpu") == batch.Slots(8, 1, ())
+    monkeypatch.setattr(batch, "_free_memory", lambda: 7.0)
+    assert batch.Slots.of_this_machine(0, "cpu") == batch.Slots(2, 4, ())
+
+
+def test_an_absolute_data_folder_is_not_published(tmp_path, monkeypatch):
+    seen = {}
+
+    class Process:
+        pid, returncode = 1, 1
+        stdout = []
+
+        def __init__(self, command, **options):
+            seen.update(options["env"])
+            self.stdin = self
+
+        def write(self, text):
+            seen["parameters"] = json.loads(text)
+
+        def close(self):
+            pass
+
+        __enter__, __exit__ = lambda self: self, lambda *_: None
+
+    monkeypatch.setattr(batch.subprocess, "Popen", Process)
+    monkeypatch.setattr("cifarlib.runs._commit", lambda: None)
+    config = Config(data_dir=str(tmp_path))
+    options = batch.Options(executed_dir=str(tmp_path / "executed"))
+    options.run_folder(config).mkdir(parents=True)
+    batch.execute_run(Run(config, (config,)), options, batch.Stopping())
+    assert seen["parameters"]["data_dir"] == "" and seen["CIFAR10_DIR"] == str(tmp_path)

@@ -1,0 +1,153 @@
+"""The commands: flags, help, and one line with exit code 2 for everything a user can get wrong."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from cifarlib import cli
+from cifarlib.config import Config, Options
+
+PUBLISHED = ["-d", "./cifar-10", "-e", "50", "-b", "64", "-m", "resnet", "-s", "step", "-a", "-l", "0.001", "-w", "0.0001", "-g", "0.97",
+             "-f", "5", "-p", "10"]
+LONG = {"-d": "--base_dataset_path", "-e": "--num_epochs", "-b": "--batch_size", "-m": "--model_type", "-s": "--scheduler",
+        "-a": "--data_augmentation", "-l": "--learning_rate", "-w": "--weight_decay", "-g": "--gamma", "-f": "--val_freq",
+        "-p": "--early_stopping_patience"}
+TINY = ["train", "--dataset", "synthetic", "--limit_train", "64", "--limit_val", "64", "--limit_test", "64", "-b", "32", "-e", "1",
+        "--wandb_mode", "disabled", "--device", "cpu", "--model_args", '{"widths": [4, 4, 4, 4]}']
+
+
+def parsed(arguments):
+    namespace = cli.make_parser().parse_args(["train", *arguments])
+    return Config(**cli.fields_of(Config, namespace)), Options(**cli.fields_of(Options, namespace))
+
+
+def train(folder, *arguments, **environment):
+    """`python -m cifarlib train` on a small run, as a user would call it from the project's root."""
+    command = [sys.executable, "-m", "cifarlib", *TINY, "--executed_dir", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=300)
+
+
+def test_the_published_command_line_means_what_it_says():
+    expected = Config(data_dir="./cifar-10", epochs=50, batch_size=64, model="resnet", scheduler="step", augmentation=True,
+                      learning_rate=0.001, weight_decay=0.0001, gamma=0.97, val_freq=5, early_stopping_patience=10)
+    assert parsed(PUBLISHED)[0] == expected
+    assert parsed([LONG.get(word, word) for word in PUBLISHED])[0] == expected
+
+
+def test_without_options_the_defaults_hold():
+    assert parsed([]) == (Config(), Options())
+
+
+def test_every_field_is_an_option_and_help_shows_its_default(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for spec in (*dataclasses.fields(Config), *dataclasses.fields(Options)):
+        after = text.partition(f"--{spec.name}")[2]
+        default = {} if spec.type is dict else spec.default
+        assert after and f"(default: {default})" in text, spec.name
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--modle", "cnn"], "unrecognized arguments"),
+    (["-m", "vgg"], "expected one of cnn, resnet, vit"),
+    (["-s", "linear"], "expected one of exponential, step, cosine"),
+    (["-e", "x"], "invalid int value"),
+    (["-e", "0"], "at least 1"),
+    (["-b", "1"], "at least 2"),
+    (["-l", "-1"], "more than 0"),
+    (["-g", "1.5"], "at most 1"),
+    (["-l", "nan"], "finite"),
+    (["--study", "../x"], "letters, digits"),
+    (["--device", "tpu"], "expected auto"),
+    (["--model_args", "{depth: 1}"], "not JSON"),
+    (["--model_args", "[1]"], "expected a mapping"),
+    (["--seed", "-1"], "at least 0"),
+])
+def test_bad_values_are_one_line_and_exit_code_2(capsys, arguments, message):
+    try:
+        code = cli.main(["train", *arguments])
+    except SystemExit as ended:
+        code = ended.code
+    output = capsys.readouterr()
+    assert code == 2 and message in output.err and output.err.count("\n") == 1 and output.out == ""
+
+
+@pytest.mark.parametrize("arguments", [[], ["nothing"], ["grid"], ["grid", "none.yaml"], ["status", "none"], ["runs", "none"],
+                                       ["results", "--runs", "none.csv"], ["grid", "parameters/demo.yaml", "--jobs", "many"]])
+def test_commands_without_what_they_need_are_one_line_and_exit_code_2(capsys, tmp_path, arguments):
+    if arguments[:1] in (["status"], ["runs"]):
+        arguments = [*arguments, "--executed_dir", str(tmp_path)]
+    if arguments[:1] == ["results"]:
+        arguments = [*arguments, "--report", str(tmp_path)]
+    try:
+        code = cli.main(arguments)
+    except SystemExit as ended:
+        code = ended.code
+    output = capsys.readouterr()
+    assert code == 2 and output.err.startswith("cifarlib: ") and output.err.count("\n") == 1
+
+
+def test_train_prints_the_run_folder_last_and_keeps_everything_there(tmp_path):
+    ended = train(tmp_path, "--study", "one", "-m", "resnet", "-s", "step")
+    assert ended.returncode == 0, ended.stderr
+    folder = tmp_path / "one" / "resnet_aug_False_scheduler_step_lr_0.001_wd_0.001_gamma_0.97_widths_4-4-4-4"
+    assert ended.stdout.splitlines()[-1] == str(folder)
+    assert {"experiment.ipynb", "history.csv", "predictions.npz", "best_val_acc.pt", "best_val_loss.pt", "terminal.pt",
+            "record.json", "run.log"} <= {path.name for path in folder.iterdir()}
+    assert not (folder / "last.pt").exists()
+    record = json.loads((folder / "record.json").read_text())
+    assert record["status"] == "done" and record["data"]["dataset"] == "synthetic"
+    assert "epoch 1/1" in ended.stdout and "SYNTHETIC" in ended.stdout
+
+    before = (folder / "record.json").stat().st_mtime_ns
+    again = train(tmp_path, "--study", "one", "-m", "resnet", "-s", "step")
+    assert again.returncode == 0 and again.stdout.splitlines()[-1] == str(folder)
+    assert (folder / "record.json").stat().st_mtime_ns == before, "a finished run is not trained again"
+
+    other = train(tmp_path, "--study", "one", "-m", "resnet", "-s", "step", "-e", "2")
+    assert other.returncode == 2 and "epochs 1, this one has 2" in other.stderr and other.stderr.count("\n") == 1
+    assert json.loads((folder / "record.json").read_text()) == record, "nothing is lost"
+
+
+def damaged(folder):
+    """A folder that claims to hold CIFAR-10, with a first batch that is not the official one."""
+    batches = folder / "cifar-10-batches-py"
+    batches.mkdir(parents=True)
+    for name in ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"):
+        (batches / name).write_bytes(b"\x80\x04N.")
+    return folder
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--dataset", "cifar10", "-d", "EMPTY"], "no CIFAR-10 in"),
+    (["--dataset", "cifar10", "-d", "DAMAGED"], "data_batch_1 is damaged"),
+    (["-b", "65"], "batch_size: 65"),
+    (["--device", "cuda:7"], "device: cuda:7 is not there"),
+    (["-m", "vit"], "vit has no 'widths'"),
+])
+def test_what_only_the_kernel_can_tell_is_one_line_and_exit_code_2_too(tmp_path, arguments, message):
+    (tmp_path / "empty").mkdir()
+    damaged(tmp_path / "damaged")
+    arguments = [word.replace("EMPTY", str(tmp_path / "empty")).replace("DAMAGED", str(tmp_path / "damaged")) for word in arguments]
+    ended = train(tmp_path / "executed", *arguments, CUDA_VISIBLE_DEVICES="")
+    assert ended.returncode == 2 and message in ended.stderr and ended.stderr.count("\n") == 1, ended.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_one_line_and_exit_code_2(tmp_path):
+    (tmp_path / "executed").write_text("a file in the folder's place")
+    ended = train(tmp_path / "executed")
+    assert ended.returncode == 2 and "can't be written" in ended.stderr and ended.stderr.count("\n") == 1
+
+
+def test_a_broken_environment_is_one_line(tmp_path):
+    """torch can't be imported: its place on the path is taken by a module that isn't there."""
+    shutil.copytree("cifarlib", tmp_path / "cifarlib", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "pandas.py").write_text("raise ModuleNotFoundError(\"No module named 'pandas'\", name='pandas')")
+    ended = subprocess.run([sys.executable, "-m", "cifarlib", "status", "x"], capture_output=True, text=True, cwd=tmp_path)
+    assert ended.returncode == 2 and "the package pandas is missing" in ended.stderr and ended.stderr.count("\n") == 1

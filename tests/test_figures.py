@@ -1,0 +1,200 @@
+"""The charts: the right numbers in them, nothing clipped or overlapping, the same bytes each time, and the results notebook."""
+
+import ast
+import itertools
+import json
+from pathlib import Path
+
+import matplotlib
+import nbformat
+import numpy as np
+import pandas as pd
+import papermill
+import pytest
+import results_tables as made
+
+from cifarlib import figures, results
+from cifarlib.config import CLASSES
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOK = ROOT / "notebooks" / "results.ipynb"
+ONE = dict(learning_rate=(0.001,), weight_decay=(0.001,), gamma=(0.97,), scheduler=("cosine",), augmentation=(True,))
+GRID = dict(learning_rate=(0.001, 0.0001), weight_decay=(0.001, 0.0001), gamma=(0.95, 0.99))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> results.Table:
+    """A study of all three models with histories and predictions."""
+    folder = tmp_path_factory.mktemp("study")
+    made.write_study(folder, made.table(finalist_seeds=(1, 2), **GRID), images=300, runs=80)
+    return results.read_table(folder)
+
+
+def texts(figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(matplotlib.text.Text) if text.get_text() and text.get_visible()]
+
+
+def test_top5_shows_the_table_it_stands_for(study):
+    figure, best = figures.top5(study, "resnet"), results.top(study, "resnet")
+    bars = [bar.get_width() for bar in figure.axes[0].patches]
+    assert bars[0::2] == pytest.approx(best["test"].tolist()) and bars[1::2] == pytest.approx(best["per_class"].tolist())
+    shown = texts(figure)
+    assert all(name in shown for name in best["name"]) and all(results.percent(value) in shown
+                                                               for value in best["test"])
+    noise = results.noise_floor(study, "resnet")
+    band = figure.axes[1].patches[0]
+    assert band.get_width() == pytest.approx(2 * noise.margin)
+    gap = best["test"].max() - best["test"].min()
+    assert ("no more than" in figure.get_suptitle()) == (gap <= noise.margin) and results.points(gap) in figure.get_suptitle().replace("\n", " ")
+
+
+def test_a_model_has_its_colour_everywhere(study):
+    for figure in (figures.top5(study, "vit"), figures.overall_top5(study)):
+        colours = [matplotlib.colors.to_hex(bar.get_facecolor()).upper() for bar in figure.axes[0].patches[0::2]]
+        models = ["vit"] * 5 if len(colours) == 5 else results.overall(study)["model"].tolist()
+        assert colours == [figures.COLOURS[model] for model in models]
+
+
+def test_every_figure_fits_and_no_text_is_clipped_or_overlaps(study):
+    other = results.check_table(made.table(**GRID), name="another study")
+    images = np.zeros((300, 3, 32, 32), np.uint8), results.read_predictions(study,
+                                                                            results.ranked(study).iloc[0]["run"])[0]
+    planned = {name: draw for kind in figures.KINDS for name,
+               draw in figures._planned(study, kind, images, other).items()}
+    assert len(planned) == 3 * 6 + 9
+    for name, draw in planned.items():
+        figure = draw()
+        assert not isinstance(figure, str), f"{name}: {figure}"
+        assert not _collisions(figure), f"{name}: {_collisions(figure)}"
+        assert figure.get_suptitle(), name
+
+
+def _collisions(figure) -> list[str]:
+    """Texts that leave the figure, and pairs of texts that lie on each other."""
+    figure.draw_without_rendering()
+    sides = [(axes.axison, side, sorted(side.get_view_interval())) for axes in figure.axes
+             for side in (axes.xaxis, axes.yaxis)]
+    hidden = {label for shown, side, (low, high) in sides for tick in (*side.get_major_ticks(), *side.get_minor_ticks())
+              for label in (tick.label1, tick.label2) if not shown or not low <= tick.get_loc() <= high}
+    drawn = [text for text in figure.findobj(matplotlib.text.Text) if text.get_text().strip() and text.get_visible()
+             and text not in hidden and text.get_rotation() % 90 == 0]  # a slanted label's box is larger than the label
+    boxes = [(text.get_text(), text.get_window_extent().padded(-1.5)) for text in drawn]
+    problems = [f"{text!r} leaves the figure" for text,
+                box in boxes if figure.bbox.padded(1).count_contains(box.corners()) < 4]
+    return problems + [f"{one!r} on {two!r}" for (one, box),
+                       (two, other) in itertools.combinations(boxes, 2) if box.overlaps(other)]
+
+
+def test_the_same_figure_gives_the_same_bytes_and_small_files(study, tmp_path):
+    twice = [figures.save(figures.top5(study, "cnn"), tmp_path / str(n), "chart") for n in range(2)]
+    for first, second in zip(*twice):
+        assert first.read_bytes() == second.read_bytes()
+    assert [path.suffix for path in twice[0]] == [".png", ".svg"] and twice[0][0].stat().st_size < 200_000
+    assert b"<dc:date>" not in twice[0][1].read_bytes()
+
+
+def test_settings_of_the_caller_stay(study):
+    before = dict(matplotlib.rcParams)
+    figures.top5(study, "cnn")
+    assert dict(matplotlib.rcParams) == before and not matplotlib.pyplot.get_fignums()
+
+
+def test_left_out_figures_are_said_in_a_sentence_and_their_old_files_go(tmp_path, capsys):
+    table = results.check_table(made.table(models=("resnet",), **ONE), folder=tmp_path)
+    (tmp_path / "cnn_top5.png").write_bytes(b"of an earlier table")
+    written = figures.write_figures(table, tmp_path)
+    names = {path.stem for path in written}
+    assert names == {"resnet_top5", "overall_top5", "all_runs", "per_class",
+                     "cost"} and not (tmp_path / "cnn_top5.png").exists()
+    assert all(path.with_suffix(".svg").exists() for path in written)
+    said = capsys.readouterr().out
+    everything = {name for kind in figures.KINDS for name in figures._planned(table, kind, None, None)}
+    assert all(name in said for name in everything - names) and "no histories of ResNet's best runs" in said
+
+
+def test_synthetic_data_is_named_in_the_title(small=dict(models=("cnn",), **ONE)):
+    table = results.check_table(made.table(**small).assign(dataset="synthetic"))
+    assert figures.top5(table, "cnn").get_suptitle().startswith("SYNTHETIC DATA")
+    assert figures.all_runs(table).get_suptitle().startswith("SYNTHETIC DATA")
+
+
+def test_runs_at_chance_are_drawn():
+    table = results.check_table(made.table(models=("cnn",), weight_decay=(0.001,), gamma=(0.97,)))
+    figure = figures.all_runs(table)
+    points = np.concatenate([collection.get_offsets()[:, 0] for collection in figure.axes[0].collections])
+    assert (points < 0.11).sum() == table.rows["chance"].sum() > 0 and "every CNN run with learning rate 0.01" in figure.get_suptitle()
+
+
+@pytest.mark.parametrize("epochs", [1, 30])
+def test_learning_curves_from_the_first_epoch_on(epochs):
+    history = made.history({"epochs": epochs, "learning_rate": 0.001, "val_accuracy_best_val_acc": 0.8})
+    figure = figures.learning_curves(history)
+    assert "validation accuracy" in figure.get_suptitle().lower()
+    assert figure.axes[0].lines[0].get_ydata() == pytest.approx(history["train_loss"])
+    history["val_accuracy"] = history["val_loss"] = np.nan
+    assert "not validated" in figures.learning_curves(history).get_suptitle()
+    assert figures.learning_curves(history, "epoch 1").get_suptitle() == "Epoch 1"
+    assert figures.learning_curves(pd.DataFrame(columns=["epoch", "train_loss", "train_accuracy"]))
+
+
+def test_validated_now_and_then():
+    history = made.history({"epochs": 10, "learning_rate": 0.001, "val_accuracy_best_val_acc": 0.8})
+    history.loc[history["epoch"] % 5 != 0, ["val_accuracy", "val_loss"]] = np.nan
+    assert figures.learning_curves(history).axes[1].lines[1].get_xdata() == pytest.approx([5, 10])
+
+
+def test_confusion_and_per_class_of_one_run():
+    matrix = np.eye(10, dtype=int) * 90
+    matrix[3, 5] = 10
+    assert "10.00% of cat images are taken for dog" in figures.confusion(matrix, CLASSES).get_suptitle()
+    assert "No mistakes" in figures.confusion(np.eye(10), CLASSES).get_suptitle()
+    figure = figures.per_class([0.9] * 9 + [0.5], CLASSES, 1000)
+    assert "weakest at truck (50.00%)" in figure.get_suptitle().replace("\n", " ")
+    assert not _collisions(figure)
+
+
+def test_confidently_wrong_shows_the_surest_mistakes(tmp_path):
+    frame = made.table(models=("cnn",), **ONE)
+    made.write_study(tmp_path, frame, images=200)
+    table = results.read_table(tmp_path)
+    labels, logits = results.read_predictions(table, frame["run"].iloc[0])
+    images = np.arange(200, dtype=np.uint8)[:, None, None, None] * np.ones((1, 3, 32, 32), np.uint8)
+    figure = figures.confidently_wrong(table, "cnn", (images, labels), n=4)
+    wrong = logits.argmax(axis=1) != labels
+    surest = np.argsort(-np.where(wrong, results.softmax(logits).max(axis=1), 0), kind="stable")[:4]
+    assert [axis.images[0].get_array()[0, 0, 0] for axis in figure.axes if axis.images] == surest.tolist()
+    assert "other images" in figures.confidently_wrong(table, "cnn", (images, (labels + 1) % 10))
+
+
+# ------------------------------------------------------------------ the notebook
+
+
+def test_the_notebook_is_thin_and_its_parameters_are_literals():
+    notebook = nbformat.read(NOTEBOOK, 4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert notebook.metadata.kernelspec.name == "python3" and not any(cell.outputs or cell.execution_count
+                                                                      for cell in code)
+    for cell in code:
+        assert len(cell.source.splitlines()) <= 10
+        assert not any(isinstance(node, (ast.FunctionDef, ast.ClassDef)) for node in ast.walk(ast.parse(cell.source)))
+    tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    for node in ast.parse(tagged[0].source).body:
+        assert isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Constant)
+    assert all("=" not in line.split("#")[1] for line in tagged[0].source.splitlines())
+    assert set(papermill.inspect_notebook(str(NOTEBOOK))) == {"runs", "figures", "rank_by", "study", "compare_with",
+                                                              "data_dir"}
+
+
+def test_the_notebook_reports_a_study(tmp_path, monkeypatch):
+    monkeypatch.delenv("CIFAR10_DIR", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    small = made.table(models=("cnn", "resnet"), **ONE)
+    made.write_study(tmp_path / "executed" / "demo", small, images=200)
+    (tmp_path / "notebooks").mkdir()
+    out = papermill.execute_notebook(NOTEBOOK, tmp_path / "out.ipynb", cwd=tmp_path / "notebooks", progress_bar=False)
+    outputs = [output for cell in out.cells if cell.cell_type == "code" for output in cell.outputs]
+    drawn = sum("image/png" in output.get("data", {}) for output in outputs)
+    assert drawn == len(list((tmp_path / "figures").glob("*.png"))) >= 11
+    assert "### Results CNN" in json.dumps(outputs) and str(tmp_path) not in json.dumps(outputs)

@@ -1,0 +1,103 @@
+"""Grid files, the published 864 cells, and their sets."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from cifarlib.cli import main
+from cifarlib.config import Config, InputError
+from cifarlib.grid import distinct_runs, read_grid, select, write_sets
+
+PARAMETERS = Path(__file__).parent.parent / "parameters"
+
+
+def write(tmp_path, text):
+    path = tmp_path / "grid.yaml"
+    path.write_text(text)
+    return path
+
+
+def published_order():
+    """The 864 published cells, as the described system orders them."""
+    decades = (0.01, 0.001, 0.0001, 1e-05)
+    return itertools.product(("resnet", "cnn", "vit"), ("exponential", "step", "cosine"), (False, True), decades, decades,
+                             (0.95, 0.97, 0.99))
+
+
+def test_published_grid_has_the_864_cells_in_order():
+    cells = read_grid(PARAMETERS / "published.yaml")
+    knobs = ("model", "scheduler", "augmentation", "learning_rate", "weight_decay", "gamma")
+    assert [tuple(getattr(cell, knob) for knob in knobs) for cell in cells] == list(published_order())
+    assert {(cell.epochs, cell.batch_size) for cell in cells} == {(80, 256)}
+
+
+def test_cells_that_differ_in_an_inert_knob_share_a_run():
+    cells = read_grid(PARAMETERS / "published.yaml")
+    runs = distinct_runs(cells)
+    assert len(runs) == 672
+    assert sorted(len(run.cells) for run in runs) == [1] * 576 + [3] * 96
+    assert [cell for run in runs for cell in run.cells if len(run.cells) == 3][0].scheduler == "cosine"
+
+
+def test_committed_sets_are_what_the_command_writes(tmp_path, capsys):
+    assert main(["grid", str(PARAMETERS / "published.yaml"), "--write-sets", str(tmp_path)]) == 0
+    committed = sorted((PARAMETERS / "sets").glob("*.yaml"))
+    assert [path.name for path in committed] == [f"set_{k:02}.yaml" for k in range(1, 19)]
+    for path in committed:
+        assert path.read_text() == (tmp_path / path.name).read_text()
+    cells = [cell for path in committed for cell in read_grid(path)]
+    assert cells == read_grid(PARAMETERS / "published.yaml")
+    assert [len(read_grid(path)) for path in committed] == [50] * 17 + [14]
+
+
+def test_sets_keep_what_every_cell_shares(tmp_path):
+    cells = [Config(seed=seed, epochs=3, model="vit", model_args={"depth": 1}, dataset="synthetic") for seed in (1, 2)]
+    assert read_grid(write_sets(cells, tmp_path)[0]) == cells
+
+
+@pytest.mark.parametrize("name", ["demo", "finalists"])
+def test_other_committed_grids_are_valid(name):
+    assert len(read_grid(PARAMETERS / f"{name}.yaml")) >= 6
+
+
+def test_product_varies_its_last_list_fastest_and_rows_join_it(tmp_path):
+    cells = read_grid(write(tmp_path, "fixed: {epochs: 3}\nproduct: {model: [cnn, vit], gamma: [0.9, 0.8]}\n"))
+    assert [(cell.model, cell.gamma, cell.epochs) for cell in cells] == [
+        ("cnn", 0.9, 3), ("cnn", 0.8, 3), ("vit", 0.9, 3), ("vit", 0.8, 3)]
+    cells = read_grid(write(tmp_path, "product: {seed: [1, 2]}\nrows: [{model: cnn}, {model: vit, model_args: {depth: 2}}]\n"))
+    assert [(cell.model, cell.seed, cell.model_args) for cell in cells] == [
+        ("cnn", 1, {}), ("cnn", 2, {}), ("vit", 1, {"depth": 2}), ("vit", 2, {"depth": 2})]
+
+
+@pytest.mark.parametrize("text, message", [
+    ("", "expected the sections"),
+    ("models: [cnn]", "expected the sections"),
+    ("product: [cnn]", "product should be a mapping"),
+    ("rows: {model: cnn}", "rows should be a list"),
+    ("rows: [cnn]", "each of the rows"),
+    ("fixed: {learning_rate: 1e-4}", "YAML needs the dot"),
+    ("fixed: {modle: cnn}", "did you mean model"),
+    ("fixed: {model: [unclosed", "is not YAML"),
+    ("product: {epochs: [1, 2]}", "makes another study"),
+])
+def test_a_bad_grid_file_is_one_clear_line(tmp_path, text, message):
+    with pytest.raises(InputError, match=message) as caught:
+        read_grid(write(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_grid_file_is_one_clear_line(tmp_path):
+    with pytest.raises(InputError, match="can't be read"):
+        read_grid(tmp_path / "none.yaml")
+
+
+def test_only_selects_cells():
+    cells = read_grid(PARAMETERS / "published.yaml")
+    chosen = select(cells, "model=cnn,scheduler=step,augmentation=true,learning_rate=1e-4")
+    assert len(chosen) == 12
+    assert {(c.model, c.scheduler, c.augmentation, c.learning_rate) for c in chosen} == {("cnn", "step", True, 0.0001)}
+    with pytest.raises(InputError, match="did you mean model"):
+        select(cells, "modle=cnn")
+    with pytest.raises(InputError, match="no cell"):
+        select(cells, "model=vgg")

@@ -1,0 +1,124 @@
+"""The notebooks: their form, their parameters, and that they run from papermill and from JupyterLab's working directory."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+from cifarlib.config import Config, Options
+from cifarlib.notebook import injected_names, read_parameters
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+TINY = {"dataset": "synthetic", "limit_train": 64, "limit_val": 64, "limit_test": 64, "batch_size": 32, "epochs": 2, "device": "cpu",
+        "model_args": {"widths": [4, 4, 4, 4]}, "wandb_mode": "disabled"}
+
+
+def code_cells(path):
+    return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+
+
+def run_papermill(output, *arguments, notebook="notebooks/experiment.ipynb", cwd=ROOT):
+    command = [sys.executable, "-m", "papermill", notebook, str(output), "--no-progress-bar", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+
+
+def parameters_file(folder, **values):
+    path = folder / "parameters.yaml"
+    path.write_text(json.dumps({**TINY, "executed_dir": str(folder / "executed"), **values}))
+    return str(path)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_committed_notebooks_are_thin_and_without_outputs(path):
+    notebook = nbformat.read(path, 4)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert sum("parameters" in cell.metadata.get("tags", []) for cell in notebook.cells) == 1
+    for cell in code_cells(path):
+        lines = [line for line in cell.source.splitlines() if line.strip()]
+        assert not cell.outputs and cell.execution_count is None
+        assert not re.search(r"^\s*(def|class) ", cell.source, re.MULTILINE), "it belongs in cifarlib"
+        assert len(lines) <= 14 or "parameters" in cell.metadata.get("tags", [])
+
+
+def test_experiment_parameters_are_the_fields_with_their_defaults():
+    found = papermill.inspect_notebook(str(ROOT / "notebooks" / "experiment.ipynb"))
+    fields = [*dataclasses.fields(Config), *dataclasses.fields(Options)]
+    assert list(found) == [spec.name for spec in fields]
+    for spec in fields:
+        default = {} if spec.type is dict else spec.default
+        assert eval(found[spec.name]["default"]) == default, spec.name
+        assert found[spec.name]["inferred_type_name"] == spec.type.__name__
+        assert found[spec.name]["help"], spec.name
+
+
+def test_read_parameters_takes_what_papermill_injected():
+    defaults = {spec.name: getattr(Config(), spec.name) for spec in dataclasses.fields(Config)}
+    options = {spec.name: getattr(Options(), spec.name) for spec in dataclasses.fields(Options)}
+    cell = '# Parameters\nmodel = "cnn"\nepochs = 3\n'
+    config, _ = read_parameters({**defaults, **options, "model": "cnn", "epochs": 3, "In": ["", "model = 'resnet'", cell], "other": 1})
+    assert config == Config(model="cnn", epochs=3)
+    assert injected_names([cell]) == ["model", "epochs"]
+
+
+def test_papermill_runs_the_experiment_and_publishes_no_path_of_the_machine(tmp_path):
+    ended = run_papermill(tmp_path / "x.ipynb", "-f", parameters_file(tmp_path, model="cnn"), "-p", "model", "resnet", "-p", "scheduler", "step")
+    assert ended.returncode == 0, ended.stderr
+    (record,) = (tmp_path / "executed" / "single").glob("*/record.json")
+    assert json.loads(record.read_text())["config"]["model"] == "resnet"
+    cells = code_cells(tmp_path / "x.ipynb")
+    outputs = json.dumps([cell.outputs for cell in cells])
+    assert outputs.count("image/png") == 3, "learning curves, per-class accuracy, confusion"
+    assert "epoch 2/2" in outputs and "Python 3" in outputs and "SYNTHETIC" in outputs
+    assert not re.search(r"(?<![\w.])/(home|root|tmp|work|Users|usr)/", outputs)
+
+
+def test_from_the_notebooks_folder_results_land_in_the_projects_folder(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    shutil.copy(ROOT / "notebooks" / "experiment.ipynb", tmp_path / "notebooks")
+    ended = run_papermill("out.ipynb", "-f", parameters_file(tmp_path, executed_dir="executed"), cwd=tmp_path / "notebooks",
+                          notebook="experiment.ipynb")
+    assert ended.returncode == 0, ended.stderr
+    assert list((tmp_path / "executed" / "single").glob("*/record.json"))
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["-p", "modle", "cnn"], "unknown parameter 'modle'; did you mean model?"),
+    (["-p", "augmentation", "false"], "papermill's -p takes True or False"),
+    (["-y", "learning_rate: 1e-4"], "YAML needs the dot"),
+])
+def test_a_bad_parameter_ends_the_notebook_with_one_line_before_training(tmp_path, arguments, message):
+    ended = run_papermill(tmp_path / "x.ipynb", "-f", parameters_file(tmp_path), *arguments)
+    assert ended.returncode == 1
+    (error,) = [output for cell in code_cells(tmp_path / "x.ipynb") for output in cell.outputs if output.output_type == "error"]
+    assert error.ename == "InputError" and message in error.evalue and len(error.traceback) == 1
+    assert not (tmp_path / "executed").exists()
+
+
+def test_in_jupyterlab_a_bar_and_one_figure_are_redrawn(tmp_path):
+    environment = {**os.environ, "JPY_SESSION_NAME": "experiment.ipynb"}
+    command = [sys.executable, "-m", "papermill", "notebooks/experiment.ipynb", str(tmp_path / "x.ipynb"), "--no-progress-bar",
+               "-f", parameters_file(tmp_path, epochs=4)]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    (training,) = [cell for cell in code_cells(tmp_path / "x.ipynb") if "fit(" in cell.source]
+    kinds = [list(output.get("data", {})) for output in training.outputs]
+    assert sum("image/png" in kind for kind in kinds) == 1
+    assert sum("application/vnd.jupyter.widget-view+json" in kind for kind in kinds) == 1
+    assert "epoch 1/4" not in json.dumps(training.outputs)
+
+
+def test_explore_runs(tmp_path):
+    ended = run_papermill(tmp_path / "x.ipynb", "-p", "dataset", "synthetic", notebook="notebooks/explore.ipynb")
+    assert ended.returncode == 0, ended.stderr
+    outputs = json.dumps([cell.outputs for cell in code_cells(tmp_path / "x.ipynb")])
+    assert outputs.count("image/png") == 2 and "13,243,146" in outputs and "92,502,122" in outputs and "11,186,442" in outputs

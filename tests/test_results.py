@@ -1,0 +1,417 @@
+"""What a table of runs says, against published numbers, closed forms and tables whose answer is known by construction."""
+
+import itertools
+import math
+import os
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import results_tables as made
+
+from cifarlib import results
+from cifarlib.config import CLASSES, Config, InputError
+
+ONE = dict(learning_rate=(0.001,), weight_decay=(0.001,), gamma=(0.97,), scheduler=("cosine",), augmentation=(True,))
+SMALL = dict(learning_rate=(0.001, 0.0001), weight_decay=(0.001,), gamma=(0.95, 0.99), scheduler=("step", "cosine"))
+
+
+def checked(frame, **options) -> results.Table:
+    return results.check_table(frame, **options)
+
+
+@pytest.fixture(scope="module")
+def published() -> results.Table:
+    if not os.environ.get("PUBLISHED_RUNS"):
+        pytest.skip("needs the published table in $PUBLISHED_RUNS")
+    return results.read_table(os.environ["PUBLISHED_RUNS"])
+
+
+@pytest.fixture(scope="module")
+def small() -> pd.DataFrame:
+    return made.table(finalist_seeds=(1, 2), **SMALL)
+
+
+# ------------------------------------------------------------------ the published table, against the published report
+
+
+PUBLISHED_TOP5 = {"cnn": [86.97, 86.87, 86.66, 86.48, 86.47], "resnet": [84.22, 84.21, 83.99, 83.99, 83.95],
+                  "vit": [83.50, 83.50, 83.50, 83.37, 83.37]}
+PUBLISHED_BEST = {"cnn": "cnn_aug_True_scheduler_step_lr_0.0001_wd_0.0001_gamma_0.99",
+                  "resnet": "resnet_aug_True_scheduler_cosine_lr_0.001_wd_0.001_gamma_0.97",
+                  "vit": "vit_aug_True_scheduler_cosine_lr_0.0001_wd_0.001_gamma_0.95"}
+
+
+@pytest.mark.parametrize("model", PUBLISHED_TOP5)
+def test_the_published_top_five(published, model):
+    best = results.top(published, model)
+    assert best["test"].mul(100).round(2).tolist() == PUBLISHED_TOP5[model]
+    assert best["per_class"].mul(100).round(2).tolist() == PUBLISHED_TOP5[model]
+    assert best["name"].iloc[0] == PUBLISHED_BEST[model]
+
+
+def test_the_published_overall_ranking(published):
+    best = results.overall(published)
+    assert dict(zip(best["model"], best["name"])) == PUBLISHED_BEST and best["model"].tolist() == ["cnn", "resnet", "vit"]
+    assert best["test"].mul(100).round(2).tolist() == [86.97, 84.22, 83.50]
+    text = " ".join(results.overall_observations(published))
+    assert "CNN is 2.75 points above ResNet" in text and "CNN is 3.47 points above ViT" in text
+
+
+def test_the_published_observations(published):
+    cnn, resnet, vit = (" ".join(results.observations(published, model)) for model in ("cnn", "resnet", "vit"))
+    assert "86.47% to 86.97%" in cnn and "Scheduler: step in four and exponential in one" in cnn
+    assert "Learning rate: 0.0001 in all five" in cnn and "Weight decay: from 1e-05 to 0.01" in cnn
+    assert "Gamma: from 0.97 to 0.99, most often 0.99" in cnn and "All five use augmentation" in cnn
+    assert "83.95% to 84.22%" in resnet and "Scheduler: cosine in all five" in resnet and "Gamma does nothing" in resnet
+    assert "two experiments" in vit and "two other runs have the same test accuracy" in vit
+    assert any("biased upward" in note for note in published.notes)
+
+
+def test_published_experiments_noise_and_chance(published):
+    assert len(published.rows) == 864 and len(results.experiments(published)) == 672
+    lost = published.rows[published.rows["chance"]]
+    assert len(lost) == 72 and set(lost["model"]) == {"cnn"} and set(lost["learning_rate"]) == {0.01}
+    assert "every CNN run with learning rate 0.01" in results.chance_sentence(published)
+    assert 0.002 < results.noise_floor(published, "resnet").sd < 0.005  # repeats differ by 0.2 to 0.5 points
+    assert results.noise_floor(published, "vit").name == "sampling error"  # its repeats are one run three times
+    shares, basis = results.importance(published, "resnet")
+    assert shares.idxmax() == "learning_rate" and shares.sum() == pytest.approx(1) and basis == "all 288 cells"
+
+
+# ------------------------------------------------------------------ statistics, against closed forms
+
+
+def test_wilson_interval():
+    half = 2 * math.sqrt(0.1 * 0.9 / 100 + 4 / (4 * 100**2))  # z sqrt(p(1 - p)/n + z²/4n²)
+    assert results.wilson(0.1, 100, z=2) == pytest.approx(((0.1 + 0.02 - half) / 1.04, (0.1 + 0.02 + half) / 1.04))
+    assert results.wilson(1, 10) == pytest.approx((10 / (10 + results.Z**2), 1)) and results.wilson(0, 10)[0] == 0
+
+
+def test_holm_by_hand():
+    assert results.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert results.holm([0.6, 0.9]) == pytest.approx([1, 1]) and len(results.holm([])) == 0
+
+
+def test_mcnemar_is_the_exact_sign_test():
+    first = np.array([True] * 9 + [False] * 3 + [True] * 8)
+    second = np.array([False] * 9 + [True] * 3 + [True] * 8)
+    exact = Fraction(2 * sum(math.comb(12, i) for i in range(4)), 2**12)
+    assert results.mcnemar(first, second) == (9, 3, pytest.approx(float(exact)))
+    assert results.mcnemar(first, first) == (0, 0, 1.0)
+    assert results.mcnemar(np.arange(2000) % 2 == 0, np.arange(2000) % 2 == 1)[2] == 1.0
+
+
+def test_expected_best_is_the_mean_over_all_draws():
+    scores = [0.3, 0.9, 0.5, 0.5, 0.7]
+    expected = [np.mean([max(drawn) for drawn in itertools.combinations(scores, k)]) for k in range(1, 6)]
+    assert results.expected_best(scores) == pytest.approx(expected)
+    assert results.expected_best(np.linspace(0, 1, 900))[-1] == pytest.approx(1)
+
+
+def test_selection_bias_of_equal_runs_is_the_expected_maximum_of_noise():
+    assert results.selection_bias([0.9, 0.9], 0.01) == pytest.approx(0.01 / math.sqrt(math.pi), rel=0.05)
+    assert results.selection_bias([0.9, 0.5, 0.4], 0.01) == pytest.approx(0, abs=5e-4)
+
+
+def grid(effect) -> pd.DataFrame:
+    levels = dict(learning_rate=(1, 2, 3), scheduler=("a", "b"), augmentation=(False, True))
+    frame = pd.DataFrame(list(itertools.product(*levels.values())), columns=list(levels))
+    return frame.assign(score=[effect(*row) for row in frame.itertuples(index=False)])
+
+
+def test_decomposition_of_constructed_factorials():
+    knobs = ["learning_rate", "scheduler", "augmentation"]
+    additive = grid(lambda lr, scheduler, aug: 3 * lr + 2 * (scheduler == "a") + aug)
+    variances = {"learning_rate": 9 * 2 / 3, "scheduler": 4 / 4, "augmentation": 1 / 4}
+    shares = results.decompose(additive, knobs)
+    assert shares[knobs].to_dict() == pytest.approx({knob: v / 7.25 for knob, v in variances.items()})
+    assert shares.drop(knobs).abs().max() < 1e-12
+    assert results.main_effects(additive, knobs)[knobs].to_dict() == pytest.approx(shares[knobs].to_dict())
+    crossed = results.decompose(grid(lambda lr, scheduler, aug: (-1) ** (scheduler == "a") * (-1) ** aug), knobs)
+    assert crossed["scheduler x augmentation"] == pytest.approx(1)
+    third = results.decompose(grid(lambda lr, scheduler, aug: (lr - 2) * (-1) ** (scheduler == "a") * (-1) ** aug),
+                              knobs)
+    assert third["rest"] == pytest.approx(1)
+
+
+def test_an_incomplete_grid_says_so_and_keeps_to_main_effects():
+    frame = made.table(models=("resnet",), learning_rate=(0.01, 0.001, 0.0001), gamma=(0.97,), scheduler=("cosine",))
+    shares, basis = results.importance(checked(frame.drop(index=[3, 11])), "resnet")
+    assert basis == "22 of 24 cells, main effects only" and not any(" x " in effect for effect in shares.index)
+    assert results.importance(checked(frame), "resnet")[1] == "all 24 cells"
+    assert results.importance(checked(frame.head(1)), "resnet") is None
+
+
+def test_dead_values_are_left_out_of_the_decomposition():
+    frame = made.table(models=("cnn",), weight_decay=(0.001,), gamma=(0.97,))
+    assert "without learning rate 0.01, always at chance" in results.importance(checked(frame), "cnn")[1]
+
+
+def test_calibration_and_confusion():
+    labels = np.array([0, 1, 2, 3])
+    probabilities = np.full((4, 10), 0.2 / 9)
+    probabilities[range(4), [0, 1, 2, 9]] = 0.8
+    bins, ece = results.calibration(probabilities, labels)
+    assert ece == pytest.approx(abs(0.75 - 0.8)) and bins["n"].tolist() == [4]
+    matrix = results.confusion_matrix(labels, probabilities.argmax(axis=1))
+    assert matrix[3, 9] == 1 and matrix.diagonal().sum() == 3 and matrix.sum() == 4
+    assert results.softmax(np.array([[0.0, math.log(3)]]))[0] == pytest.approx([0.25, 0.75])
+
+
+# ------------------------------------------------------------------ ranking
+
+
+def test_validation_ranks_and_the_test_breaks_no_tie(small):
+    frame = small[small["seed"] == 100].copy()
+    frame["val_accuracy_best_val_acc"] = 0.8
+    table = checked(frame)
+    assert table.rank_by == "val_accuracy_best_val_acc" and not table.notes[0].startswith("The table lacks")
+    assert results.ranked(table, "cnn")["Full_Modelname"].tolist() == frame[(frame["Modelname"] == "cnn") & (frame["shared_with"] == "")][
+        "Full_Modelname"].tolist()
+    frame.loc[frame.index[1], "val_accuracy_best_val_acc"] = 0.9
+    assert results.top(checked(frame), "cnn")["name"].iloc[0] == frame["Full_Modelname"].iloc[1]
+
+
+def test_the_reported_checkpoint_follows_the_ranking_column(small):
+    table = checked(small, rank_by="val_loss_best_val_loss")
+    assert table.tested == "test_accuracy_best_val_loss" and table.score == "validation loss"
+    rows = results.ranked(table, "vit")
+    assert rows["val_loss_best_val_loss"].is_monotonic_increasing
+    assert results.top(table, "vit")["test"].iloc[0] == rows["test_accuracy_best_val_loss"].iloc[0]
+
+
+def test_shared_cells_count_once_and_seeds_are_repeats_not_competitors(small):
+    table = checked(small)
+    assert small["shared_with"].ne("").sum() == table.rows["copy"].sum() == 12  # cosine: 2 rates, 2 augmentations, 3 models
+    assert len(results.candidates(table)) == 36 and set(results.candidates(table)["seed"]) == {100}
+    finalists = results.finalists(table)
+    assert len(finalists) == 9 and set(finalists["runs"]) == {3}
+    first = finalists.index[0]
+    runs = small[(small["shared_with"] == "") & (table.rows["experiment"] == first)]
+    assert finalists.loc[first, "test"] == pytest.approx(runs["test_accuracy_best_val_acc"].mean())
+    assert finalists.loc[first, "sd"] == pytest.approx(runs["test_accuracy_best_val_acc"].std())
+    assert "24 cells of" not in " ".join(table.notes) and "12 cells of 66 share" in " ".join(table.notes)
+
+
+def test_noise_floor_pools_the_repeats():
+    noise = np.random.default_rng(0)
+    config = Config(model="resnet", **{knob: value[0] for knob, value in ONE.items()})
+    frame = pd.DataFrame([made.row(config.replace(seed=seed), accuracy, noise) for seed,
+                          accuracy in ((100, 0.80), (1, 0.82), (2, 0.84))])
+    floor = results.noise_floor(checked(frame), "resnet")
+    assert floor.sd == pytest.approx(0.02) and floor.margin == pytest.approx(1.96 * math.sqrt(2) * 0.02,
+                                                                             rel=1e-4) and floor.name == "noise"
+    alone = results.noise_floor(checked(frame.head(1)), "resnet")
+    assert alone.sd == pytest.approx(0.004) and alone.name == "sampling error"  # sqrt(0.8 * 0.2 / 10,000)
+
+
+def test_other_conditions_stay_out_of_the_ranking_and_are_named(small):
+    frame = pd.concat([small, small.head(2).assign(epochs=5, val_accuracy_best_val_acc=0.999)])
+    table = checked(frame)
+    assert results.top(table, "cnn")["score"].max() < 0.99
+    assert any("two rows under other conditions (epochs 5, not 80)" in note for note in table.notes)
+
+
+def test_models_under_unlike_conditions_are_called_so(small):
+    frame = small.copy()
+    frame.loc[frame["Modelname"] == "vit", ["model_args", "epochs"]] = ['{"depth": 2}', 10]
+    text = " ".join(results.overall_observations(checked(frame)))
+    assert "Not like for like:** model args is default for CNN, default for ResNet and depth 2 for ViT" in text
+    assert "epochs is 80 for CNN, 80 for ResNet and 10 for ViT" in text
+
+
+def test_edges_warn_only_at_the_edge():
+    frame = made.table(models=("resnet",), learning_rate=(0.01, 0.001, 0.0001), weight_decay=(0.001,), gamma=(0.97,),
+                       scheduler=("cosine",))
+    assert results.edges(checked(frame), "resnet") == []
+    shorter = frame[frame["learning_rate"] != 0.01]
+    assert results.edges(checked(shorter), "resnet") == ["The best run's learning rate, 0.001, is the largest one "
+                                                         "tried: higher ones may be better."]
+
+
+def test_augmentation_pairs_compare_like_with_like():
+    frame = made.table(models=("resnet",), **SMALL)
+    pairs = results.augmentation_pairs(checked(frame), "resnet")
+    assert len(pairs) == 6 and pairs["gain"].between(0.03, 0.07).all()
+
+
+# ------------------------------------------------------------------ predictions and histories
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_histories_and_predictions_are_found_beside_the_table(tmp_path, compact):
+    made.write_study(tmp_path, made.table(models=("cnn", "resnet"), **SMALL), compact=compact, images=1000)
+    table = results.read_table(tmp_path)
+    best = results.ranked(table, "cnn").iloc[0]
+    assert results.read_history(table, best["run"])["epoch"].iloc[-1] == 80
+    labels, logits = results.read_predictions(table, best["run"])
+    assert (logits.argmax(axis=1) == labels).mean() == pytest.approx(best[table.tested], abs=0.01)
+    assert results.read_predictions(table, "no such run") is None and results.read_history(table, "no such run") is None
+    tests = results.paired_tests(table)
+    assert len(tests) == 2 + 2 + 1 and tests["p_holm"].ge(tests["p"]).all()
+    across = tests.iloc[-1]
+    assert across["difference"] == pytest.approx((across["only_first"] - across["only_second"]) / 1000)
+    assert across["low"] < across["difference"] < across["high"] and across["p_holm"] < 0.05
+    assert "a difference (McNemar" in " ".join(results.overall_observations(table))
+
+
+def test_runs_on_other_test_images_are_not_paired(tmp_path):
+    frame = made.table(models=("cnn", "resnet"), **ONE)
+    made.write_study(tmp_path, frame, images=500)
+    run = frame["run"].iloc[1]
+    with np.load(tmp_path / run / "predictions.npz") as stored:
+        content = dict(stored)
+    np.savez(tmp_path / run / "predictions.npz", **{**content, "labels": (content["labels"] + 1) % 10})
+    assert results.paired_tests(results.read_table(tmp_path)).empty
+    assert results.paired_table(results.read_table(tmp_path)).startswith("No paired comparison")
+
+
+# ------------------------------------------------------------------ two tables
+
+
+def test_comparison_of_two_tables(small):
+    first = checked(small[small["seed"] == 100], name="first")
+    better = small.assign(test_accuracy_best_val_acc=small["test_accuracy_best_val_acc"] + 0.01)
+    second = checked(better[better["Modelname"] != "vit"].drop(columns="model_args"), name="second")
+    both = results.compare(first, second)
+    assert set(both["model"]) == {"cnn", "resnet"} and len(both) == 32
+    assert both["difference"].median() == pytest.approx(0.01, abs=1e-6)
+    text = " ".join(results.comparison_sentences(first, second))
+    assert "16 cells in both" in text and "+1.00 points" in text
+    small_vit = checked(small.assign(model_args='{"depth": 2}'), name="third")
+    assert results.compare(first, small_vit).empty and "no cell in common" in results.comparison_sentences(first, small_vit)[-1]
+
+
+# ------------------------------------------------------------------ sentences and README
+
+
+def test_sentences_for_one_run_and_missing_models():
+    table = checked(made.table(models=("resnet",), **ONE))
+    text = results.readme_section(table)
+    assert "(the only run)" in text and "no ranked run of CNN and ViT" in text and "Range" not in text and "It uses augmentation" in text
+    assert "one run (ResNet 1)" in results.conditions(table) and "seed 100" in results.conditions(table)
+    assert "cnn_top5" not in text and "figures/resnet_top5.png" in text and "84.22%" not in text.split("### Overall")[0]
+
+
+def test_a_diverged_run_is_shown_but_not_ranked(small):
+    frame = small.copy()
+    scores = [c for c in frame if c.startswith(("test_accuracy", "test_per_class", "test_loss", "val_", "epoch_"))
+              and c not in ("val_freq", "val_images")]
+    frame.loc[0, scores], frame.loc[0, "status"] = np.nan, "diverged"
+    table = checked(frame)
+    assert frame["Full_Modelname"].iloc[0] not in results.ranked(table, "cnn")["Full_Modelname"].tolist()
+    assert any("can't be ranked" in note for note in table.notes) and "1 of 54 runs (1 of CNN's) is no better" in results.chance_sentence(table)
+    assert results.readme_section(table)
+
+
+def test_a_model_without_any_rank_has_its_sentence(small):
+    frame = small.copy()
+    frame.loc[frame["Modelname"] == "vit", ["val_accuracy_best_val_acc"]] = np.nan
+    text = results.readme_section(checked(frame))
+    assert "No run of ViT in this table can be ranked" in text and "no ranked run of ViT" in text and "vit_top5" not in text
+
+
+def test_shared_knobs_in_words():
+    rows = made.table(models=("cnn",), **{**ONE, "augmentation": (True, False),
+                                          "scheduler": ("step", "cosine")}).rename(columns=str)
+    assert results.shared_knobs(rows.iloc[[0]]).endswith("Gamma: 0.97. Scheduler: step. It uses augmentation.")
+    assert "Gamma: 0.97 in the two where it acts. Scheduler: step in two and cosine in two. 2 of 4 use augmentation." in results.shared_knobs(rows)
+    without = results.shared_knobs(rows[~rows["augmentation"]])
+    assert "Learning rate: 0.001 in both" in without and without.endswith("None uses augmentation.")
+
+
+def test_the_readme_is_rewritten_between_its_markers_and_only_there(tmp_path, small):
+    readme = tmp_path / "README.md"
+    readme.write_text("# Ä title\n<!-- results:begin -->\nold\n<!-- results:end -->\nrest\n", encoding="utf-8")
+    text = results.readme_section(checked(small))
+    assert results.rewrite_between_markers(readme, "results", text) is True
+    once = readme.read_bytes()
+    assert results.rewrite_between_markers(readme, "results",
+                                           results.readme_section(checked(small))) is False and readme.read_bytes() == once
+    content = once.decode()
+    assert content.startswith("# Ä title\n<!-- results:begin -->\n\n**Conditions:**") and content.endswith("<!-- results:end -->\nrest\n") and "old" not in content
+    for bad in ("no markers", "<!-- results:end --><!-- results:begin -->",
+                "<!-- results:begin -->" * 2 + "<!-- results:end -->"):
+        readme.write_text(bad)
+        with pytest.raises(InputError, match="once each"):
+            results.rewrite_between_markers(readme, "results", text)
+    with pytest.raises(InputError, match="can't be read"):
+        results.rewrite_between_markers(tmp_path / "none", "results", text)
+
+
+# ------------------------------------------------------------------ bad tables
+
+
+BAD = {
+    "percent": (lambda f: f.assign(test_accuracy_best_val_acc=86.9), "divide percentages by 100"),
+    "no column": (lambda f: f.drop(columns=["gamma", "scheduler"]), "lacks gamma, scheduler"),
+    "no rows": (lambda f: f.head(0), "no rows"),
+    "all failed": (lambda f: f.assign(status="failed"), "nothing to report: .* status failed"),
+    "all unknown": (lambda f: f.assign(Modelname="vgg"), "unknown model 'vgg'"),
+    "contradiction": (lambda f: pd.concat([f, f.head(1).assign(test_accuracy_best_val_acc=0.5)]), "named twice"),
+}
+
+
+@pytest.mark.parametrize("change, message", BAD.values(), ids=BAD)
+def test_a_table_that_cannot_be_reported_is_one_clear_line(small, change, message):
+    with pytest.raises(InputError, match=message) as error:
+        checked(change(small))
+    assert "\n" not in str(error.value)
+
+
+LEFT_OUT = {
+    "failed": (lambda f: f.assign(status=["failed", "preempted"] + ["done"] * (len(f) - 2)),
+               ["one row left out, status failed", "status preempted"], 2),
+    "no accuracy": (lambda f: f.assign(test_accuracy_best_val_acc=f["test_accuracy_best_val_acc"].where(f.index > 2)),
+                    ["three rows left out, without a test"], 3),
+    "synthetic": (lambda f: f.assign(dataset=["synthetic"] * 2 + ["cifar10"] * (len(f) - 2)),
+                  ["two rows left out, synthetic data beside real data"], 2),
+    "unknown model": (lambda f: f.assign(Modelname=["vgg"] + list(f["Modelname"][1:])),
+                      ["one row left out, unknown model 'vgg'"], 1),
+    "repeated line": (lambda f: pd.concat([f, f.head(2)]), ["two rows left out, the same line as another"], 0),
+    "no knob": (lambda f: f.assign(learning_rate=["much"] + list(f["learning_rate"][1:])),
+                ["one row left out, without a known value"], 1),
+}
+
+
+@pytest.mark.parametrize("change, messages, fewer", LEFT_OUT.values(), ids=LEFT_OUT)
+def test_what_is_left_out_is_named(small, change, messages, fewer):
+    table = checked(change(small))
+    assert len(table.rows) == len(small) - fewer
+    for message in messages:
+        note = next(note for note in table.notes if message in note)
+        assert "_aug_" in note  # the rows are named
+    assert all(note in results.readme_section(table) for note in table.notes)
+
+
+def test_only_synthetic_rows_are_called_so_loudly(small):
+    table = checked(small.assign(dataset="synthetic"))
+    assert table.synthetic and results.readme_section(table).startswith("**Conditions:** SYNTHETIC DATA, NOT CIFAR-10")
+    assert "Published best" in results.readme_section(checked(small)) and "Published best" not in results.readme_section(table)
+
+
+def test_files_that_are_no_table(tmp_path):
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "binary.csv").write_bytes(bytes(range(256)))
+    for name, message in (("none.csv", "no table of runs"), ("empty.csv", "empty"),
+                          ("binary.csv", "not a readable CSV|lacks")):
+        with pytest.raises(InputError, match=message):
+            results.read_table(tmp_path / name)
+
+
+def test_unknown_study_and_ranking_column(small):
+    with pytest.raises(InputError, match="no rows of 'other'; the table has made_up"):
+        checked(small, study="other")
+    assert len(checked(small, study="made_up").rows) == len(small)
+    with pytest.raises(InputError, match="did you mean test_accuracy_terminal"):
+        checked(small, rank_by="test_acuracy_terminal")
+
+
+def test_importing_it_does_not_import_torch():
+    code = "import sys, cifarlib.results, cifarlib.figures; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0

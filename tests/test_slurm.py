@@ -1,0 +1,275 @@
+"""The scripts of cifarlib/slurm on a real one-node SLURM, with tiny runs on the synthetic stand-in."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from slurm_cluster import SlurmCluster, missing_programs, wait_for
+
+pytestmark = pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {', '.join(missing_programs())} "
+                                "(Debian: .ci/install_slurm.sh)")
+
+SOURCE = Path(__file__).parent.parent
+EPOCHS = 30
+SIZES = {"depth": 1, "dim": 32, "heads": 1, "head_dim": 8, "mlp_dim": 16}
+TINY = {"dataset": "synthetic", "limit_train": 512, "limit_val": 100, "limit_test": 100, "model_args": SIZES,
+        "early_stopping_patience": 10_000}
+ARGUMENTS = [str(EPOCHS), "32", "vit", "step", "True", "0.001", "0.0001", "0.97"]
+RUN = "vit_aug_True_scheduler_step_lr_0.001_wd_0.0001_gamma_0.97_depth_1_dim_32_head_dim_8_heads_1_mlp_dim_16"
+OPTIONS = ["--wandb_mode", "disabled"]
+for name, value in TINY.items():
+    OPTIONS += [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
+GRID = {
+    "fixed": {"model": "vit", "epochs": 1, "batch_size": 32, "scheduler": "step", **TINY},
+    "rows": [{"gamma": 0.95}, {"model_args": {"patch": 5}}, {"gamma": 0.99}],  # 32 pixels make no patches of 5
+}
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    with SlurmCluster() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory):
+    """A copy of the project in a folder with a space in its name, with a tiny grid."""
+    folder = tmp_path_factory.mktemp("slurm") / "the project"
+    for name in ("cifarlib", "notebooks", "parameters"):
+        shutil.copytree(SOURCE / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(SOURCE / "pyproject.toml", folder)
+    (folder / "parameters/tiny.yaml").write_text(yaml.safe_dump(GRID))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def environment(cluster):
+    """A user's shell on the cluster, with the python of the tests first on PATH.
+
+    All jobs share the cores of this machine: threads that wait should sleep, not spin.
+    """
+    path = os.pathsep.join([str(Path(sys.executable).parent), cluster.environment["PATH"]])
+    return cluster.environment | {"PATH": path, "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+@pytest.fixture(scope="session")
+def submit(cluster, project, environment):
+    """Submit a script by sbatch, return the job's id."""
+    def submit(script, *arguments, sbatch=()):
+        return cluster.sbatch(*sbatch, f"cifarlib/slurm/{script}", *arguments, cwd=project, env=environment)
+    return submit
+
+
+@pytest.fixture(scope="session")
+def undisturbed(cluster, project, environment):
+    """The job of a run that nothing disturbed. The script submits itself, as it is called without sbatch."""
+    called = call(project, environment | {"SBATCH_JOB_NAME": "alone"}, "run_cluster.sh", *ARGUMENTS, *OPTIONS)
+    assert called.returncode == 0, called.stderr
+    return cluster.wait_for_end(called.stdout.split()[-1])
+
+
+@pytest.fixture(scope="session")
+def expected(project, undisturbed):
+    """The history of that run."""
+    return history(project / "executed/slurm" / RUN)
+
+
+def call(project, environment, script, *arguments, cwd=None):
+    """Run a script without sbatch."""
+    command = ["bash", str(project / "cifarlib/slurm" / script), *arguments]
+    return subprocess.run(command, cwd=cwd or project, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def history(folder):
+    """The rows of a run's history.csv without its times."""
+    with open(folder / "history.csv", newline="") as file:
+        return [{name: value for name, value in row.items() if name not in ("seconds", "images_per_second")}
+                for row in csv.DictReader(file)]
+
+
+def record(folder):
+    return json.loads((folder / "record.json").read_text())
+
+
+def log(project, job_id):
+    """What a job printed; the log's name ends in the job's id, or in ARRAY_TASK."""
+    return "".join(path.read_text() for path in project.glob(f"*-{job_id}.log"))
+
+
+def wait_for_epochs(folder, count):
+    """Wait until a run has finished `count` epochs."""
+    table = folder / "history.csv"
+    wait_for(lambda: table.exists() and len(history(folder)) >= count, 60, f"epoch {count} in {folder.name}")
+
+
+def processes(job_id, cluster):
+    """The processes of a job, by the environment that SLURM gave them."""
+    marks = {"SLURM_JOB_ID": job_id, "SLURM_CONF": f"{cluster.folder}/slurm.conf"}
+    running = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    return [pid for pid in running if marks.items() <= environment_of(pid).items()]
+
+
+def environment_of(pid):
+    """The environment that a process was started with; {} if it ended or is somebody else's."""
+    try:
+        content = Path(f"/proc/{pid}/environ").read_text(errors="replace")
+    except OSError:
+        return {}
+    return dict(line.partition("=")[::2] for line in content.split("\0"))
+
+
+def test_a_single_run(project, undisturbed, expected):
+    assert undisturbed["JobState"] == "COMPLETED", log(project, undisturbed["JobId"])
+    assert "gpu:1" in undisturbed["TresPerNode"] and undisturbed["Requeue"] == "1"
+    assert f"epoch {EPOCHS}/{EPOCHS}" in (project / f"alone-{undisturbed['JobId']}.log").read_text()
+    written = record(project / "executed/slurm" / RUN)
+    assert written["status"] == "done" and written["config"]["augmentation"] is True
+    assert [row["epoch"] for row in expected] == [str(number + 1) for number in range(EPOCHS)]
+
+
+@pytest.mark.parametrize("script, arguments, complaint", [
+    ("run_cluster.sh", [], "EPOCHS BATCH MODEL SCHEDULER AUGMENTATION LR WD GAMMA"),
+    ("run_cluster.sh", ARGUMENTS[:7], "got 7"),
+    ("run_cluster.sh", [*ARGUMENTS, "5"], "'5'"),
+    ("run_cluster.sh", [*ARGUMENTS[:4], "Yes", *ARGUMENTS[5:]], "AUGMENTATION"),
+    ("run_cluster.sh", [*ARGUMENTS[:2], "resnt", *ARGUMENTS[3:]], "model"),
+    ("run_cluster.sh", ["many", *ARGUMENTS[1:]], "epochs"),
+    ("run_cluster.sh", [*ARGUMENTS, "--epochz", "3"], "epochz"),
+    ("run_cluster_sets.sh", [], "1 to 18"),
+    ("run_cluster_sets.sh", ["19"], "1 to 18"),
+    ("run_cluster_sets.sh", ["7", "8"], "'8'"),
+    ("run_cluster_sets.sh", ["7", "--only", "model=resnt"], "resnt"),
+    ("run_grid.sh", [], "GRID"),
+    ("run_grid.sh", ["parameters/none.yaml"], "parameters/none.yaml"),
+    ("run_grid.sh", ["parameters/tiny.yaml", "--epochs", "0"], "epochs"),
+])
+def test_bad_arguments_are_one_line_and_nothing_is_queued(cluster, project, environment, script, arguments, complaint):
+    before = cluster.command("squeue", "--noheader", "--states=all").stdout
+    done = call(project, environment, script, *arguments)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert complaint in done.stderr
+    assert cluster.command("squeue", "--noheader", "--states=all").stdout == before
+
+
+def test_bad_arguments_end_a_job_at_once(cluster, project, submit):
+    job = cluster.wait_for_end(submit("run_cluster_sets.sh", "0"))
+    assert (job["JobState"], job["ExitCode"]) == ("FAILED", "2:0")
+    assert log(project, job["JobId"]) == "run_cluster_sets.sh: SET: expected a number from 1 to 18, got '0'\n"
+
+
+def test_a_job_from_outside_the_project_says_so(cluster, project, environment, tmp_path):
+    script = project / "cifarlib/slurm/run_grid.sh"
+    job = cluster.wait_for_end(cluster.sbatch("--array=1", script, "x.yaml", cwd=tmp_path, env=environment))
+    assert job["ExitCode"] == "2:0"
+    assert "inside the project's folder" in next(tmp_path.glob("*.log")).read_text()
+
+
+def test_a_script_called_from_elsewhere_submits_from_the_project(cluster, project, environment, tmp_path):
+    overrides = {"SBATCH_ARRAY_INX": "2", "SBATCH_JOB_NAME": "far", "SBATCH_TIMELIMIT": "7"}
+    grid = os.path.relpath(project / "parameters/tiny.yaml", tmp_path)
+    called = call(project, environment | overrides, "run_grid.sh", grid, "--dry-run", cwd=tmp_path)
+    assert called.returncode == 0, called.stderr
+    job = cluster.wait_for_end(called.stdout.split()[-1])
+    assert (job["JobState"], job["TimeLimit"]) == ("COMPLETED", "00:07:00")
+    assert "3 cells" in (project / f"far-{job['JobId']}_2.log").read_text()
+
+
+def test_a_set(cluster, project, submit):
+    """One cell of the published set 7, made tiny."""
+    options = {"only": "learning_rate=0.01,weight_decay=0.01,gamma=0.95", "epochs": 1, "batch_size": 32, "study": "set",
+               "dataset": "synthetic", "limit_train": 64, "limit_val": 64, "limit_test": 64, "wandb_mode": "disabled"}
+    words = [f"--{name}={value}" for name, value in options.items()]
+    job = cluster.wait_for_end(submit("run_cluster_sets.sh", "07", *words))
+    assert job["JobState"] == "COMPLETED", log(project, job["JobId"])
+    [folder] = [path.parent for path in (project / "executed/set").glob("*/record.json")]
+    assert folder.name == "cnn_aug_True_scheduler_exponential_lr_0.01_wd_0.01_gamma_0.95"
+    assert record(folder)["status"] == "done" and record(folder)["config"]["epochs"] == 1
+
+
+def test_an_array_with_a_throttle_and_a_failing_cell(cluster, project, submit):
+    array = submit("run_grid.sh", "parameters/tiny.yaml", "--jobs", "1", "--study", "array", sbatch=["--array=1-3%2"])
+    most = 0
+    while array in " ".join(cluster.running()):
+        states = cluster.command("squeue", "--noheader", "--array", "--format=%T").stdout.split()
+        most = max(most, states.count("RUNNING"))
+        time.sleep(0.2)
+    assert most == 2
+    assert len(list(project.glob(f"cifar-grid-{array}_[1-3].log"))) == 3
+    statuses = [record(folder.parent)["status"] for folder in (project / "executed/array").glob("*/record.json")]
+    assert sorted(statuses) == ["done", "done", "failed"]
+    printed = log(project, f"{array}_*")
+    assert printed.count("  done  ") == 2 and printed.count("  failed  ") == 1
+    assert "FAILED" in {cluster.job(f"{array}_{task}")["JobState"] for task in (1, 2, 3)}
+
+
+def test_scancel_stops_a_job_for_good(cluster, project, submit):
+    folder = project / "executed/cancelled" / RUN
+    job_id = submit("run_cluster.sh", "5000", *ARGUMENTS[1:], *OPTIONS, "--study", "cancelled")
+    wait_for_epochs(folder, 2)
+    assert processes(job_id, cluster)
+    cluster.command("scancel", job_id)
+    job = cluster.wait_for_end(job_id)
+    assert (job["JobState"], job["Restarts"]) == ("CANCELLED", "0")
+    wait_for(lambda: not processes(job_id, cluster), 30, "the job's processes to end")
+    assert record(folder)["status"] == "preempted"
+
+
+def test_only_the_warned_task_of_an_array_goes_back(cluster, project, environment, tmp_path):
+    """With a stand-in for python that stops when it is asked to, and is through when it is started again."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/bash\n"
+                      "[[ $1 == -c || $SLURM_RESTART_COUNT ]] && exit\n"
+                      "trap 'exit 75' USR1\n"
+                      "echo started\n"
+                      "for i in {1..600}; do sleep 0.1; done\n")
+    python.chmod(0o755)
+    array = cluster.sbatch("--array=1-3", "cifarlib/slurm/run_grid.sh", "parameters/tiny.yaml", cwd=project,
+                           env=environment | {"PATH": f"{tmp_path}{os.pathsep}{environment['PATH']}"})
+    wait_for(lambda: log(project, f"{array}_*").count("started") == 3, 30, "the three tasks to start")
+    last = cluster.job(f"{array}_3")
+    assert last["JobId"] == array  # its own number is also that of the array
+    cluster.command("scancel", "--batch", "--signal=USR1", f"{array}_3")
+    cluster.wait_for_state(f"{array}_3", "PENDING")
+    cluster.command("scancel", f"{array}_1")
+    cluster.wait_for_state(f"{array}_3", "COMPLETED")
+    jobs = [cluster.job(f"{array}_{task}") for task in (1, 2, 3)]
+    cluster.command("scancel", array)
+    assert [job["Restarts"] for job in jobs] == ["0", "0", "1"]
+    assert [job["JobState"] for job in jobs] == ["CANCELLED", "RUNNING", "COMPLETED"]
+
+
+def test_a_job_that_slurm_preempts_is_requeued_and_continues(cluster, project, submit, expected):
+    folder = project / "executed/preempted" / RUN
+    job_id = submit("run_cluster.sh", *ARGUMENTS, *OPTIONS, "--study", "preempted", sbatch=["--exclusive"])
+    wait_for_epochs(folder, 2)
+    urgent = cluster.sbatch("--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    assert cluster.wait_for_end(urgent)["JobState"] == "COMPLETED"
+    assert record(folder)["status"] == "preempted"
+    job = cluster.wait_for_end(job_id)
+    assert job["JobState"] == "COMPLETED" and int(job["Restarts"]) >= 1
+    assert history(folder) == expected
+
+
+def test_a_killed_job_goes_on_when_it_is_submitted_again(cluster, project, submit, expected):
+    folder = project / "executed/killed" / RUN
+    job_id = submit("run_cluster.sh", *ARGUMENTS, *OPTIONS, "--study", "killed")
+    wait_for_epochs(folder, 3)
+    for pid in processes(job_id, cluster):
+        os.kill(pid, signal.SIGKILL)
+    assert cluster.wait_for_end(job_id)["JobState"] == "FAILED"
+    left = len(history(folder))
+    assert 3 <= left < EPOCHS and not (folder / "record.json").exists()
+    second = submit("run_cluster.sh", *ARGUMENTS, *OPTIONS, "--study", "killed", sbatch=["--gres=none"])
+    again = cluster.wait_for_end(second)
+    assert again["JobState"] == "COMPLETED" and "TresPerNode" not in again, again
+    assert history(folder) == expected
+    printed = log(project, again["JobId"])
+    assert f"epoch {EPOCHS}/{EPOCHS}" in printed and f"epoch  1/{EPOCHS}" not in printed
