@@ -188,11 +188,18 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
                 _report(bar, run, options, time.monotonic() - started, echo is None)
                 if fail_fast and codes[run.name] in (FAILED, BAD_INPUT):
                     stopping.request()
-        if not bar.disable:
-            bar.refresh()
-    if any(status == "preempted" for status in _statuses(runs, options)) or stopping.requested and not fail_fast:
-        return PREEMPTED
-    return BAD_INPUT if codes and set(codes.values()) == {BAD_INPUT} else FAILED if "failed" in _statuses(runs, options) else OK
+    if any(study.glob(f"*/{RECORD}")):
+        write_table(study)  # also when nothing was trained: cells that share a finished run may be new
+    return _exit_code(runs, options, codes, fail_fast)
+
+
+def _exit_code(runs: list[Run], options: Options, codes: dict[str, int], fail_fast: bool) -> int:
+    if codes and set(codes.values()) == {BAD_INPUT}:
+        return BAD_INPUT
+    statuses = {status_of(options.run_folder(run.config)) for run in runs}
+    if "failed" in statuses and (fail_fast or "preempted" not in statuses):
+        return FAILED
+    return PREEMPTED if statuses & {"preempted", "pending"} else OK
 
 
 def _prepare(study: Path, runs: list[Run], options: Options) -> None:
@@ -228,13 +235,9 @@ def _claim_next(waiting: deque, options: Options, retry_failed: bool):
     return None
 
 
-def _statuses(runs: list[Run], options: Options) -> list[str]:
-    return [status_of(options.run_folder(run.config)) for run in runs]
-
-
 def _grid_bar(runs: list[Run], options: Options, shown: bool) -> tqdm:
     """One bar for the whole grid, with the time that is left."""
-    done = sum(status in FINISHED for status in _statuses(runs, options)) if options.resume else 0
+    done = sum(status_of(options.run_folder(run.config)) in FINISHED for run in runs) if options.resume else 0
     return tqdm(total=len(runs), initial=done, unit="run", disable=not shown, dynamic_ncols=True, smoothing=0.1)
 
 

@@ -60,7 +60,7 @@ def _picture(rows: list[Tensor], row_names, column_names) -> Figure:
     plt.close(figure)  # it is returned, and so shown once
     for i, row in enumerate(rows):
         for j, image in enumerate(row):
-            axes[i][j].imshow(image.permute(1, 2, 0))
+            axes[i][j].imshow(image.permute(1, 2, 0).numpy())
             axes[i][j].set(xticks=[], yticks=[])
             axes[i][j].spines[:].set_visible(False)
             if i == 0:

@@ -16,7 +16,7 @@ from . import results as r
 from .config import CLASSES
 from .results import KNOBS, MODELS, Table, counted, listed, percent, points, wilson
 
-# Okabe and Ito's colours for the colour blind, of different lightness so that they survive a black-and-white print; a marker each.
+# Okabe and Ito's colours for the colour blind, of different lightness for a print in black and white; a marker each.
 COLOURS = {"cnn": "#E69F00", "resnet": "#0072B2", "vit": "#009E73"}
 MARKERS = {"cnn": "o", "resnet": "s", "vit": "^"}
 TRAIN, VALIDATION, GREY, LIGHT = "#56B4E9", "#D55E00", "#666666", "#DDDDDD"
@@ -101,10 +101,11 @@ def top5(table: Table, model: str) -> Figure:
     """A model's five best runs: test accuracy and test per-class accuracy, the noise floor, 95% Wilson intervals."""
     best, noise = r.top(table, model), r.noise_floor(table, model)
     gap = best["test"].max() - best["test"].min()
-    title = (f"the best {r.in_words(len(best))} runs differ by {points(gap)}, "
-             f"{'more' if gap > noise.margin else 'no more'} than the {noise.name} "
-             f"({points(noise.margin)})" if len(best) > 1 else "the one run reaches "
-                                                                            f"{percent(best['test'].iloc[0])}")
+    title = f"the one run reaches {percent(best['test'].iloc[0])}"
+    if len(best) > 1:
+        more = "more" if gap > noise.margin else "no more"
+        title = f"the best {r.in_words(len(best))} runs differ by {points(gap)}, {more} than the {noise.name} "
+        title += f"({points(noise.margin)})"
     return _bars(table, best, noise, f"{MODELS[model]}: {title}")
 
 
@@ -113,11 +114,11 @@ def overall_top5(table: Table) -> Figure:
     """The best run of each model."""
     best = r.overall(table)
     first = best.iloc[0]
-    gaps = [f"{points(first['test'] - row['test'])} {'ahead of' if first['test'] >= row['test'] else 'behind'} "
-            f"{MODELS[row['model']]}"
-            for _, row in best.iloc[1:].iterrows()]
-    title = f"{MODELS[first['model']]} is best with {percent(first['test'])}" + (f", {listed(gaps)}" if gaps
-                                                                                 else ", the only model")
+    gaps = []
+    for _, row in best.iloc[1:].iterrows():
+        side = "ahead of" if first["test"] >= row["test"] else "behind"
+        gaps.append(f"{points(first['test'] - row['test'])} {side} {MODELS[row['model']]}")
+    title = f"{MODELS[first['model']]} is best with {percent(first['test'])}, {listed(gaps or ['the only model'])}"
     return _bars(table, best, r.noise_floor(table, first["model"]), title)
 
 
@@ -132,13 +133,11 @@ def _bars(table: Table, best: pd.DataFrame, noise: r.Noise, title: str) -> Figur
         left.text(0.004, place - 0.36, name, fontsize=min(8.5, 740 / len(name)), va="center")
         left.barh(place - 0.1, row["test"], 0.25, color=colour, label=label("test accuracy"))
         left.barh(place + 0.17, row["per_class"], 0.25, color=colour, alpha=0.55, hatch="///", edgecolor="white",
-                  linewidth=0,
-                  label=label("test per-class accuracy (mean over classes)"))
+                  linewidth=0, label=label("test per-class accuracy (mean over classes)"))
         for value, offset in ((row["test"], -0.1), (row["per_class"], 0.17)):
             left.text(value + 0.008, place + offset, percent(value), fontsize=8, va="center")
         right.errorbar(row["test"], place, xerr=[[row["test"] - row["low"]], [row["high"] - row["test"]]], capsize=3,
-                       markersize=6,
-                       fmt=MARKERS[row["model"]], color=colour, label=label("run, 95% interval"))
+                       markersize=6, fmt=MARKERS[row["model"]], color=colour, label=label("run, 95% interval"))
         if row["runs"] > 1:
             right.errorbar(row["mean"], place + 0.25, xerr=row["sd"], fmt="D", color="black", markersize=3.5, capsize=2,
                            linewidth=1)
@@ -151,8 +150,9 @@ def _bars(table: Table, best: pd.DataFrame, noise: r.Noise, title: str) -> Figur
     for axis in (left, right):
         axis.grid(axis="y", visible=False)
         _legend(axis, "below")
-    note = f"Ranked by {table.rank_by}. The band: two equal runs differ by less in 95% of cases. Noise floor: {noise.text}."
-    return _titled(figure, title, note + " Diamonds: mean and SD of repeats." * bool((best["runs"] > 1).any()), table)
+    note = f"Ranked by {table.rank_by}. The band: two equal runs differ by less in 95% of cases. "
+    note += f"Noise floor: {noise.text}." + " Diamonds: mean and SD of repeats." * bool((best["runs"] > 1).any())
+    return _titled(figure, title, note, table)
 
 
 @_styled
@@ -177,7 +177,7 @@ def finalists(table: Table) -> Figure | str:
     axis.grid(axis="y", visible=False)
     _percent(axis.xaxis, ticks=8)
     first, gap = shown.iloc[0], shown["test"].iloc[0] - shown["test"].iloc[-1 if len(shown) < 2 else 1]
-    title = f"{MODELS[first['model']]} leads the finalists: {percent(first['test'])} on average over {counted(first['runs'], 'seed')}"
+    title = f"{MODELS[first['model']]} leads: {percent(first['test'])} on average over {counted(first['runs'], 'seed')}"
     title += f", {points(gap)} {'above' if gap >= 0 else 'below'} the next" * (len(shown) > 1)
     return _titled(figure, title, f"Ordered by mean {table.rank_by}. Diamonds: mean and SD over seeds.", table)
 
@@ -227,10 +227,8 @@ def knobs(table: Table, model: str) -> Figure | str:
                       **point)
             axis.hlines(scores.median(), place - 0.3, place + 0.3, color="black", linewidth=1.5, zorder=3)
             axis.annotate(f"{best:.3f}" if table.lower_is_better else f"{100 * best:.1f}", (place, scores.max()),
-                          (0, 5),
-                          textcoords="offset points", ha="center", fontsize=7.5)
-            names.append({"True": "on", "False": "off",
-                          "exponential": "expo-\nnential"}.get(str(value), r._value(value)))
+                          (0, 5), textcoords="offset points", ha="center", fontsize=7.5)
+            names.append(r._value(value).replace("exponential", "expo-\nnential"))
         axis.set(xticks=range(len(names)), xticklabels=names, title=KNOBS[knob], xlim=(-0.6, len(names) - 0.4))
         axis.grid(axis="x", visible=False)
     axes[0, 0].set_ylabel(table.score)
@@ -238,8 +236,8 @@ def knobs(table: Table, model: str) -> Figure | str:
     if not table.lower_is_better:
         _percent(axes[0, 0].yaxis)
     best = {knob: group.min() if table.lower_is_better else group.max() for knob, group in groups.items()}
-    spans = pd.Series({KNOBS[knob]: values.max() - values.min() for knob,
-                       values in best.items()}).sort_values(ascending=False)
+    spans = pd.Series({KNOBS[knob]: values.max() - values.min() for knob, values in best.items()})
+    spans = spans.sort_values(ascending=False)
     size = (lambda span: f"{span:.3f}") if table.lower_is_better else points
     title = f"{MODELS[model]}: {spans.index[0]} moves the best score most ({size(spans.iloc[0])})"
     title += f", {spans.index[-1]} least ({size(spans.iloc[-1])})" * (len(spans) > 1)
@@ -269,8 +267,7 @@ def heatmap(table: Table, model: str) -> Figure | str:
         image = axis.imshow(values, cmap=colours, vmin=lowest, vmax=highest, aspect="auto", origin="lower")
         for (i, j), value in np.ndenumerate(values):
             axis.text(j, i, "not run" if np.isnan(value) else f"{100 * value:.1f}", ha="center", va="center",
-                      fontsize=8,
-                      color="white" if lowest <= value < (lowest + highest) / 2 else "black",
+                      fontsize=8, color="white" if lowest <= value < (lowest + highest) / 2 else "black",
                       fontweight="bold" if value == highest else None)
         axis.set(xticks=range(len(decays)), xticklabels=map(r._value, decays), xlabel="weight decay", title=schedule,
                  yticks=range(len(rates)), yticklabels=map(r._value, rates))
@@ -278,7 +275,8 @@ def heatmap(table: Table, model: str) -> Figure | str:
     axes[0, 0].set_ylabel("learning rate")
     _percent(figure.colorbar(image, ax=axes[0].tolist(), label=table.score, pad=0.02).ax.yaxis)
     schedule, rate, decay = best.idxmax()
-    title = f"{MODELS[model]}: best at learning rate {rate:g} and weight decay {decay:g}, {schedule} schedule ({percent(highest)})"
+    best_cell = f"learning rate {rate:g}, weight decay {decay:g}, {schedule} schedule"
+    title = f"{MODELS[model]}: {percent(highest)} at best ({best_cell})"
     note = "Best over the other knobs, in percent (repeats averaged)." + " Grey: at chance." * bool(best.min() < lowest)
     return _titled(figure, title, note, table)
 
@@ -399,7 +397,7 @@ def finalist_curves(table: Table, model: str) -> Figure | str:
 
 @_styled
 def confusion(matrix, class_names=CLASSES, title: str = "", table: Table | None = None) -> Figure:
-    """Confusion matrix (rows: true class, columns: predicted class) with counts, coloured by share of the true class."""
+    """Confusion matrix (row: true class, column: predicted class) with counts, coloured by share of the true class."""
     matrix = np.asarray(matrix)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     figure, axis = _new(6.3, width=7.2)
@@ -416,7 +414,8 @@ def confusion(matrix, class_names=CLASSES, title: str = "", table: Table | None 
                     shrink=0.8)
     wrong = shares * (1 - np.eye(len(matrix)))
     i, j = np.unravel_index(wrong.argmax(), wrong.shape)
-    message = f"{percent(wrong[i, j])} of {class_names[i]} images are taken for {class_names[j]}" if wrong.any() else "no mistakes"
+    message = f"{percent(wrong[i, j])} of {class_names[i]} images are taken for {class_names[j]}"
+    message = message if wrong.any() else "no mistakes"
     return _titled(figure, f"{title}: {message}" if title else message, table=table)
 
 
@@ -424,13 +423,13 @@ def confusion(matrix, class_names=CLASSES, title: str = "", table: Table | None 
 def per_class(accuracies, class_names=CLASSES, n_per_class=1000, table: Table | None = None) -> Figure:
     """Accuracy of each class with its 95% Wilson interval.
 
-    accuracies: fractions of one run, or a dict of model to fractions. n_per_class: test images a class, a number or a list.
+    accuracies: fractions of one run, or a dict of model to fractions. n_per_class: test images a class, one or a list.
     """
     by_model = accuracies if isinstance(accuracies, dict) else {"": accuracies}
     figure, axis = _new(3.8, width=8.5)
     heads = []
-    for shift, (model, values) in zip(np.linspace(-0.2, 0.2, len(by_model)) if len(by_model) > 1 else [0],
-                                      by_model.items()):
+    shifts = np.linspace(-0.2, 0.2, len(by_model)) if len(by_model) > 1 else [0]
+    for shift, (model, values) in zip(shifts, by_model.items()):
         values, places = np.asarray(values, float), np.arange(len(class_names)) + shift
         low, high = wilson(values, np.maximum(n_per_class, 1))
         axis.errorbar(places, values, yerr=[(values - low).clip(0), (high - values).clip(0)],
@@ -485,8 +484,7 @@ def calibration(table: Table) -> Figure | str:
     if not found:
         return "no predictions of the best runs beside the table"
     figure, axes = _new(4.3, 2, len(found), width=max(5.5, 3.4 * len(found)), sharex=True, sharey="row",
-                        height_ratios=(3, 1),
-                        squeeze=False)
+                        height_ratios=(3, 1), squeeze=False)
     heads = []
     for (upper, lower), (model, (labels, logits)) in zip(axes.T, found.items()):
         probabilities = r.softmax(logits)
@@ -538,8 +536,8 @@ def confidently_wrong(table: Table, model: str, images: tuple | None, n: int = 1
         axis.imshow(pixels[i].transpose(1, 2, 0), interpolation="nearest")
         axis.set_title(f"is {CLASSES[labels[i]]}\nnot {CLASSES[predicted[i]]}\n{100 * confidence[i]:.1f}% sure",
                        fontsize=8)
-    title = f"{MODELS[model]}: {(confidence > 0.9).sum()} of {counted((confidence > 0).sum(), 'mistake')} are made with more than 90% confidence"
-    return _titled(figure, title, table=table)
+    sure, mistakes = (confidence > 0.9).sum(), counted((confidence > 0).sum(), "mistake")
+    return _titled(figure, f"{MODELS[model]}: {sure} of {mistakes} are made with more than 90% confidence", table=table)
 
 
 @_styled
@@ -587,7 +585,8 @@ def _log_ticks(axis) -> None:
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    size, unit = next((s, u) for s, u in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= 1.67 * s or s == 1)
+    return f"{seconds / size:.{int(unit == 'h')}f} {unit}"
 
 
 # ------------------------------------------------------------------ two tables
@@ -635,8 +634,8 @@ KINDS = (*PER_MODEL, "wrong", *PER_TABLE, "comparison")
 def write_figures(table: Table, folder: str | Path, *kinds: str, images=None, other: Table | None = None) -> list[Path]:
     """Write the figures of the given kinds (default: all of KINDS) as PNG and SVG; returns the PNGs' paths.
 
-    Prints a line for figures that the table gives no ground for, and removes their files of an earlier table. images: what
-    confidently_wrong takes; other: the table to compare with.
+    Prints a line for figures that the table gives no ground for, and removes their files of an earlier table. images:
+    what confidently_wrong takes; other: the table to compare with.
     """
     written, left_out = [], {}
     for kind in kinds or KINDS:

@@ -34,27 +34,27 @@ def injected_names(cells: list[str]) -> list[str]:
 class Live:
     """Shows a run as it trains: in JupyterLab a bar of epochs and one figure that is redrawn, elsewhere a line an epoch.
 
-    Called with the history after every epoch. The figure stands at the end in either case.
+    Called with the history after every epoch.
     """
 
     def __init__(self, config: Config):
         self.config = config
         self.interactive = "JPY_SESSION_NAME" in os.environ  # Jupyter's server sets it for kernels that a person looks at
-        self.bar = self.handle = None
-        self.next_drawing = 0.0
+        self.bar = tqdm(total=config.epochs, unit="epoch") if self.interactive else None
+        self.handle, self.next_drawing = None, 0.0
 
     def __call__(self, history: History) -> None:
-        finished = history.finished(self.config)
-        if self.interactive:
-            self._advance(history, finished)
-        else:
+        if not self.interactive:
             print(epoch_line(history.last, self.config.epochs), flush=True)
-        if finished or (self.interactive and time.monotonic() >= self.next_drawing):
+            return
+        finished = history.finished(self.config)
+        self._advance(history, finished)
+        if finished or time.monotonic() >= self.next_drawing:
             self._draw(history)
 
     def _advance(self, history: History, finished: bool) -> None:
-        if self.bar is None:
-            self.bar = tqdm(total=self.config.epochs, initial=len(history.rows) - 1, unit="epoch")
+        if self.bar.n == 0:
+            self.bar.initial = self.bar.n = len(history.rows) - 1  # epochs of an earlier session don't count for the speed
         self.bar.update()
         row = history.last
         self.bar.set_postfix({name: f"{row[name]:.3f}" for name in ("train_accuracy", "val_accuracy") if name in row})

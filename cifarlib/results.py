@@ -1,4 +1,4 @@
-"""What a table of runs says: checked, ranked, with its noise, the influence of its knobs, and sentences for the README."""
+"""What a table of runs says: checked, ranked, its noise, the influence of its knobs, and sentences for the README."""
 
 import difflib
 import itertools
@@ -32,10 +32,10 @@ Z = 1.959964  # two-sided 95%
 class Table:
     """A checked table of runs.
 
-    rows: a row a cell; beside the file's columns it has `model`, `experiment` (equal for cells that are one configuration),
-    `copy` (the row repeats another row's run), `main` (it has the conditions its model is ranked under), `images` (of the
-    test) and `chance` (no better than guessing). notes: a sentence for everything left out or assumed. rank_by: the column
-    that ranks; tested, per_class: the columns that report, of the checkpoint that the ranking column names.
+    rows: a row a cell; beside the file's columns it has `model`, `experiment` (equal for cells that are one
+    configuration), `copy` (the row repeats another row's run), `main` (it has the conditions its model is ranked by),
+    `images` (of the test) and `chance` (no better than guessing). notes: a sentence for everything left out or assumed.
+    rank_by: the column that ranks; tested, per_class: the columns that report, of the checkpoint that it names.
     """
 
     rows: pd.DataFrame
@@ -82,7 +82,8 @@ def read_table(path: str | Path, rank_by: str = "auto", study: str = "") -> Tabl
     try:
         frame = pd.read_csv(place)
     except FileNotFoundError:
-        raise InputError(f"{path}: no table of runs; expected a CSV such as executed/STUDY/runs.csv; run a study first") from None
+        message = f"{path}: no table of runs; expected a CSV such as executed/STUDY/runs.csv; run a study first"
+        raise InputError(message) from None
     except pd.errors.EmptyDataError:
         raise InputError(f"{path}: the table is empty; expected a header and a row for each run") from None
     except (OSError, UnicodeDecodeError, pd.errors.ParserError) as error:
@@ -198,7 +199,7 @@ def _marked(rows: pd.DataFrame, tested: str, notes: list[str]) -> pd.DataFrame:
     rows["experiment"] = [" ".join(map(str, key)) for key in acting[["model", *KNOBS, "condition"]].to_numpy()]
     rows["copy"] = False
     if "run" in rows:
-        run = rows.get("study", "") + "/" + rows["run"].where(rows["run"] != "", rows["Full_Modelname"])
+        run = rows["run"].where(rows["run"] != "", rows["Full_Modelname"]) + rows["condition"] + rows.get("study", "")
         real_first = rows.assign(key=run, shared=rows.get("shared_with", "") != "").sort_values("shared", kind="stable")
         rows["copy"] = real_first.duplicated("key")
         rows["experiment"] = real_first.groupby("key")["experiment"].transform("first")
@@ -225,7 +226,7 @@ def _marked(rows: pd.DataFrame, tested: str, notes: list[str]) -> pd.DataFrame:
 def candidates(table: Table, model: str | None = None) -> pd.DataFrame:
     """The runs that compete: under the main conditions, each run once.
 
-    Further seeds of a configuration are repeats, not competitors: a configuration that got five draws would win by luck. The
+    Further seeds of a configuration are repeats, not competitors: one that got five draws would win by luck. The
     published table has no seeds, and each of its rows was trained: there all rows compete, as in its report.
     """
     rows = table.rows[table.rows["main"] & ~table.rows["copy"]]
@@ -248,8 +249,7 @@ def top(table: Table, model: str | None = None, n: int = 5) -> pd.DataFrame:
     experiment's runs, mean and sd."""
     best = ranked(table, model).head(n)
     shown = best[["model", "experiment"]].assign(name=best["Full_Modelname"], score=best[table.rank_by],
-                                                 test=best[table.tested],
-                                                 per_class=best[table.per_class])
+                                                 test=best[table.tested], per_class=best[table.per_class])
     shown["low"], shown["high"] = wilson(best[table.tested], best["images"])
     spread = experiments(table)[["runs", "test", "sd"]].rename(columns={"test": "mean"})
     return shown.join(spread, on="experiment")
@@ -304,8 +304,8 @@ def identical_rows(table: Table) -> int:
 class Noise:
     """How far two runs of one configuration lie apart.
 
-    sd: of a single run's test accuracy; margin: what the difference of two single runs exceeds in 5% of cases; name: `noise`,
-    or `sampling error` where that of the test images has to stand in; text: where it comes from.
+    sd: of a single run's test accuracy; margin: what the difference of two single runs exceeds in 5% of cases; name:
+    `noise`, or `sampling error` where that of the test images has to stand in; text: where it comes from.
     """
 
     sd: float
@@ -334,9 +334,10 @@ def noise_floor(table: Table, model: str) -> Noise:
 
 
 def selection_bias(scores, sd: float, draws: int = 4000, seed: int = 0) -> float:
-    """How much the highest of `scores` overstates its own run's expected score, by a parametric bootstrap with noise of `sd`.
+    """How much the highest of `scores` overstates its own run's expected score.
 
-    A lower bound: the scores are noisy already, so they lie further apart than the true values do.
+    By a parametric bootstrap with noise of `sd`. A lower bound: the scores are noisy already, so they lie further apart
+    than the true values do.
     """
     scores = np.asarray(scores, float)
     scores = scores[scores >= scores.max() - 6 * sd]  # the rest can't win
@@ -369,7 +370,7 @@ def read_predictions(table: Table, run: str) -> tuple[np.ndarray, np.ndarray] | 
 
 
 def best_with(table: Table, read, model: str, n: int = 1) -> list[tuple[pd.Series, object]]:
-    """(row, what was read) of a model's n best runs; shorter where `read` (read_history, read_predictions) finds nothing."""
+    """(row, what was read) of a model's n best runs; fewer where `read` (read_history or read_predictions) has none."""
     found = ((row, read(table, row.get("run", ""))) for _, row in ranked(table, model).head(n).iterrows())
     return [pair for pair in found if pair[1] is not None]
 
@@ -414,8 +415,8 @@ def holm(p_values) -> np.ndarray:
 def paired_tests(table: Table, n: int = 3) -> pd.DataFrame:
     """Each model's best run against its next n - 1, and the models' best against each other, on the same test images.
 
-    Columns: first, second, difference with low and high (95%), only_first, only_second (images), p, p_holm. Empty without
-    predictions. A test of these runs, not of their configurations: a repeat with another seed would differ too.
+    Columns: first, second, difference with low and high (95%), only_first, only_second (images), p, p_holm. Empty
+    without predictions. A test of these runs, not of their configurations: a repeat with another seed would differ too.
     """
     best = [best_with(table, read_predictions, model, n) for model in table.models]
     pairs = [(rows[0], other) for rows in best for other in rows[1:]]
@@ -446,7 +447,7 @@ def cells(table: Table, model: str) -> pd.DataFrame:
 def importance(table: Table, model: str) -> tuple[pd.Series, str] | None:
     """Shares of the score's variance among the grid's cells by knob (and pair of knobs, `rest`), and on what they rest.
 
-    Values at which every cell stays at chance are left out. None if fewer than two knobs vary or too few cells were run.
+    Values at which every cell stays at chance are left out. None if fewer than two knobs vary or cells are too few.
     """
     grid, dropped = cells(table, model), []
     for knob in KNOBS:
@@ -518,7 +519,7 @@ def expected_best(scores) -> np.ndarray:
 
 
 def augmentation_pairs(table: Table, model: str) -> pd.DataFrame:
-    """Pairs of runs with and without augmentation, all else equal, and the gain; pairs at chance on both sides left out."""
+    """Pairs of runs with and without augmentation, all else equal, and the gain; without pairs entirely at chance."""
     rows = candidates(table, model).dropna(subset=[table.tested])
     others = [knob for knob in KNOBS if knob != "augmentation"]
     sides = [rows[rows["augmentation"] == side][[*others, table.tested, "chance"]] for side in (True, False)]
@@ -531,7 +532,7 @@ def augmentation_pairs(table: Table, model: str) -> pd.DataFrame:
 
 
 def compare(first: Table, second: Table) -> pd.DataFrame:
-    """The cells that both tables have: knobs, first and second test accuracy (mean over repeats), difference, chance of each."""
+    """The cells of both tables: knobs, first and second test accuracy (mean of repeats), difference, chance of each."""
     cell = ["model", "model_args", *KNOBS]
 
     def by_cell(table):
@@ -549,17 +550,16 @@ def comparison_sentences(first: Table, second: Table) -> list[str]:
     both = compare(first, second)
     lines = [f"`{table.name}`: {conditions(table)}" for table in (first, second)]
     for model, group in both.groupby("model"):
-        noise = noise_floor(first, model)
-        beyond = (group["difference"].abs() > noise.margin).sum()
+        change, lost = group["difference"], group[["chance_first", "chance_second"]].sum()
         lines.append(f"{MODELS[model]}: {counted(len(group), 'cell')} in both. From the first to the second the median "
-                     f"difference is {signed(group['difference'].median())} points; {(group['difference'] > 0).sum()} "
-                     f"are higher, and {beyond} differ by more than the {noise.name} ({points(noise.margin)}). At "
-                     f"chance are {group['chance_first'].sum()} in the first, {group['chance_second'].sum()} in the "
-                     "second.")
-        winners = [(ranked(table, model).iloc[0], table.tested) for table in (first, second)]
-        lines.append(f"{MODELS[model]}'s winner: "
-                     + ", then ".join(f"`{row['Full_Modelname']}` ({percent(row[tested])})"
-                                                                     for row, tested in winners) + ".")
+                     f"difference is {signed(change.median())} points, {(change > 0).sum()} are higher; at chance are "
+                     f"{lost['chance_first']} in the first, {lost['chance_second']} in the second.")
+        if len(ranked(first, model)) and len(ranked(second, model)):
+            noise = noise_floor(first, model)
+            winners = [f"`{row['name']}` ({percent(row['test'])})" for table in (first, second)
+                       for _, row in top(table, model, 1).iterrows()]
+            lines.append(f"{MODELS[model]}: {(change.abs() > noise.margin).sum()} differences exceed the first table's "
+                         f"{noise.name} ({points(noise.margin)}). The winners: {', then '.join(winners)}.")
     return lines if len(both) else [*lines, "The two tables have no cell in common."]
 
 
@@ -601,7 +601,9 @@ def _some(names, most: int = 3) -> str:
 
 
 def _value(value) -> str:
-    """A knob's value as its name in the run's name: 1e-05, 0.001, step."""
+    """A knob's value as the runs' names have it: 1e-05, 0.001, step; on or off."""
+    if isinstance(value, (bool, np.bool_)):
+        return "on" if value else "off"
     return value if isinstance(value, str) else f"{value:g}"
 
 
@@ -623,11 +625,10 @@ def conditions(table: Table) -> str:
     """One sentence: data, protocol, split, epochs, sizes, hardware, seeds, number of runs."""
     rows, runs = table.rows[table.rows["main"]], table.rows[~table.rows["copy"]]
     parts = ["SYNTHETIC DATA, NOT CIFAR-10" if table.synthetic else "CIFAR-10"]
-    for column, label in {"protocol": "{} protocol", "split": "{} split", "epochs": "up to {} epochs",
-                          "batch_size": "batches of {}",
-                          "limit_train": "{} training images", "limit_test": "{} test images",
-                          "model_args": "model sizes: {}",
-                          "precision": "{}", "device": "{}"}.items():
+    labels = {"protocol": "{} protocol", "split": "{} split", "epochs": "up to {} epochs",
+              "batch_size": "batches of {}", "limit_train": "{} training images", "limit_test": "{} test images",
+              "model_args": "model sizes: {}", "precision": "{}", "device": "{}"}
+    for column, label in labels.items():
         values = [_plain(value) for value in rows[column].dropna().unique()] if column in rows else []
         if set(values) - {"0", "default"}:
             parts.append(label.format(" or ".join("all" if value == "0" else value for value in values)))
@@ -644,9 +645,10 @@ def chance_sentence(table: Table) -> str:
     runs = table.rows[~table.rows["copy"]]
     lost = runs[runs["chance"]]
     if lost.empty:
-        return "The one run is better than guessing." if len(runs) == 1 else f"All {counted(len(runs), 'run')} are better than guessing."
+        return f"{'The one run is' if len(runs) == 1 else f'All {in_words(len(runs))} runs are'} better than guessing."
     by_model = listed(f"{n} of {MODELS[m]}'s" for m, n in lost["model"].value_counts().items())
-    text = f"{len(lost)} of {counted(len(runs), 'run')} ({by_model}) {'is' if len(lost) == 1 else 'are'} no better than guessing"
+    are = "is" if len(lost) == 1 else "are"
+    text = f"{len(lost)} of {counted(len(runs), 'run')} ({by_model}) {are} no better than guessing"
     for knob in KNOBS:
         value, group = lost[knob].iloc[0], runs[runs["model"] == lost["model"].iloc[0]]
         if 1 < group[knob].nunique() and set(group.index[group[knob] == value]) == set(lost.index):
@@ -656,28 +658,27 @@ def chance_sentence(table: Table) -> str:
 
 def shared_knobs(rows: pd.DataFrame) -> str:
     """What the given runs share and how they vary, a sentence a knob."""
-    n = len(rows)
-    each = {1: "It", 2: "Both"}.get(n, f"All {in_words(n)}")
-    lines = []
+    n, lines = len(rows), []
+    both = {1: "it", 2: "both"}.get(n, f"all {in_words(n)}")
     for knob, name in KNOBS.items():
         values = _acting(rows, knob)[knob]
-        where = "" if len(values) == n else f" in the {in_words(len(values))} where it acts"
         common = values.value_counts()
+        where = f" in {both}" * (n > 1) if len(values) == n else f" in the {in_words(len(values))} where it acts"
         if knob == "augmentation":
-            known = {n: f"{each} use{'s' * (n == 1)} augmentation.", 0: f"{'It uses' if n == 1 else 'None uses'} no "
-                                                                        "augmentation."}
-            lines.append(known.get(values.sum(),
-                                   f"{values.sum()} of {n} use augmentation.").replace("None uses no", "None uses"))
+            users = {n: both, 0: "none"}.get(values.sum(), f"{values.sum()} of {n}")
+            on = "on" if values.sum() else "off"
+            lines.append(f"Augmentation: used by {users}." if n > 1 else f"Augmentation: {on}.")
         elif values.empty:
             lines.append("Gamma does nothing under the cosine schedule.")
         elif len(common) == 1:
-            lines.append(f"{name.capitalize()}: {_value(common.index[0])}"
-                         + (f" in {each.lower()}" if n > 1 and not where else where) + ".")
+            lines.append(f"{name.capitalize()}: {_value(common.index[0])}{where}.")
         elif knob == "scheduler":
             lines.append(f"Scheduler: {listed(f'{kind} in {in_words(count)}' for kind, count in common.items())}.")
         else:
-            most = f", most often {_value(common.index[0])} ({common.iloc[0]} of {len(values)})" * bool(common.iloc[0] > common.iloc[1])
-            lines.append(f"{name.capitalize()}: from {_value(values.min())} to {_value(values.max())}{most}{where}.")
+            often = f", most often {_value(common.index[0])} ({common.iloc[0]} of {len(values)})"
+            often = often if common.iloc[0] > common.iloc[1] else ""
+            where = where if len(values) < n else ""
+            lines.append(f"{name.capitalize()}: from {_value(values.min())} to {_value(values.max())}{often}{where}.")
     return " ".join(lines)
 
 
@@ -687,7 +688,8 @@ def observations(table: Table, model: str, n: int = 5) -> list[str]:
     if best.empty:
         return [f"No run of {MODELS[model]} in this table can be ranked."]
     first, noise = best.iloc[0], noise_floor(table, model)
-    how = "the only run" if len(rows) == 1 else f"{'lowest' if table.lower_is_better else 'highest'} {table.score} of {len(rows)} runs"
+    how = f"{'lowest' if table.lower_is_better else 'highest'} {table.score} of {len(rows)} runs"
+    how = "the only run" if len(rows) == 1 else how
     score = f"{table.score} {_score(table, first['score'])}, " * (table.rank_by != table.tested)
     lines = [f"**Best run:** `{first['name']}` ({how}): {score}test accuracy {percent(first['test'])} (95% interval "
              f"{percent(first['low'])} to {percent(first['high'])})."]
@@ -721,7 +723,8 @@ def _augmentation_sentence(table: Table, model: str) -> str:
     best = ranked(table, model).groupby("augmentation")[table.tested].max()
     if len(best) < 2:
         return f"its benefit can't be told, {'every' if best.index[0] else 'no'} run uses it."
-    text = f"at best {percent(best[True])} with it, {percent(best[False])} without it ({signed(best[True] - best[False])} points)"
+    gain = signed(best[True] - best[False])
+    text = f"at best {percent(best[True])} with it, {percent(best[False])} without it ({gain} points)"
     if len(pairs := augmentation_pairs(table, model)):
         text += (f"; all else equal it brings {signed(pairs['gain'].median())} points (median) and helps in "
                  f"{(pairs['gain'] > 0).sum()} of {counted(len(pairs), 'pair')}")
@@ -747,8 +750,7 @@ def overall_observations(table: Table) -> list[str]:
         first = best.iloc[0]
         order = ", ".join(f"{MODELS[row['model']]} {percent(row['test'])}" for _, row in best.iterrows())
         lines = [f"**Best model:** {MODELS[first['model']]} with `{first['name']}`, test accuracy "
-                 f"{percent(first['test'])}.",
-                 f"**Ranking** by {table.score}, with test accuracies: {order}."]
+                 f"{percent(first['test'])}.", f"**Ranking** by {table.score}, with test accuracies: {order}."]
         lines += [f"**Gap:** {gap_sentence(table, first, row)}" for _, row in best.iloc[1:].iterrows()]
     if len(best) > 1:
         lines.append(f"**What the winners share:** {shared_knobs(table.rows.loc[best.index])}")
@@ -770,7 +772,7 @@ def overall_observations(table: Table) -> list[str]:
 
 
 def gap_sentence(table: Table, first: pd.Series, second: pd.Series) -> str:
-    """How far the first of two rows of `overall` is ahead of the second on the test images, against both models' noise."""
+    """How far the first of two rows of `overall` is ahead of the second on the test images, beside their noise."""
     gap, names = first["test"] - second["test"], [MODELS[row["model"]] for row in (first, second)]
     if gap == 0:
         return f"{names[0]} and {names[1]} tie on the test images."
@@ -862,7 +864,7 @@ def overall_section(table: Table, figures: str = "") -> str:
 
 
 def readme_section(table: Table, figures: str = "figures") -> str:
-    """The results as Markdown: conditions, then each model and all of them; figures: the charts' folder, seen from the README."""
+    """The results as Markdown: conditions, each model, all models; figures: the charts' folder as a README sees it."""
     notes = ["What this report assumes or leaves out:", bullets(table.notes)] if table.notes else []
     return "\n\n".join([f"**Conditions:** {conditions(table)}", *notes,
                         *(model_section(table, model, figures) for model in table.models),

@@ -124,7 +124,10 @@ def table_rows(folder: Path, planned: list[Config]) -> list[dict]:
     record = read_record(folder)
     if not record:
         return []
-    run = Config(**record["config"])
+    try:
+        run = Config.from_dict(record["config"])
+    except InputError as error:
+        raise InputError(f"{folder / RECORD} is not a run of this version ({error}); move its folder out of the study")
     cells = {cell.cell_name: cell for cell in [*planned, run]}.values()
     settings = ("seed", "protocol", "split", "epochs", "batch_size", "val_freq", "early_stopping_patience", "limit_train",
                 "limit_val", "limit_test")

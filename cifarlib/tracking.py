@@ -1,6 +1,7 @@
 """Weights & Biases as a mirror of a run: history.csv and record.json are the truth, and nothing here can end a run."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from .config import Config, Options
@@ -40,10 +41,12 @@ class Tracker:
             return
         import wandb
 
+        with suppress(OSError):  # wandb warns of a folder that isn't there yet; one that can't be is for the run to report
+            self.folder.mkdir(parents=True, exist_ok=True)
         self.run = wandb.init(
             project=PROJECT, group=self.config.model, name=self.config.run_name, mode=mode, dir=str(self.folder),
             config={name: value for name, value in self.config.to_dict().items() if name != "data_dir"},
-            tags=[self.options.study], settings=wandb.Settings(silent=True, console="off", init_timeout=30),
+            tags=[self.options.study], settings=wandb.Settings(silent=True, console="off", disable_git=True, init_timeout=30),
         )
 
     def _mode(self) -> str:

@@ -9,58 +9,53 @@ import pandas as pd
 
 from cifarlib.config import CHECKPOINTS, CLASSES, Config
 
-GRID = dict(learning_rate=(0.01, 0.001, 0.0001, 0.00001), weight_decay=(0.01, 0.001, 0.0001, 0.00001),
-            gamma=(0.95, 0.97, 0.99),
+RATES = (0.01, 0.001, 0.0001, 0.00001)
+GRID = dict(learning_rate=RATES, weight_decay=RATES, gamma=(0.95, 0.97, 0.99),
             scheduler=("exponential", "step", "cosine"), augmentation=(False, True))
 BEST = {"cnn": (0.92, 1e-4), "resnet": (0.88, 1e-3), "vit": (0.86, 1e-4)}
 
 
-def row(config: Config, accuracy: float, noise: np.random.Generator, **changes) -> dict:
+def row(config: Config, accuracy: float, noise: np.random.Generator) -> dict:
     """One cell of a table with the given test accuracy."""
     val = accuracy + noise.normal(0, 0.003)
-    cell = dict(Modelname=config.model, Group=config.model, augmentation=config.augmentation, gamma=config.gamma,
-                learning_rate=config.learning_rate,
-                scheduler=config.scheduler, weight_decay=config.weight_decay, Full_Modelname=config.cell_name,
-                study="made_up", run=config.run_name,
-                shared_with="", status="done", seed=config.seed, protocol=config.protocol, split=config.split,
-                dataset=config.dataset,
-                model_args=json.dumps(config.model_args), epochs=config.epochs, epochs_run=config.epochs,
-                batch_size=config.batch_size, val_freq=1,
-                early_stopping_patience=20, limit_train=0, limit_val=0, limit_test=config.limit_test, precision="bf16",
-                device="cuda: H200",
-                seconds={"cnn": 700, "resnet": 150, "vit": 4000}[config.model] * noise.uniform(0.9, 1.1),
-                parameters={"cnn": 13_240_000, "resnet": 11_190_000, "vit": 92_500_000}[config.model],
-                train_images=40_000, val_images=10_000,
-                test_images=config.limit_test or 10_000, data_fingerprint="abc123", commit="0123abc")
+    sizes = {"cnn": (700, 13_240_000), "resnet": (150, 11_190_000), "vit": (4000, 92_500_000)}
+    seconds, parameters = sizes[config.model]
+    settings = {name: value for name, value in config.to_dict().items() if name not in ("model", "data_dir", "device")}
+    cell = settings | dict(
+        Modelname=config.model, Group=config.model, Full_Modelname=config.cell_name, study="made_up",
+        run=config.run_name, shared_with="", status="done", model_args=json.dumps(config.model_args),
+        epochs_run=config.epochs, precision="bf16", device="cuda: H200", seconds=seconds * noise.uniform(0.9, 1.1),
+        parameters=parameters, train_images=40_000, val_images=10_000, test_images=10_000, data_fingerprint="abc123",
+        commit="0123abc", train_accuracy=0.99, train_loss=0.03, val_accuracy=val, val_loss=1.5 - val)
+    offsets = np.linspace(-0.06, 0.06, 10)[[7, 9, 2, 0, 5, 1, 6, 4, 8, 3]]
     for checkpoint, cost in zip(CHECKPOINTS, (0, 0.002, 0.004)):
-        classes = np.clip(accuracy - cost + np.linspace(-0.06, 0.06, 10)[[7, 9, 2, 0, 5, 1, 6, 4, 8, 3]], 0,
-                          1) if accuracy > 0.12 else np.eye(10)[0]
-        cell |= {f"test_accuracy_{checkpoint}": round(accuracy - cost, 4), f"test_loss_{checkpoint}": 1.5 - accuracy,
-                 f"val_loss_{checkpoint}": 1.5 - val,
-                 f"test_per_class_accuracy_{checkpoint}": round(accuracy - cost, 4),
-                 f"val_accuracy_{checkpoint}": round(val - cost, 4),
-                 f"epoch_{checkpoint}": config.epochs}
+        test = round(accuracy - cost, 4)
+        classes = np.clip(test + offsets, 0, 1) if test > 0.12 else np.eye(10)[0]
+        cell |= {f"test_accuracy_{checkpoint}": test, f"test_loss_{checkpoint}": 1.5 - accuracy,
+                 f"test_per_class_accuracy_{checkpoint}": test, f"val_accuracy_{checkpoint}": round(val - cost, 4),
+                 f"val_loss_{checkpoint}": 1.5 - val, f"epoch_{checkpoint}": config.epochs}
         cell |= {f"test_per_class_accuracy_{name}_{checkpoint}": value for name, value in zip(CLASSES, classes)}
-    return cell | dict(train_accuracy=0.99, train_loss=0.03, val_accuracy=val, val_loss=1.5 - val) | changes
+    return cell
 
 
 def table(models=("cnn", "resnet", "vit"), seeds=(100,), finalist_seeds=(), **grid) -> pd.DataFrame:
-    """A grid of runs (GRID where not told otherwise); cosine cells that differ in gamma share one run, as the batch runner writes them."""
+    """A grid of runs (GRID where not told otherwise); cosine cells that differ in gamma share one run."""
     grid, noise, rows, done = {**GRID, **grid}, np.random.default_rng(0), [], {}
     for model, seed in itertools.product(models, seeds):
         for values in itertools.product(*grid.values()):
             config = Config(model=model, seed=seed, **dict(zip(grid, values)))
             if config.run_name in done:
-                rows.append(done[config.run_name]
-                            | dict(Full_Modelname=config.cell_name, gamma=config.gamma,
-                                   shared_with=done[config.run_name]["Full_Modelname"]))
+                real = done[config.run_name]
+                rows.append(real | {"Full_Modelname": config.cell_name, "gamma": config.gamma,
+                                    "shared_with": real["Full_Modelname"]})
                 continue
             rows.append(row(config, accuracy(config, noise), noise))
             done[config.run_name] = rows[-1]
     if finalist_seeds:
         frame = pd.DataFrame(rows)
         for model in models:
-            for _, best in frame[(frame["Modelname"] == model) & (frame["shared_with"] == "")].nlargest(3, "val_accuracy_best_val_acc").iterrows():
+            own = frame[(frame["Modelname"] == model) & (frame["shared_with"] == "")]
+            for _, best in own.nlargest(3, "val_accuracy_best_val_acc").iterrows():
                 for seed in finalist_seeds:
                     config = Config(model=model, seed=seed, **{knob: best[knob] for knob in GRID})
                     rows.append(row(config, best["test_accuracy_best_val_acc"] - 0.003 + noise.normal(0, 0.002), noise))
@@ -73,12 +68,13 @@ def accuracy(config: Config, noise: np.random.Generator) -> float:
     steps = np.log10(config.learning_rate / rate)
     if config.model == "cnn" and steps >= 2:
         return 0.1
-    return peak - 0.07 * steps**2 - 0.05 * (not config.augmentation) - 0.01 * (config.scheduler != "cosine") + noise.normal(0, 0.002)
+    peak -= 0.05 * (not config.augmentation) + 0.01 * (config.scheduler != "cosine")
+    return peak - 0.07 * steps**2 + noise.normal(0, 0.002)
 
 
 def write_study(folder: Path, frame: pd.DataFrame, compact: bool = False, images: int = 10_000, runs: int = 1000,
                 labels=None) -> Path:
-    """runs.csv, and histories and predictions of the best runs: in run folders, or compact as a committed study holds them."""
+    """runs.csv, and histories and predictions of the best runs: in run folders, or compact as in a committed study."""
     folder.mkdir(parents=True, exist_ok=True)
     frame.to_csv(folder / "runs.csv", index=False)
     real = frame[(frame["shared_with"] == "") & (frame["status"] == "done")].nlargest(runs, "val_accuracy_best_val_acc")
@@ -105,13 +101,9 @@ def logits(labels: np.ndarray, share_right: float, seed: int) -> np.ndarray:
     wrong = np.where(common.random(len(labels)) < 0.5, (labels + 2) % 10,
                      common.integers(1, 10, len(labels)) + labels) % 10
     scores = own.normal(0, 0.5, (len(labels), 10))
-    scores[np.arange(len(labels)), labels] += 2 + 4 * margin.clip(0)
-    scores[np.arange(len(labels)), wrong] += 2 - 4 * margin.clip(None, 0)
-    flip = margin > 0
-    high, low = np.where(flip, labels, wrong), np.where(flip, wrong, labels)
-    rows = np.arange(len(labels))
-    scores[rows, high] = scores.max(axis=1) + 0.1 + abs(margin)
-    scores[rows, low] = np.minimum(scores[rows, low], scores[rows, high] - 0.1)
+    rows, right = np.arange(len(labels)), margin > 0
+    scores[rows, np.where(right, wrong, labels)] += 2
+    scores[rows, np.where(right, labels, wrong)] = scores.max(axis=1) + 0.1 + 4 * abs(margin)
     return scores.astype(np.float16)
 
 

@@ -193,7 +193,7 @@ class SlurmCluster:
         text = self.command("scontrol", "--oneliner", "show", "job", job_id, check=False).stdout
         return dict(re.findall(r"(\S+?)=(\S*)", text.splitlines()[0])) if text else {}
 
-    def wait_for_state(self, job_id, *states, timeout=60):
+    def wait_for_state(self, job_id, *states, timeout=120):
         """Wait until the job is in one of the states, e.g. COMPLETED; return the job."""
         def arrived():
             job = self.job(job_id)
@@ -203,7 +203,7 @@ class SlurmCluster:
         except TimeoutError as error:
             raise TimeoutError(f"{error}; it is: {self.job(job_id)}") from None
 
-    def wait_for_end(self, job_id, timeout=60):
+    def wait_for_end(self, job_id, timeout=120):
         """Wait until the job has left the node for good; return the job."""
         return self.wait_for_state(job_id, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", timeout=timeout)
 

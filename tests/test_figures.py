@@ -1,4 +1,4 @@
-"""The charts: the right numbers in them, nothing clipped or overlapping, the same bytes each time, and the results notebook."""
+"""The charts: the right numbers, nothing clipped or overlapping, the same bytes each time; and the results notebook."""
 
 import ast
 import itertools
@@ -37,7 +37,8 @@ def texts(figure) -> list[str]:
 def test_top5_shows_the_table_it_stands_for(study):
     figure, best = figures.top5(study, "resnet"), results.top(study, "resnet")
     bars = [bar.get_width() for bar in figure.axes[0].patches]
-    assert bars[0::2] == pytest.approx(best["test"].tolist()) and bars[1::2] == pytest.approx(best["per_class"].tolist())
+    assert bars[0::2] == pytest.approx(best["test"].tolist())
+    assert bars[1::2] == pytest.approx(best["per_class"].tolist())
     shown = texts(figure)
     assert all(name in shown for name in best["name"]) and all(results.percent(value) in shown
                                                                for value in best["test"])
@@ -45,7 +46,8 @@ def test_top5_shows_the_table_it_stands_for(study):
     band = figure.axes[1].patches[0]
     assert band.get_width() == pytest.approx(2 * noise.margin)
     gap = best["test"].max() - best["test"].min()
-    assert ("no more than" in figure.get_suptitle()) == (gap <= noise.margin) and results.points(gap) in figure.get_suptitle().replace("\n", " ")
+    title = figure.get_suptitle().replace("\n", " ")
+    assert ("no more than" in title) == (gap <= noise.margin) and results.points(gap) in title
 
 
 def test_a_model_has_its_colour_everywhere(study):
@@ -122,7 +124,8 @@ def test_runs_at_chance_are_drawn():
     table = results.check_table(made.table(models=("cnn",), weight_decay=(0.001,), gamma=(0.97,)))
     figure = figures.all_runs(table)
     points = np.concatenate([collection.get_offsets()[:, 0] for collection in figure.axes[0].collections])
-    assert (points < 0.11).sum() == table.rows["chance"].sum() > 0 and "every CNN run with learning rate 0.01" in figure.get_suptitle()
+    assert (points < 0.11).sum() == table.rows.query("not copy")["chance"].sum() > 0
+    assert "every CNN run with learning rate 0.01" in figure.get_suptitle().replace("\n", " ")
 
 
 @pytest.mark.parametrize("epochs", [1, 30])

@@ -12,6 +12,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+from jupyter_client import KernelManager
 
 from cifarlib.config import Config, Options
 from cifarlib.notebook import injected_names, read_parameters
@@ -122,3 +123,46 @@ def test_explore_runs(tmp_path):
     assert ended.returncode == 0, ended.stderr
     outputs = json.dumps([cell.outputs for cell in code_cells(tmp_path / "x.ipynb")])
     assert outputs.count("image/png") == 2 and "13,243,146" in outputs and "92,502,122" in outputs and "11,186,442" in outputs
+
+
+def test_interrupting_the_kernel_ends_the_training_at_an_epoch_and_run_all_goes_on(tmp_path, monkeypatch):
+    """What JupyterLab's stop button does, then Run All, then Run All on the finished run; in one kernel."""
+    monkeypatch.chdir(ROOT)
+    manager = KernelManager(kernel_name="python3")
+    manager.start_kernel()
+    client = manager.client()
+    client.start_channels()
+    client.wait_for_ready(timeout=120)
+
+    def run_all(interrupt_after=None):
+        """The notebook's cells one after the other up to an error; what they printed, and the error."""
+        printed = []
+
+        def on_output(message):
+            content = message["content"]
+            printed.append(content.get("text", "") if message["msg_type"] == "stream" else content.get("evalue", ""))
+            if interrupt_after and interrupt_after in printed[-1]:
+                manager.interrupt_kernel()
+
+        for cell in code_cells(ROOT / "notebooks" / "experiment.ipynb"):
+            source = cell.source
+            if "parameters" in cell.metadata.get("tags", []):
+                values = {**TINY, "epochs": 10, "limit_train": 512, "executed_dir": str(tmp_path)}
+                source += "\n" + "\n".join(f"{name} = {value!r}" for name, value in values.items())
+            reply = client.execute_interactive(source, output_hook=on_output, timeout=120)
+            if reply["content"]["status"] == "error":
+                break
+        return "".join(printed)
+
+    try:
+        stopped = run_all(interrupt_after="epoch  2/10")
+        assert "of 10; the same command goes on from there" in stopped and "epoch 10/10" not in stopped
+        (folder,) = (tmp_path / "single").iterdir()
+        assert json.loads((folder / "record.json").read_text())["status"] == "preempted"
+        resumed = run_all()
+        assert "epoch  2/10" not in resumed and "epoch 10/10" in resumed and "done after 10 epochs" in resumed
+        shown = run_all()
+        assert "epoch" not in shown.replace("10 epochs", "") and "done after 10 epochs" in shown
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(bool(missing_programs()), reason=f"not installed
                                 "(Debian: .ci/install_slurm.sh)")
 
 SOURCE = Path(__file__).parent.parent
-EPOCHS = 30
+EPOCHS = 24
 SIZES = {"depth": 1, "dim": 32, "heads": 1, "head_dim": 8, "mlp_dim": 16}
 TINY = {"dataset": "synthetic", "limit_train": 512, "limit_val": 100, "limit_test": 100, "model_args": SIZES,
         "early_stopping_patience": 10_000}
@@ -69,15 +69,24 @@ def submit(cluster, project, environment):
 
 
 @pytest.fixture(scope="session")
-def undisturbed(cluster, project, environment):
-    """The job of a run that nothing disturbed. The script submits itself, as it is called without sbatch."""
+def first_jobs(project, environment, submit):
+    """Two jobs that run while the arguments are tested: a single run, whose script submits itself as it is called without
+    sbatch, and one cell of a published set."""
     called = call(project, environment | {"SBATCH_JOB_NAME": "alone"}, "run_cluster.sh", *ARGUMENTS, *OPTIONS)
     assert called.returncode == 0, called.stderr
-    return cluster.wait_for_end(called.stdout.split()[-1])
+    only = "learning_rate=0.01,weight_decay=0.01,gamma=0.95"
+    a_set = submit("run_cluster_sets.sh", "13", *OPTIONS, "--epochs", "1", "--only", only, "--study", "set")
+    return {"single": called.stdout.split()[-1], "set": a_set}
 
 
 @pytest.fixture(scope="session")
-def expected(project, undisturbed):
+def single(cluster, first_jobs):
+    """The ended job of a run that nothing disturbed."""
+    return cluster.wait_for_end(first_jobs["single"])
+
+
+@pytest.fixture(scope="session")
+def expected(project, single):
     """The history of that run."""
     return history(project / "executed/slurm" / RUN)
 
@@ -107,7 +116,7 @@ def log(project, job_id):
 def wait_for_epochs(folder, count):
     """Wait until a run has finished `count` epochs."""
     table = folder / "history.csv"
-    wait_for(lambda: table.exists() and len(history(folder)) >= count, 60, f"epoch {count} in {folder.name}")
+    wait_for(lambda: table.exists() and len(history(folder)) >= count, 120, f"epoch {count} in {folder.name}")
 
 
 def processes(job_id, cluster):
@@ -126,15 +135,7 @@ def environment_of(pid):
     return dict(line.partition("=")[::2] for line in content.split("\0"))
 
 
-def test_a_single_run(project, undisturbed, expected):
-    assert undisturbed["JobState"] == "COMPLETED", log(project, undisturbed["JobId"])
-    assert "gpu:1" in undisturbed["TresPerNode"] and undisturbed["Requeue"] == "1"
-    assert f"epoch {EPOCHS}/{EPOCHS}" in (project / f"alone-{undisturbed['JobId']}.log").read_text()
-    written = record(project / "executed/slurm" / RUN)
-    assert written["status"] == "done" and written["config"]["augmentation"] is True
-    assert [row["epoch"] for row in expected] == [str(number + 1) for number in range(EPOCHS)]
-
-
+@pytest.mark.usefixtures("first_jobs")
 @pytest.mark.parametrize("script, arguments, complaint", [
     ("run_cluster.sh", [], "EPOCHS BATCH MODEL SCHEDULER AUGMENTATION LR WD GAMMA"),
     ("run_cluster.sh", ARGUMENTS[:7], "got 7"),
@@ -152,11 +153,12 @@ def test_a_single_run(project, undisturbed, expected):
     ("run_grid.sh", ["parameters/tiny.yaml", "--epochs", "0"], "epochs"),
 ])
 def test_bad_arguments_are_one_line_and_nothing_is_queued(cluster, project, environment, script, arguments, complaint):
-    before = cluster.command("squeue", "--noheader", "--states=all").stdout
+    known = ("squeue", "--noheader", "--states=all", "--format=%i")
+    before = cluster.command(*known).stdout
     done = call(project, environment, script, *arguments)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     assert complaint in done.stderr
-    assert cluster.command("squeue", "--noheader", "--states=all").stdout == before
+    assert cluster.command(*known).stdout == before
 
 
 def test_bad_arguments_end_a_job_at_once(cluster, project, submit):
@@ -182,16 +184,21 @@ def test_a_script_called_from_elsewhere_submits_from_the_project(cluster, projec
     assert "3 cells" in (project / f"far-{job['JobId']}_2.log").read_text()
 
 
-def test_a_set(cluster, project, submit):
-    """One cell of the published set 7, made tiny."""
-    options = {"only": "learning_rate=0.01,weight_decay=0.01,gamma=0.95", "epochs": 1, "batch_size": 32, "study": "set",
-               "dataset": "synthetic", "limit_train": 64, "limit_val": 64, "limit_test": 64, "wandb_mode": "disabled"}
-    words = [f"--{name}={value}" for name, value in options.items()]
-    job = cluster.wait_for_end(submit("run_cluster_sets.sh", "07", *words))
+def test_a_single_run(project, single, expected):
+    assert single["JobState"] == "COMPLETED", log(project, single["JobId"])
+    assert "gpu:1" in single["TresPerNode"] and single["Requeue"] == "1"
+    assert f"epoch {EPOCHS}/{EPOCHS}" in (project / f"alone-{single['JobId']}.log").read_text()
+    written = record(project / "executed/slurm" / RUN)
+    assert written["status"] == "done" and written["config"]["augmentation"] is True
+    assert [row["epoch"] for row in expected] == [str(number + 1) for number in range(EPOCHS)]
+
+
+def test_a_set(cluster, project, first_jobs):
+    job = cluster.wait_for_end(first_jobs["set"])
     assert job["JobState"] == "COMPLETED", log(project, job["JobId"])
     [folder] = [path.parent for path in (project / "executed/set").glob("*/record.json")]
-    assert folder.name == "cnn_aug_True_scheduler_exponential_lr_0.01_wd_0.01_gamma_0.95"
-    assert record(folder)["status"] == "done" and record(folder)["config"]["epochs"] == 1
+    assert folder.name.startswith("vit_aug_True_scheduler_exponential_lr_0.01_wd_0.01_gamma_0.95_depth_1")
+    assert record(folder)["status"] == "done" and record(folder)["config"]["batch_size"] == 256
 
 
 def test_an_array_with_a_throttle_and_a_failing_cell(cluster, project, submit):
@@ -223,27 +230,28 @@ def test_scancel_stops_a_job_for_good(cluster, project, submit):
 
 
 def test_only_the_warned_task_of_an_array_goes_back(cluster, project, environment, tmp_path):
-    """With a stand-in for python that stops when it is asked to, and is through when it is started again."""
+    """With a stand-in for python that takes a second to stop, and is through when it is started again."""
     python = tmp_path / "python"
     python.write_text("#!/bin/bash\n"
                       "[[ $1 == -c || $SLURM_RESTART_COUNT ]] && exit\n"
-                      "trap 'exit 75' USR1\n"
+                      "trap '' TERM\n"
+                      "trap 'sleep 1; echo stopped; exit 75' USR1\n"
                       "echo started\n"
                       "for i in {1..600}; do sleep 0.1; done\n")
     python.chmod(0o755)
     array = cluster.sbatch("--array=1-3", "cifarlib/slurm/run_grid.sh", "parameters/tiny.yaml", cwd=project,
                            env=environment | {"PATH": f"{tmp_path}{os.pathsep}{environment['PATH']}"})
     wait_for(lambda: log(project, f"{array}_*").count("started") == 3, 30, "the three tasks to start")
-    last = cluster.job(f"{array}_3")
-    assert last["JobId"] == array  # its own number is also that of the array
+    assert cluster.job(f"{array}_3")["JobId"] == array  # the last task's own number is also that of the array
     cluster.command("scancel", "--batch", "--signal=USR1", f"{array}_3")
-    cluster.wait_for_state(f"{array}_3", "PENDING")
     cluster.command("scancel", f"{array}_1")
-    cluster.wait_for_state(f"{array}_3", "COMPLETED")
+    cluster.wait_for_state(f"{array}_1", "CANCELLED", timeout=30)
+    cluster.wait_for_state(f"{array}_3", "COMPLETED", timeout=30)
     jobs = [cluster.job(f"{array}_{task}") for task in (1, 2, 3)]
     cluster.command("scancel", array)
     assert [job["Restarts"] for job in jobs] == ["0", "0", "1"]
     assert [job["JobState"] for job in jobs] == ["CANCELLED", "RUNNING", "COMPLETED"]
+    assert [log(project, f"{array}_{task}").count("stopped") for task in (1, 2, 3)] == [1, 0, 1]
 
 
 def test_a_job_that_slurm_preempts_is_requeued_and_continues(cluster, project, submit, expected):

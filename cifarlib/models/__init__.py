@@ -30,7 +30,8 @@ def build_model(config: Config) -> nn.Module:
             with torch.no_grad():
                 model.eval()(torch.zeros(1, 3, 32, 32))
         except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:
-            raise InputError(f"model_args: {config.model} can't be built with {config.model_args} ({error})")
+            reason = " ".join(str(error).splitlines()[:2])  # without the frames of C++ that torch may add
+            raise InputError(f"model_args: {config.model} can't be built with {config.model_args} ({reason})")
     return model.train()
 
 

@@ -1,0 +1,83 @@
+"""The tables and pictures of the explore notebook."""
+
+import pytest
+import torch
+from conftest import tiny
+from matplotlib.figure import Figure
+
+from cifarlib import explore
+from cifarlib.config import CLASSES
+
+
+@pytest.fixture(scope="module")
+def models():
+    return explore.model_table()
+
+
+def resnet_flops():
+    """Multiplications and additions of one image, a convolution at a time: 2 * output pixels * taps * channels in * channels out."""
+    def conv(inside, outside, side, taps):
+        return 2 * side * side * taps * inside * outside
+
+    total = conv(3, 64, 16, 7 * 7) + 4 * conv(64, 64, 8, 9)
+    for inside, width, side in ((64, 128, 4), (128, 256, 2)):
+        total += conv(inside, width, side, 9) + 3 * conv(width, width, side, 9) + conv(inside, width, side, 1)
+    # The last stage: from 2x2 pixels to one, where 2x2 of the 3x3 taps see the map, then on one pixel, where one does.
+    total += conv(256, 512, 1, 4) + 3 * conv(512, 512, 1, 1) + conv(256, 512, 1, 1)
+    return total + 2 * 512 * 10
+
+
+def test_models_have_the_published_parameters(models):
+    assert models["parameters"].to_dict() == {"cnn": "13,243,146", "resnet": "11,186,442", "vit": "92,502,122"}
+
+
+@pytest.mark.parametrize("name, gflops", [("cnn", 0.870), ("vit", 11.87), ("resnet", resnet_flops() / 1e9)])
+def test_flops_of_an_image(name, gflops, models):
+    assert models["GFLOPs per image"][name] == pytest.approx(gflops, rel=1e-3)
+
+
+@pytest.mark.parametrize("name, outputs", [
+    ("cnn", ["3 x 32 x 32", "96 x 16 x 16", "256 x 8 x 8", "512 x 4 x 4", "1024", "512", "256", "10"]),
+    ("resnet", ["3 x 32 x 32", "64 x 16 x 16", "64 x 8 x 8", "64 x 8 x 8", "128 x 4 x 4", "256 x 2 x 2", "512 x 1 x 1", "512 x 1 x 1", "10"]),
+    ("vit", ["3 x 32 x 32", "64 x 2048", *["64 x 2048"] * 8, "64 x 2048", "10"]),
+])
+def test_stages(name, outputs):
+    assert explore.stage_table(name)["output"].tolist() == outputs
+
+
+def test_parts_of_the_vit_add_up(models):
+    assert f"{explore.stage_table('vit')['parameters'].sum():,}" == models["parameters"]["vit"]
+
+
+def test_class_counts(load):
+    splits = load(tiny(limit_train=0, limit_val=0, limit_test=0))
+    table = explore.class_counts(splits)
+    assert list(table.index) == [*CLASSES, "all"]
+    assert table.loc["all"].tolist() == [40_000, 10_000, 10_000]
+    assert (table.loc[list(CLASSES)] == [4000, 1000, 1000]).all(axis=None)
+    few = explore.class_counts(load(tiny(limit_train=50, limit_val=40, limit_test=1)))
+    assert few.loc["all"].tolist() == [50, 40, 1] and few.loc[list(CLASSES)].sum().tolist() == [50, 40, 1]
+
+
+def test_grid_shows_images_of_each_class(load):
+    splits = load(tiny(limit_train=0, limit_val=0, limit_test=0))
+    figure = explore.class_grid(splits.train, seed=1, columns=3)
+    assert isinstance(figure, Figure) and len(figure.axes) == 30
+    for row, name in enumerate(CLASSES):
+        assert figure.axes[3 * row].get_ylabel() == name
+        shown = figure.axes[3 * row + 1].images[0].get_array()
+        same = (splits.train.images == torch.as_tensor(shown).permute(2, 0, 1)).all(dim=(1, 2, 3))
+        assert splits.train.labels[same].tolist() == [row]
+
+
+def test_grid_of_augmentations(load):
+    split = load(tiny()).train
+    figure = explore.augmentation_grid(split, seed=1, images=2, draws=3)
+    titles = [axes.get_title() for axes in figure.axes[:9]]
+    assert titles[0] == "original" and len(figure.axes) == 2 * len(titles) and len(set(titles)) == 9
+    original, flipped = (axes.images[0].get_array() for axes in figure.axes[:2])
+    assert (flipped == original[:, ::-1]).all() and (split.images.permute(0, 2, 3, 1).numpy() == original).all(axis=(1, 2, 3)).any()
+    crops = dict(zip(titles, (axes.images[0].get_array() for axes in figure.axes)))
+    assert (crops["crop ↖"][4:, 4:] == original[:-4, :-4]).all() and (crops["crop ↖"][:4] == 0).all()
+    assert (crops["crop ↘"][:-4, :-4] == original[4:, 4:]).all() and (crops["crop ↘"][-4:] == 0).all()
+    assert (crops["rotate 15°"] != crops["rotate −15°"]).any()

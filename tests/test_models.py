@@ -1,0 +1,316 @@
+"""The models: published sizes and order of layers, and outputs and gradients of other implementations with the same weights."""
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TINY, tiny
+from torch import nn
+from torchvision.models import resnet18
+
+from cifarlib import Config, InputError, build_model
+from cifarlib.models import MODELS, count_parameters, predict_proba
+from cifarlib.models.cnn import CNN
+from cifarlib.models.resnet import ResNet, SmallMapConv2d
+from cifarlib.models.vit import Block, ViT, sincos_positions
+
+LEAVES = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.LayerNorm)
+
+
+@pytest.fixture(scope="module")
+def published():
+    """The three models at their published sizes."""
+    return {name: build_model(Config(model=name)) for name in MODELS}
+
+
+def leaves(model, images=None):
+    """The layers that have weights, in the order in which they run."""
+    ran = []
+    hooks = [m.register_forward_hook(lambda m, *_: ran.append(m)) for m in model.modules() if isinstance(m, LEAVES)]
+    with torch.no_grad():
+        model(torch.zeros(2, 3, 32, 32, dtype=next(model.parameters()).dtype) if images is None else images)
+    for hook in hooks:
+        hook.remove()
+    return ran
+
+
+def shape(layer):
+    """E.g. conv 64 3 7 7 +bias."""
+    kind = {nn.Conv2d: "conv", SmallMapConv2d: "conv", nn.BatchNorm2d: "norm", nn.Linear: "linear", nn.LayerNorm: "norm"}[type(layer)]
+    return " ".join([kind, *map(str, layer.weight.shape), *["+bias"] * (layer.bias is not None)])
+
+
+def conv(inside, outside, kernel=3):
+    return [f"conv {outside} {inside} {kernel} {kernel} +bias", f"norm {outside} +bias"]
+
+
+def linear(inside, outside, bias=" +bias"):
+    return f"linear {outside} {inside}{bias}"
+
+
+def residual_blocks(inside, width):
+    shortcut = [] if inside == width else conv(inside, width, 1)
+    return [*conv(inside, width), *conv(width, width), *shortcut, *conv(width, width), *conv(width, width)]
+
+
+PUBLISHED = {  # parameters and layers in the order of the published models' forward pass
+    "cnn": (13_243_146, [
+        *conv(3, 48), *conv(48, 96), *conv(96, 192), *conv(192, 256), *conv(256, 512), *conv(512, 512),
+        linear(8192, 1024), linear(1024, 512), linear(512, 256), linear(256, 10)]),
+    "resnet": (11_186_442, [
+        *conv(3, 64, 7), *residual_blocks(64, 64), *residual_blocks(64, 128), *residual_blocks(128, 256), *residual_blocks(256, 512),
+        linear(512, 10)]),
+    "vit": (92_502_122, [
+        "norm 48 +bias", linear(48, 2048), "norm 2048 +bias",
+        *["norm 2048 +bias", linear(2048, 3 * 6 * 64, ""), linear(6 * 64, 2048, ""),
+          "norm 2048 +bias", linear(2048, 2048), linear(2048, 2048)] * 8,
+        "norm 2048 +bias", linear(2048, 10)]),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_published_sizes_and_order_of_layers(published, name):
+    parameters, layers = PUBLISHED[name]
+    ran = leaves(published[name].eval())
+    assert count_parameters(published[name]) == parameters
+    assert [shape(layer) for layer in ran] == layers
+    assert sum(p.numel() for layer in ran for p in layer.parameters()) == parameters  # nothing has weights but these
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_and_probabilities(name):
+    model, images = build_model(tiny(name)).eval(), torch.randn(5, 3, 32, 32)
+    logits, chances = model(images), predict_proba(model, images)
+    assert logits.shape == chances.shape == (5, 10)
+    assert not torch.allclose(logits.sum(dim=1), torch.ones(5)) and logits.min() < 0  # not probabilities
+    torch.testing.assert_close(chances, logits.exp() / logits.exp().sum(dim=1, keepdim=True))
+    assert not chances.requires_grad
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_depend_on_the_seed_alone(name):
+    first = build_model(tiny(name))
+    torch.manual_seed(77)
+    torch.rand(3)
+    state = torch.get_rng_state()
+    again, other = build_model(tiny(name, epochs=9, learning_rate=0.5)), build_model(tiny(name, seed=101))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first.training
+    same = [torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values())]
+    assert all(same) and len(same) == len(first.state_dict())
+    assert not any(torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters()) if a.ndim > 1)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_start_as_torch_starts_them(name):
+    """No initialization of the models' own: the standard deviation of each large layer is that of torch's."""
+    for layer in leaves(build_model(tiny(name, model_args={"vit": {"depth": 1, "dim": 64}}.get(name, {})))):
+        if layer.weight.numel() > 3000:
+            wanted = 1 / math.sqrt(3 * layer.weight[0].numel())  # of a uniform distribution within +-1/sqrt(inputs)
+            assert layer.weight.std().item() == pytest.approx(wanted, rel=0.1), layer
+
+
+@pytest.mark.parametrize("name, model_args, parameters", [
+    ("cnn", {"hidden": [32], "dropout": 0.0}, None), ("cnn", {"channels": [4, 5, 6, 7, 8, 9]}, None),
+    ("resnet", {"widths": [8, 16], "depths": [1, 3]}, None), ("resnet", {"widths": (8, 8, 8), "depths": (1, 1, 1)}, None),
+    ("vit", {"patch": 2, "dim": 12, "depth": 1, "heads": 3, "head_dim": 5, "mlp_dim": 7},
+     12 + 12 + (12 * 12 + 12) + 24 + 24 + 12 * 45 + 15 * 12 + 24 + (12 * 7 + 7) + (7 * 12 + 12) + 24 + (12 * 10 + 10)),
+])
+def test_model_args(name, model_args, parameters):
+    model = build_model(Config(model=name, model_args=model_args))
+    assert model.eval()(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+    assert parameters is None or count_parameters(model) == parameters
+
+
+@pytest.mark.parametrize("name, model_args, said", [
+    ("cnn", {"depth": 2}, "channels, hidden, dropout"), ("resnet", {"num_classes": 100}, "widths, depths"),
+    ("vit", {"dept": 2}, "patch, dim, depth, heads, head_dim, mlp_dim"),
+    ("vit", {"depth": "2"}, "can't be built"), ("vit", {"patch": 5, "dim": 16}, "can't be built"), ("vit", {"heads": -1}, "can't be built"),
+    ("vit", {**TINY["vit"], "heads": 0}, "can't be built"),
+    ("cnn", {"dropout": 1.5}, "can't be built"), ("cnn", {"channels": [4, 8]}, "can't be built"), ("cnn", {"hidden": 8}, "can't be built"),
+    ("resnet", {"widths": [8, 8], "depths": [1]}, "can't be built"), ("resnet", {"widths": [], "depths": []}, "can't be built"),
+])
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_wrong_model_args_are_one_line(name, model_args, said):
+    with pytest.raises(InputError) as caught:
+        build_model(Config(model=name, model_args=model_args))
+    assert str(caught.value).startswith(f"model_args: {name} ") and said in str(caught.value) and "\n" not in str(caught.value)
+
+
+# Other implementations with the same weights.
+
+def shaken(model):
+    """In double, with weights, biases and running statistics away from where they start."""
+    model, random = model.double(), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                value.add_(torch.rand(value.shape, generator=random, dtype=torch.float64) * (0.1 if "var" not in name else 1))
+    return model
+
+
+def copy_layers(source, target, order=lambda layers: layers):
+    """Give `target` the weights of `source`, layer by layer in the order in which they run; return the pairs."""
+    pairs = list(zip(leaves(source.eval()), order(leaves(target.eval())), strict=True))
+    for ours, theirs in pairs:
+        theirs.load_state_dict(ours.state_dict())
+    return pairs
+
+
+def assert_same(ours, theirs, pairs, images, training):
+    """Outputs, gradients of all weights and of the images, and running statistics."""
+    inputs = [images.clone().requires_grad_() for _ in range(2)]
+    outputs = [model.train(training)(x) for model, x in zip((ours, theirs), inputs)]
+    torch.testing.assert_close(*outputs)
+    for output in outputs:
+        (output * torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)).sum().backward()
+    torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
+    for a, b in pairs:
+        for p, q in zip(a.parameters(), b.parameters(), strict=True):
+            torch.testing.assert_close(p.grad, q.grad)
+        torch.testing.assert_close(dict(a.named_buffers()), dict(b.named_buffers()))
+
+
+@pytest.fixture
+def biased_resnet18():
+    """torchvision's ResNet-18 for ten classes, its convolutions with biases as in the published variant."""
+    model = resnet18(num_classes=10)
+    for parent in list(model.modules()):
+        for name, m in list(parent.named_children()):
+            if isinstance(m, nn.Conv2d):
+                setattr(parent, name, nn.Conv2d(m.in_channels, m.out_channels, m.kernel_size, m.stride, m.padding))
+    return model
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_resnet_is_torchvisions(biased_resnet18, training):
+    ours, theirs = shaken(ResNet()), biased_resnet18.double()
+    pairs = copy_layers(ours, theirs)
+    images = torch.randn(3, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert_same(ours, theirs, pairs, images, training)
+
+
+def test_published_resnet_in_float(published, biased_resnet18):
+    copy_layers(published["resnet"], biased_resnet18)
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(published["resnet"](images), biased_resnet18(images), rtol=1e-4, atol=1e-4)
+
+
+# Padding up to half the kernel, as wherever a convolution pads; with more, some outputs see nothing of the map.
+CONVOLUTIONS = [(size, kernel, stride, pad) for size, kernel, stride, pad in itertools.product(range(1, 9), (1, 3, 5, 7), (1, 2, 3), range(4))
+                if pad <= kernel // 2 and size + 2 * pad >= kernel]
+
+
+def test_small_map_convolution_is_the_whole_one():
+    smaller = 0
+    for size, kernel, stride, pad in CONVOLUTIONS:
+        ours = SmallMapConv2d(2, 3, kernel, stride, pad).double()
+        results = []
+        for function in (ours, lambda x: F.conv2d(x, ours.weight, ours.bias, stride, pad)):
+            maps = torch.randn(2, 2, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(size)).requires_grad_()
+            output = function(maps)
+            ours.zero_grad()
+            output.square().sum().backward()
+            results.append((output, maps.grad, ours.weight.grad, ours.bias.grad))
+        torch.testing.assert_close(*results, msg=lambda text: f"{size=} {kernel=} {stride=} {pad=}: {text}")
+        smaller += bool((results[0][2] == 0).all(dim=(0, 1)).any())
+    assert smaller > 20  # of the cases had taps to leave out
+
+
+@pytest.mark.parametrize("maps", [(2, 2, 1, 4), (2, 2, 4, 1)])
+def test_small_map_convolution_of_oblong_maps(maps):
+    layer, x = SmallMapConv2d(2, 3, 3, 1, 1).double(), torch.randn(*maps, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), F.conv2d(x, layer.weight, layer.bias, 1, 1))
+
+
+def plain_cnn(layers, images, training):
+    """CNNBasic as plain functions, without dropout."""
+    convolutions, norms, dense = ([m for m in layers if isinstance(m, kind)] for kind in (nn.Conv2d, nn.BatchNorm2d, nn.Linear))
+    x = images
+    for i, (c, n) in enumerate(zip(convolutions, norms)):
+        x = F.batch_norm(F.conv2d(x, c.weight, c.bias, padding=1), n.running_mean, n.running_var, n.weight, n.bias, training)
+        x = F.gelu(x)
+        x = F.max_pool2d(x, 2) if i % 2 else x
+    x = x.reshape(len(x), -1)
+    for layer in dense[:-1]:
+        x = F.gelu(x @ layer.weight.T + layer.bias)
+    return x @ dense[-1].weight.T + dense[-1].bias
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_cnn_is_its_plain_functions(training):
+    model = shaken(CNN(**TINY["cnn"], dropout=0.0))
+    images = torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    wanted = plain_cnn(leaves(model.eval()), images, training)
+    torch.testing.assert_close(model.train(training)(images), wanted)
+
+
+def test_cnn_drops_out_15_percent_in_training_only(published):
+    model = published["cnn"].train()
+    assert [m.p for m in model.modules() if isinstance(m, nn.Dropout)] == [0.15] * 4
+    kept = []
+    hooks = [m.register_forward_hook(lambda m, inputs, output: kept.append((output[inputs[0] != 0] != 0).float().mean().item()))
+             for m in model.modules() if isinstance(m, nn.Dropout)]
+    model(torch.randn(8, 3, 32, 32))
+    model.eval()(torch.randn(2, 3, 32, 32))
+    for hook in hooks:
+        hook.remove()
+    assert kept == pytest.approx([0.85] * 4 + [1.0] * 4, abs=0.03)
+
+
+@pytest.mark.parametrize("dim, heads", [(24, 3), (16, 1)])
+def test_vit_block_is_torchs_encoder_layer(dim, heads):
+    ours = shaken(Block(dim, heads, dim // heads, 40))
+    theirs = nn.TransformerEncoderLayer(dim, heads, 40, dropout=0.0, activation="gelu", batch_first=True, norm_first=True).double()
+    attention, forward = ours.attention, ours.feed_forward
+    pairs = [(attention.norm, theirs.norm1), (forward[0], theirs.norm2), (forward[1], theirs.linear1), (forward[3], theirs.linear2)]
+    for a, b in pairs:
+        b.load_state_dict(a.state_dict())
+    with torch.no_grad():
+        theirs.self_attn.in_proj_weight.copy_(attention.qkv.weight)
+        theirs.self_attn.out_proj.weight.copy_(attention.out.weight)
+        theirs.self_attn.in_proj_bias.zero_()
+        theirs.self_attn.out_proj.bias.zero_()
+    assert_same(ours, theirs, pairs, torch.randn(2, 9, dim, dtype=torch.float64), training=True)
+    torch.testing.assert_close(attention.qkv.weight.grad, theirs.self_attn.in_proj_weight.grad)
+    torch.testing.assert_close(attention.out.weight.grad, theirs.self_attn.out_proj.weight.grad)
+
+
+@pytest.mark.parametrize("side, dim", [(8, 2048), (4, 16)])
+def test_positions_are_the_closed_form(side, dim):
+    positions, quarter = sincos_positions(side, dim), dim // 4
+    assert positions.shape == (side * side, dim)
+    for place, i in itertools.product(range(side * side), range(0, quarter, max(1, quarter // 16))):
+        row, column = divmod(place, side)
+        frequency = 1 / 10_000 ** (i / (quarter - 1))
+        wanted = [math.sin(column * frequency), math.cos(column * frequency), math.sin(row * frequency), math.cos(row * frequency)]
+        assert positions[place, i::quarter].tolist() == pytest.approx(wanted, abs=1e-5)
+
+
+def test_patches_are_flattened_row_column_channel():
+    model = ViT(**{**TINY["vit"], "patch": 4})
+    seen = []
+    model.embed[0].register_forward_hook(lambda m, inputs, output: seen.append(inputs[0]))
+    image = torch.arange(3 * 32 * 32.0).view(3, 32, 32)
+    model(image[None])
+    for row, column in itertools.product(range(8), repeat=2):
+        wanted = [image[c, 4 * row + p1, 4 * column + p2].item() for p1 in range(4) for p2 in range(4) for c in range(3)]
+        assert seen[0][0, 8 * row + column].tolist() == wanted
+
+
+def test_vit_is_its_parts():
+    """Embedding, positions, blocks, final norm, mean over the patches, head."""
+    model = shaken(ViT(**TINY["vit"]))
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    patches = F.unfold(images, 8, stride=8).view(2, 3, 64, 16).permute(0, 3, 2, 1).reshape(2, 16, 192)
+    tokens = model.embed(patches) + sincos_positions(4, 16)
+    for block in model.blocks:
+        tokens = block(tokens)
+    tokens = F.layer_norm(tokens, [16], model.norm.weight, model.norm.bias)
+    torch.testing.assert_close(model(images), tokens.mean(dim=1) @ model.head.weight.T + model.head.bias, rtol=1e-6, atol=1e-6)
+
+
+def test_checkpoints_of_the_vit_hold_weights_only():
+    assert set(build_model(tiny("vit")).state_dict()) == {name for name, _ in build_model(tiny("vit")).named_parameters()}

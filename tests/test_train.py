@@ -1,0 +1,599 @@
+"""Training against a plain loop; the same numbers after any interruption; checkpoints, early stopping, bad folders."""
+
+import math
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import tiny
+from torch import nn
+
+from cifarlib import Config, InputError, augment, build_model, device, evaluate, files, fit, load_cifar10, test_checkpoints, train
+from cifarlib.config import CHECKPOINTS, CLASSES
+from cifarlib.history import History
+from cifarlib.metrics import Scores
+
+test_checkpoints.__test__ = False  # not a test, whatever its name says
+MODELS = ["cnn", "resnet", "vit"]
+PROTOCOLS = ["corrected", "published"]
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def numbers(history):
+    """The rows without what the clock says."""
+    return [{name: value for name, value in row.items() if name not in ("seconds", "images_per_second")} for row in history.rows]
+
+
+def run(config, splits, folder=None, **options):
+    """A fresh model trained; (history, its weights)."""
+    model = build_model(config)
+    return fit(model, splits, config, folder, **options), weights(model)
+
+
+def in_folder(folder):
+    """What a finished run folder holds: the rows of its table and the weights of its checkpoints."""
+    return numbers(History.read(folder / "history.csv")), {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in CHECKPOINTS}
+
+
+def assert_same_run(folder, other):
+    (rows, checkpoints), (other_rows, other_checkpoints) = in_folder(folder), in_folder(other)
+    assert rows == other_rows
+    assert all(same(checkpoints[name], other_checkpoints[name]) for name in CHECKPOINTS)
+    assert sorted(os.listdir(folder)) == sorted(os.listdir(other))
+
+
+# What training computes.
+
+def test_ten_lines_of_a_script():
+    config = tiny("resnet", epochs=1)
+    splits = load_cifar10(config)
+    model = build_model(config)
+    history = fit(model, splits, config)
+    scores = evaluate(model, splits.test, config)
+    assert history.status == "done" and len(history.frame()) == 1
+    assert 0 <= scores.accuracy <= 1 and scores.logits.shape == (40, 10) and torch.equal(scores.labels, splits.test.labels)
+
+
+def plain_training(config, splits):
+    """The run as plain code with torch's own optimizer and schedulers; (rows of loss and accuracy, the model)."""
+    published, model = config.protocol == "published", build_model(config).to(memory_format=torch.channels_last)
+    decayed = [m.weight for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    others = [p for p in model.parameters() if all(p is not q for q in decayed)]
+    groups = [{"params": decayed}, {"params": others, "weight_decay": config.weight_decay if published else 0}]
+    optimizer = torch.optim.AdamW(groups, config.learning_rate, weight_decay=config.weight_decay, amsgrad=True, fused=True)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, config.gamma)
+
+    def loss_of(images, labels):
+        outputs = model(augment.normalize(images, splits.train))
+        if published and config.model == "cnn":
+            outputs = outputs.softmax(dim=1)
+        return F.cross_entropy(outputs, labels), (outputs.argmax(dim=1) == labels).sum().item()
+
+    rows = []
+    for epoch in range(config.epochs):
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(splits.train), generator=generator)
+        draws = augment.draw(len(splits.train), generator)
+        torch.manual_seed(config.seed * 1_000_003 + epoch)
+        model.train()
+        total = right = 0
+        for places in torch.arange(len(order)).split(config.batch_size):
+            images = splits.train.images[order[places]]
+            if config.augmentation:
+                images = augment.unpack(augment.augmented(augment.pack(images), torch.arange(len(images)), draws[places]))
+            loss, hits = loss_of(images, splits.train.labels[order[places]])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total, right = total + loss.item() * len(images), right + hits
+        for _ in range(2 if published else 1):
+            scheduler.step()
+        with torch.no_grad():
+            model.eval()
+            loss, hits = loss_of(splits.validation.images, splits.validation.labels)
+        rows.append({"train_loss": total / len(order), "train_accuracy": right / len(order), "val_loss": loss.item(),
+                     "val_accuracy": hits / len(splits.validation)})
+    return rows, model
+
+
+@pytest.mark.parametrize("augmentation", [False, True])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("model", MODELS)
+def test_equals_a_plain_loop(model, protocol, augmentation, load):
+    # 40 images in batches of 16: the last of each epoch is smaller. The strong decay shows whatever it is wrongly applied to.
+    config = tiny(model, protocol=protocol, augmentation=augmentation, scheduler="exponential", gamma=0.5, weight_decay=0.5,
+                  limit_train=40, epochs=3)
+    splits = load(config)
+    wanted, plain = plain_training(config, splits)
+    history, got = run(config, splits)
+    for row, plain_row in zip(history.rows, wanted, strict=True):
+        assert {name: row[name] for name in plain_row} == pytest.approx(plain_row, rel=1e-5)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-6, msg=lambda text: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("model", MODELS)
+def test_optimizer(model, protocol):
+    config = tiny(model, protocol=protocol, weight_decay=0.25)
+    network = build_model(config)
+    optimizer = train.make_optimizer(network, config, torch.device("cpu"))
+    assert type(optimizer) is torch.optim.AdamW
+    assert optimizer.defaults["amsgrad"] and optimizer.defaults["betas"] == (0.9, 0.999) and optimizer.defaults["eps"] == 1e-8
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    for module in network.modules():
+        for name, p in module.named_parameters(recurse=False):
+            matrix = name == "weight" and isinstance(module, (nn.Conv2d, nn.Linear))
+            assert decay[id(p)] == (0.25 if matrix or protocol == "published" else 0)
+
+
+def test_published_cnn_takes_its_loss_of_the_softmax():
+    """Its loss cannot fall below log(9 + e) - 1 = 1.46, however sure and right the model is."""
+    logits, labels = 1000.0 * F.one_hot(torch.arange(10), 10), torch.arange(10)
+    losses = {(model, protocol): train.loss_of(logits, labels, Config(model=model, protocol=protocol)).item() for model in MODELS for protocol in PROTOCOLS}
+    assert losses.pop(("cnn", "published")) == pytest.approx(math.log(9 + math.e) - 1)
+    assert set(losses.values()) == {0.0}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_learns(model, load):
+    """Forty images by heart."""
+    config = tiny(model, limit_train=40, epochs=25, batch_size=20, weight_decay=0.0, model_args={
+        "cnn": {"channels": [8] * 6, "hidden": [32], "dropout": 0.0}, "resnet": {"widths": [16] * 3, "depths": [1] * 3},
+        "vit": {"patch": 8, "dim": 32, "depth": 1, "heads": 2, "head_dim": 16, "mlp_dim": 32}}[model])
+    history, _ = run(config, load(config))
+    assert history.last["train_accuracy"] > 0.9, history.last["train_accuracy"]
+
+
+@pytest.mark.parametrize("count, used", [(16, 16), (17, 16), (18, 18), (33, 32)])
+def test_a_left_over_single_image_is_left_out(count, used, load):
+    config = tiny("resnet", limit_train=count)
+    splits, model = load(config), build_model(config)
+    optimizer = train.make_optimizer(model, config, torch.device("cpu"))
+    scores = train.train_epoch(model, optimizer, augment.pack(splits.train.images), splits.train, config, 0, "fp32")
+    assert scores.confusion.sum() == used
+
+
+def test_bf16_is_close_to_fp32(load):
+    rows = {}
+    for precision in ("fp32", "bf16"):
+        config = tiny("resnet", precision=precision, learning_rate=0.001, epochs=1)
+        history, state = run(config, load(config))
+        rows[precision] = history.last
+        assert {value.dtype for value in state.values() if value.is_floating_point()} == {torch.float32}
+    assert rows["bf16"]["train_loss"] == pytest.approx(rows["fp32"]["train_loss"], rel=0.02)
+    assert rows["bf16"]["val_loss"] == pytest.approx(rows["fp32"]["val_loss"], rel=0.02)
+    assert rows["bf16"]["train_loss"] != rows["fp32"]["train_loss"]
+
+
+# The same seed gives the same run.
+
+@pytest.mark.parametrize("model", MODELS)
+def test_same_run_whatever_came_before(model, load):
+    config = tiny(model, augmentation=True)
+    splits = load(config)
+    images = splits.train.images.clone()
+    history, state = run(config, splits)
+    torch.manual_seed(1)
+    torch.rand(7)
+    run(tiny("cnn", seed=5), splits)
+    generator = torch.get_rng_state()
+    again, other_state = run(config, splits)
+    assert numbers(again) == numbers(history) and same(other_state, state)
+    assert torch.equal(torch.get_rng_state(), generator) and torch.equal(splits.train.images, images)
+
+
+def test_other_seed_other_run(load):
+    one, other = (tiny("cnn", seed=seed, augmentation=True) for seed in (100, 101))
+    assert numbers(run(one, load(one))[0]) != numbers(run(other, load(one))[0])
+    model = build_model(one)  # the same weights to start from: order and augmentation differ
+    history = fit(model, load(one), other)
+    assert numbers(history) != numbers(run(one, load(one))[0])
+
+
+def test_epochs_differ_in_order_and_dropout(load):
+    """With a rate too small to change a weight, epochs differ by what is drawn."""
+    config = tiny("cnn", learning_rate=1e-30, weight_decay=0.0, epochs=3)
+    assert len({row["train_loss"] for row in run(config, load(config))[0].rows}) == 3
+
+
+# Evaluation.
+
+def test_evaluate_equals_a_single_batch(load, monkeypatch):
+    config = tiny("resnet", limit_test=100)
+    split, model = load(config).test, build_model(config)
+    fit(model, load(config), config)
+    before = weights(model)
+    monkeypatch.setattr(train, "EVALUATION_BATCH", 33)
+    scores = evaluate(model, split, config)
+    assert model.training and same(weights(model), before)
+    logits = model.eval()(augment.normalize(split.images, split)).detach()
+    torch.testing.assert_close(scores.logits, logits, rtol=1e-4, atol=1e-5)
+    assert scores.loss == pytest.approx(F.cross_entropy(logits, split.labels).item(), rel=1e-4)
+    assert scores.accuracy == (scores.logits.argmax(dim=1) == split.labels).sum().item() / 100
+    assert evaluate(model, split, config) and not model.training
+
+
+def test_model_can_be_trained_after_it_was_evaluated(load):
+    config = tiny("resnet")
+    model = build_model(config)
+    evaluate(model, load(config).test, config)
+    history = fit(model, load(config), config)
+    assert numbers(history) == numbers(run(config, load(config))[0])
+
+
+# Validation, early stopping, checkpoints.
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Makes the validations give chosen losses and accuracies (of 100 images), one after the other."""
+    def script(losses, hits=None):
+        results = iter(zip(losses, hits or [10] * len(losses)))
+
+        def evaluate(model, split, config):
+            loss, right = next(results)
+            confusion = torch.zeros(10, 10, dtype=torch.int64)
+            confusion[0, 0], confusion[0, 1] = right, 100 - right
+            return Scores(float(loss), confusion)
+
+        monkeypatch.setattr(train, "evaluate", evaluate)
+    return script
+
+
+@pytest.mark.parametrize("epochs, val_freq, validated", [(3, 1, [1, 2, 3]), (5, 2, [2, 4, 5]), (4, 2, [2, 4]), (2, 7, [2])])
+def test_validates_every_so_many_epochs_and_the_last(epochs, val_freq, validated, load):
+    config = tiny(epochs=epochs, val_freq=val_freq)
+    history, _ = run(config, load(config))
+    assert [row["epoch"] for row in history.rows] == list(range(1, epochs + 1))
+    assert [row["epoch"] for row in history.rows if "val_loss" in row] == validated
+
+
+@pytest.mark.parametrize("losses, patience, val_freq, epochs_run", [
+    ([3, 1, 2, 2, 2], 2, 1, 4), ([3, 1, 2, 2, 2], 2, 2, 8), ([1, 1, 1, 1], 2, 1, 3), ([4, 3, 2, 1, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05], 1, 1, 10),
+    ([3, 4, 2, 3, 1, 2, 3], 2, 1, 7), ([1, 2], 1, 3, 6),
+])
+def test_patience_counts_validations_without_a_lower_loss(losses, patience, val_freq, epochs_run, scripted, load):
+    scripted(losses)
+    config = tiny(epochs=10, val_freq=val_freq, early_stopping_patience=patience)
+    history, _ = run(config, load(config))
+    assert len(history.rows) == epochs_run and history.status == "done"
+
+
+@pytest.mark.parametrize("val_freq, best_accuracy, best_loss", [(1, 2, 3), (2, 4, 6)])
+def test_checkpoints_hold_the_weights_of_their_epochs(val_freq, best_accuracy, best_loss, scripted, load, tmp_path):
+    scripted([3, 2, 1, 4], [10, 50, 50, 30])  # of two that are equal, the first
+    config, after = tiny("cnn", epochs=4 * val_freq, val_freq=val_freq), []
+    model = build_model(config)
+    history = fit(model, load(config), config, tmp_path, on_epoch=lambda history: after.append(weights(model)))
+    epochs = {"best_val_acc": best_accuracy, "best_val_loss": best_loss, "terminal": 4 * val_freq}
+    for name, epoch in epochs.items():
+        assert same(torch.load(tmp_path / f"{name}.pt", weights_only=True), after[epoch - 1]), name
+        assert history.best(name)["epoch"] == epoch
+    assert sorted(os.listdir(tmp_path)) == ["best_val_acc.pt", "best_val_loss.pt", "history.csv", "plan.json", "terminal.pt"]
+
+
+def test_checkpoints_are_tested_each_with_its_weights(load, tmp_path):
+    config = tiny("resnet", epochs=4)
+    splits = load(config)
+    model = build_model(config)
+    fit(model, splits, config, tmp_path)
+    scores = test_checkpoints(model, splits.test, config, tmp_path)
+    assert tuple(scores) == CHECKPOINTS
+    for name in CHECKPOINTS:
+        other = build_model(config.replace(seed=1))
+        other.load_state_dict(torch.load(tmp_path / f"{name}.pt", weights_only=True))
+        assert torch.equal(scores[name].logits, evaluate(other, splits.test, config).logits)
+
+
+def test_history_is_a_table_with_the_published_columns(load, tmp_path):
+    config = tiny(epochs=3, val_freq=2, limit_val=15)  # few images: not every class has one
+    history, _ = run(config, load(config), tmp_path)
+    header, *lines = (tmp_path / "history.csv").read_text().splitlines()
+    names = ["loss", "accuracy", "per_class_accuracy", *(f"per_class_accuracy_{c}" for c in CLASSES)]
+    wanted = ["epoch", "learning_rate", *(f"{split}_{name}" for split in ("train", "val") for name in names), "seconds", "images_per_second"]
+    assert header.split(",") == wanted and len(lines) == 3
+    assert [line.split(",")[wanted.index("val_loss")] == "" for line in lines] == [True, False, False]
+    for read, row in zip(History.read(tmp_path / "history.csv").rows, history.rows):
+        assert read.keys() == row.keys()
+        assert all(read[name] == row[name] or math.isnan(row[name]) for name in row)
+    assert history.last["images_per_second"] > 0 and history.last["seconds"] > 0
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_callbacks_see_every_epoch(many, load):
+    seen = []
+
+    def note(history):
+        seen.append([row["epoch"] for row in history.rows])
+
+    run(tiny(), load(tiny()), on_epoch=[note, note] if many else note)
+    assert seen == ([[1], [1], [1, 2], [1, 2]] if many else [[1], [1, 2]])
+
+
+def test_without_a_folder_nothing_is_written(load, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(tiny(), load(tiny()))
+    assert os.listdir() == []
+
+
+def test_trains_in_a_thread_too(load):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(run(tiny(), load(tiny()))[0].status))
+    thread.start()
+    thread.join()
+    assert results == ["done"]
+
+
+# Interrupted and continued.
+
+@pytest.fixture(scope="module")
+def uninterrupted(load, tmp_path_factory):
+    """The folder of the run that the interrupted ones must equal."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    run(INTERRUPTED, load(INTERRUPTED), folder)
+    return folder
+
+
+INTERRUPTED = tiny("cnn", augmentation=True, epochs=3, scheduler="cosine")
+BATCHES = 4  # losses an epoch: three of training, one of validation
+
+
+@pytest.fixture
+def at_loss(monkeypatch):
+    """Does something just before the n-th loss of the process is computed: in the middle of an epoch."""
+    def plan(number, action):
+        count, loss_of = iter(range(1, 1000)), train.loss_of
+
+        def counted(*arguments):
+            if next(count) == number:
+                action()
+            return loss_of(*arguments)
+
+        monkeypatch.setattr(train, "loss_of", counted)
+    return plan
+
+
+SIGNALS = {signal.SIGUSR1, signal.SIGTERM, signal.SIGINT}
+
+
+@pytest.mark.parametrize("request_", ["SIGUSR1", "SIGTERM", "SIGINT", "file"])
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_stops_at_the_end_of_the_epoch_and_goes_on(request_, epoch, load, tmp_path, at_loss, uninterrupted):
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    ask = (tmp_path / "stop").touch if request_ == "file" else lambda: signal.raise_signal(signal.Signals[request_])
+    at_loss((epoch - 1) * BATCHES + 2, ask)
+    model, splits = build_model(INTERRUPTED), load(INTERRUPTED)
+    history = fit(model, splits, INTERRUPTED, tmp_path)
+    assert history.status == "preempted" and len(history.rows) == epoch
+    assert len(History.read(tmp_path / "history.csv").rows) == epoch
+    assert test_checkpoints(model, splits.test, INTERRUPTED, tmp_path) == {} and not (tmp_path / "terminal.pt").exists()
+    assert {number: signal.getsignal(number) for number in SIGNALS} == handlers
+    assert not (tmp_path / "stop").exists()
+    history, _ = run(INTERRUPTED, splits, tmp_path)
+    assert history.status == "done"
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_second_interrupt_breaks_off_at_once(load, tmp_path, at_loss, uninterrupted):
+    handler = signal.getsignal(signal.SIGINT)
+    at_loss(BATCHES + 2, lambda: [signal.raise_signal(signal.SIGINT) for _ in range(2)])
+    with pytest.raises(KeyboardInterrupt):
+        run(INTERRUPTED, load(INTERRUPTED), tmp_path)
+    assert signal.getsignal(signal.SIGINT) is handler
+    run(INTERRUPTED, load(INTERRUPTED), tmp_path)
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_request_in_the_last_epoch_changes_nothing(load, tmp_path, at_loss, uninterrupted):
+    at_loss(2 * BATCHES + 2, lambda: signal.raise_signal(signal.SIGUSR1))
+    assert run(INTERRUPTED, load(INTERRUPTED), tmp_path)[0].status == "done"
+    assert_same_run(tmp_path, uninterrupted)
+
+
+class Crash(BaseException):
+    """The process is gone."""
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_goes_on_from_a_crash_at_any_write(after, load, tmp_path, monkeypatch, uninterrupted):
+    """Cut off just before or after each file of the run is put in place, until a run gets through."""
+    replace, number, crashed = os.replace, 0, True
+    while crashed:
+        number, crashed, count = number + 1, False, iter(range(1, 1000))
+
+        def counted(source, target):
+            if next(count) != number:
+                return replace(source, target)
+            if after:
+                replace(source, target)
+            raise Crash
+
+        folder = tmp_path / str(number)
+        with monkeypatch.context() as patch:
+            patch.setattr(files.os, "replace", counted)
+            try:
+                run(INTERRUPTED, load(INTERRUPTED), folder)
+            except Crash:
+                crashed = True
+        run(INTERRUPTED, load(INTERRUPTED), folder)
+        assert_same_run(folder, uninterrupted)
+    assert number > 10
+
+
+KILLED = """
+import os, pickle, signal, sys
+from cifarlib import build_model, fit, train
+config, splits, folder, number = pickle.load(open(sys.argv[1], "rb"))
+calls, loss_of = iter(range(1, 1000)), train.loss_of
+train.loss_of = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL) if next(calls) == number else loss_of(*arguments)
+fit(build_model(config), splits, config, folder)
+"""
+
+
+def test_goes_on_after_the_process_was_killed(load, tmp_path, uninterrupted):
+    folder, splits = tmp_path / "run", load(INTERRUPTED)
+    (tmp_path / "input").write_bytes(pickle.dumps((INTERRUPTED, splits, folder, BATCHES + 2)))
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "input")], cwd=Path(__file__).parent.parent)
+    assert killed.returncode == -signal.SIGKILL and len(History.read(folder / "history.csv").rows) == 1
+    seen = []
+    run(INTERRUPTED, splits, folder, on_epoch=lambda history: seen.append(history.last["epoch"]))
+    assert seen == [2, 3]
+    assert_same_run(folder, uninterrupted)
+
+
+@pytest.fixture
+def finished(load, tmp_path):
+    """A finished run: (configuration, splits, folder, history, weights)."""
+    config = tiny("cnn")
+    return config, load(config), tmp_path / "run", *run(config, load(config), tmp_path / "run")
+
+
+def contents(folder):
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir() if path.name != "plan.json"}
+
+
+def test_finished_run_is_only_read_back(finished, monkeypatch):
+    config, splits, folder, history, state = finished
+    before = contents(folder)
+    monkeypatch.setattr(train, "train_epoch", lambda *_: pytest.fail("there is nothing left to train"))
+    again, other_state = run(config, splits, folder, on_epoch=lambda history: pytest.fail("no epoch"))
+    assert again == history and same(other_state, state) and contents(folder) == before
+
+
+def test_stopped_early_is_finished_too(scripted, load, tmp_path, monkeypatch):
+    scripted([1, 2, 3])
+    config = tiny(epochs=9, early_stopping_patience=1)
+    history, _ = run(config, load(config), tmp_path)
+    monkeypatch.setattr(train, "train_epoch", lambda *_: pytest.fail("there is nothing left to train"))
+    assert len(history.rows) == 2 and str(run(config, load(config), tmp_path)[0]) == str(history)  # some classes are NaN
+
+
+def test_without_resume_it_starts_anew(finished):
+    config, splits, folder, history, _ = finished
+    seen = []
+    again, _ = run(config, splits, folder, resume=False, on_epoch=lambda history: seen.append(history.last["epoch"]))
+    assert seen == [1, 2] and numbers(again) == numbers(history)
+
+
+def test_without_resume_another_configuration_takes_the_folder(finished):
+    config, splits, folder, history, _ = finished
+    (folder / "record.json").write_text("{}")
+    other = config.replace(learning_rate=0.02, epochs=1)
+    again, state = run(other, splits, folder, resume=False)
+    assert len(again.rows) == 1 and same(in_folder(folder)[1]["terminal"], state) and not (folder / "record.json").exists()
+
+
+@pytest.mark.parametrize("name, value", [
+    ("learning_rate", 0.02), ("epochs", 3), ("batch_size", 8), ("augmentation", True), ("protocol", "published"), ("seed", 1),
+    ("split", "published"), ("val_freq", 2), ("precision", "bf16"), ("model", "vit"), ("model_args", {"dropout": 0.0}), ("limit_train", 47),
+])
+def test_another_configuration_is_an_error_and_touches_nothing(name, value, finished):
+    config, splits, folder, *_ = finished
+    before, other = contents(folder), config.replace(**{name: value, **({"model_args": {}} if name == "model" else {})})
+    plan = (folder / "plan.json").read_bytes()
+    with pytest.raises(InputError) as caught:
+        fit(nn.Linear(1, 1), splits, other, folder)
+    assert "holds a run with " in str(caught.value) and "\n" not in str(caught.value)
+    assert contents(folder) == before and (folder / "plan.json").read_bytes() == plan
+
+
+def test_other_images_are_an_error(finished, load):
+    config, _, folder, *_ = finished
+    with pytest.raises(InputError, match="holds a run with data "):
+        run(config, load(config.replace(limit_test=39)), folder)
+
+
+def test_what_changes_nothing_may_change(finished):
+    config, splits, folder, history, _ = finished
+    assert run(config.replace(gamma=0.5, data_dir="elsewhere"), splits, folder)[0] == history
+
+
+@pytest.mark.parametrize("place", ["file", "file/run"])
+@pytest.mark.parametrize("resume", [True, False])
+def test_folder_that_cannot_be_written(place, resume, load, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(InputError, match="can't be written") as caught:
+        run(tiny(), load(tiny()), tmp_path / place, resume=resume)
+    assert "\n" not in str(caught.value) and (tmp_path / "file").read_text() == "not a folder"
+
+
+# Divergence.
+
+def spoil(model):
+    with torch.no_grad():
+        next(model.parameters()).fill_(math.inf)
+
+
+def test_diverges_at_once(load, tmp_path):
+    config = tiny("cnn", epochs=5)
+    model, splits = build_model(config), load(config)
+    spoil(model)
+    history = fit(model, splits, config, tmp_path)
+    assert history.status == "diverged" and len(history.rows) == 1 and "val_loss" not in history.last
+    assert list(test_checkpoints(model, splits.test, config, tmp_path)) == ["terminal"]
+
+
+def test_diverges_later(load, tmp_path):
+    config = tiny("cnn", epochs=5)
+    model, splits = build_model(config), load(config)
+    history = fit(model, splits, config, tmp_path, on_epoch=lambda history: len(history.rows) == 2 and spoil(model))
+    assert history.status == "diverged" and len(history.rows) == 3
+    assert math.isnan(history.last["train_loss"]) and "val_loss" not in history.last
+    scores = test_checkpoints(model, splits.test, config, tmp_path)
+    assert tuple(scores) == CHECKPOINTS and history.best("best_val_loss")["epoch"] <= 2
+    assert [math.isfinite(scores[name].loss) for name in CHECKPOINTS] == [True, True, False]
+    again = fit(build_model(config), splits, config, tmp_path)  # only read back
+    assert again.status == "diverged" and len(again.rows) == 3
+
+
+def test_diverges_in_validation(scripted, load, tmp_path):
+    scripted([2, math.inf], [50, 60])
+    config = tiny(epochs=5)
+    history, _ = run(config, load(config), tmp_path)
+    assert history.status == "diverged" and len(history.rows) == 2
+    assert history.best("best_val_acc")["epoch"] == 1
+
+
+# Device and precision.
+
+@pytest.mark.parametrize("there, wanted", [({"cuda", "mps"}, "cuda"), ({"mps"}, "mps"), (set(), "cpu")])
+def test_auto_takes_cuda_then_mps_then_cpu(there, wanted, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in there)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in there)
+    assert device.pick_device("auto").type == wanted
+    assert device.pick_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize("name, there, count", [("cuda", False, 0), ("cuda:0", False, 0), ("cuda:1", True, 1), ("mps", False, 0)])
+def test_device_that_is_not_there(name, there, count, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(InputError, match=f"device: {name} is not there .*cpu"):
+        device.pick_device(name)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_auto_precision_goes_by_the_hardware(native, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert device.pick_precision("auto", torch.device("cpu")) == ("bf16" if native else "fp32")
+    assert device.pick_precision("auto", torch.device("mps")) == "fp32"
+    assert [device.pick_precision(name, torch.device("cpu")) for name in ("fp32", "bf16")] == ["fp32", "bf16"]
+    for capability, wanted in {(7, 5): "fp32", (8, 0): "bf16", (9, 0): "bf16"}.items():
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        assert device.pick_precision("auto", torch.device("cuda")) == wanted
