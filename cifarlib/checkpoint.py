@@ -10,7 +10,7 @@ from torch import nn
 from .config import CHECKPOINTS, InputError
 from .files import HISTORY, PLAN, PREDICTIONS, RECORD, STATE, STOP, replacing, write_json
 from .history import History
-from .runs import check_plan
+from .runs import FINISHED, check_plan, read_record
 
 
 class Store:
@@ -37,16 +37,19 @@ class Store:
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> History:
         """Load the latest state into model and optimizer; an empty history if there is none."""
-        device = next(model.parameters()).device
-        if self.folder and (self.folder / STATE).exists():
+        if not self.folder:
+            return History()
+        device, terminal = next(model.parameters()).device, self.folder / "terminal.pt"
+        if (self.folder / STATE).exists():
             state = torch.load(self.folder / STATE, map_location=device, weights_only=True)
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             return History(state["rows"])
-        if self.folder and (self.folder / "terminal.pt").exists():
-            model.load_state_dict(torch.load(self.folder / "terminal.pt", map_location=device, weights_only=True))
-            return History.read(self.folder / HISTORY)
-        return History()
+        if terminal.exists():
+            model.load_state_dict(torch.load(terminal, map_location=device, weights_only=True))
+        record = read_record(self.folder)
+        finished = terminal.exists() or record and record["status"] in FINISHED  # a finished run may have kept no weights
+        return History.read(self.folder / HISTORY) if finished else History()
 
     def keep(self, model: nn.Module, optimizer: torch.optim.Optimizer, history: History) -> None:
         """After an epoch: the weights if they are the best so far, then the state, then the table."""
@@ -58,14 +61,13 @@ class Store:
         save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rows": history.rows}, self.folder / STATE)
         history.write(self.folder / HISTORY)
 
-    def finish(self, model: nn.Module, history: History) -> None:
+    def finish(self, model: nn.Module) -> None:
         """Keep the terminal weights; the state to go on from, four times their size, is not needed any more."""
         if not self.folder:
             return
-        if not (self.folder / "terminal.pt").exists():
+        if (self.folder / STATE).exists():
             save(model.state_dict(), self.folder / "terminal.pt")
-            history.write(self.folder / HISTORY)
-        (self.folder / STATE).unlink(missing_ok=True)
+            (self.folder / STATE).unlink()
 
 
 class StopRequest:

@@ -47,6 +47,7 @@ def make_parser() -> Parser:
                                   description="Execute the experiment notebook with papermill; the last line printed is the run folder.")
     add_fields(command, Config)
     add_fields(command, Options)
+    add_no_checkpoints(command)
     command.set_defaults(command=train)
 
     command = commands.add_parser("grid", help="train the runs of a grid file", formatter_class=formatter,
@@ -60,7 +61,9 @@ def make_parser() -> Parser:
     command.add_argument("--dry-run", action="store_true", help="only print what there is to do")
     command.add_argument("--write-sets", metavar="DIR", help="only write the cells as grid files of 50 each into DIR")
     add_fields(command, Options, skip=("study",))
+    add_no_checkpoints(command)
     command.add_argument("--study", help="the study's name; by default the file's")
+    command.set_defaults(checkpoints="best")  # a grid of the published size would keep 300 GB otherwise
     add_fields(command, Config, overrides=True)
     command.set_defaults(command=grid)
 
@@ -106,6 +109,12 @@ def add_fields(parser: argparse.ArgumentParser, cls: type, skip: tuple[str, ...]
         else:
             parser_kind = {"type": spec.type, "metavar": "|".join(spec.metadata["choices"] or [spec.type.__name__.upper()])}
         group.add_argument(*flags, **details, **parser_kind)
+
+
+def add_no_checkpoints(parser: argparse.ArgumentParser) -> None:
+    """The short way to say that no weights stay."""
+    parser.add_argument("--no-checkpoints", dest="checkpoints", action="store_const", const="none", default=argparse.SUPPRESS,
+                        help="the same as --checkpoints none")
 
 
 def positive(text: str) -> int:

@@ -169,6 +169,8 @@ class Options(_Fields):
     study: str = knob("single", "a study's name: letters, digits, '.', '_' and '-'", pattern=r"[A-Za-z0-9_][A-Za-z0-9._-]*")
     executed_dir: str = knob("executed", "folder of all studies", pattern=".+")
     wandb_mode: str = knob("auto", "auto is online if logged in, else offline", choices=("auto", "online", "offline", "disabled"))
+    checkpoints: str = knob("all", "weights that stay when a run is finished: all three, the best by validation accuracy, or none",
+                            choices=("all", "best", "none"))
     resume: bool = knob(True, "continue an interrupted run; False trains it again from the start")
 
     def run_folder(self, config: Config) -> Path:

@@ -34,6 +34,10 @@ def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
     places = [Path(folder) / f"{name}.{kind}" for kind in ("png", "svg")]
     places[0].parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(STYLE):
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        for axes in figure.axes:  # the layout's last digits differ from run to run, and the SVG's ids with them
+            axes.set_position(np.round(axes.get_position(original=True).bounds, 6))
         figure.savefig(places[0], dpi=120, metadata={"Software": None})
         figure.savefig(places[1], metadata={"Date": None, "Creator": None})
     return places

@@ -3,47 +3,61 @@
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
-from .config import Config, InputError
+from .config import CHECKPOINTS, Config, InputError
 from .data import Splits
 from .device import describe, pick_precision
 from .files import PREDICTIONS, RECORD, replacing, write_json
 from .history import History
 from .metrics import Scores
+from .models import count_parameters
 from .runs import FINISHED, head, metrics_of, read_record
+from .train import test_checkpoints
 
 
 class Preempted(InputError):
     """A run was stopped before its end; the message says how to go on."""
 
 
-def write_record(folder: Path, config: Config, splits: Splits, history: History, scores: dict[str, Scores], parameters: int) -> dict:
-    """Write predictions.npz, then record.json, and return the record; a finished run keeps the record it has.
+def finish_run(model: nn.Module, splits: Splits, config: Config, folder: Path, history: History, checkpoints: str = "all") -> dict:
+    """Test the checkpoints, write predictions.npz and, last, record.json, and return the record; a finished run keeps the one it has.
 
-    parameters: number of the model's weights. Raises Preempted, after writing, if the run was stopped before its end.
+    checkpoints: which weights stay in the folder: all three, the best (by validation accuracy) or none. Raises Preempted, after
+    writing, if the run was stopped before its end; nothing is tested then.
     """
-    before = read_record(folder)
-    if before and before["status"] in FINISHED:
-        return before
+    record = read_record(folder)
+    if not (record and record["status"] in FINISHED):
+        scores = test_checkpoints(model, splits.test, config, folder)
+        if scores:
+            _write_predictions(folder, scores)
+        record = _record(model, splits, config, history, scores)
+        write_json(folder / RECORD, record)
+    if record["status"] == "preempted":
+        raise Preempted(f"stopped after epoch {len(history.rows)} of {config.epochs}; the same command goes on from there")
+    for name in {"all": (), "best": ("best_val_loss", "terminal"), "none": CHECKPOINTS}[checkpoints]:
+        (folder / f"{name}.pt").unlink(missing_ok=True)
+    return record
+
+
+def _record(model: nn.Module, splits: Splits, config: Config, history: History, scores: dict[str, Scores]) -> dict:
     device = splits.train.images.device
-    record = {
+    return {
         **head(config, history.status),
         "device": describe(device),
         "precision": pick_precision(config.precision, device),
         "data": {"dataset": splits.dataset, "split": config.split, "fingerprint": splits.fingerprint,
                  "train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)},
-        "parameters": parameters,
+        "parameters": count_parameters(model),
         "epochs_run": len(history.rows),
         "seconds": round(sum(row["seconds"] for row in history.rows), 2),
         "metrics": metrics_of(history, scores),
         "confusion": {name: score.confusion.tolist() for name, score in scores.items()},
     }
-    if history.status in FINISHED:
-        arrays = {name: score.logits.numpy().astype(np.float16) for name, score in scores.items()}
-        labels = next(iter(scores.values())).labels.numpy()
-        with replacing(folder / PREDICTIONS) as part, part.open("wb") as handle:
-            np.savez_compressed(handle, labels=labels, **arrays)
-    write_json(folder / RECORD, record)
-    if history.status == "preempted":
-        raise Preempted(f"stopped after epoch {len(history.rows)} of {config.epochs}; the same command goes on from there")
-    return record
+
+
+def _write_predictions(folder: Path, scores: dict[str, Scores]) -> None:
+    """Labels and the logits of each checkpoint; half precision moves no prediction that is not a tie."""
+    logits = {name: score.logits.numpy().astype(np.float16) for name, score in scores.items()}
+    with replacing(folder / PREDICTIONS) as part, part.open("wb") as handle:
+        np.savez_compressed(handle, labels=next(iter(scores.values())).labels.numpy(), **logits)

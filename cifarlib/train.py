@@ -55,7 +55,7 @@ def fit(model: nn.Module, splits: Splits, config: Config, folder: Path | str | N
                 callback(history)
     if history.finished(config):
         history.status = "diverged" if history.diverged else "done"
-        store.finish(model, history)
+        store.finish(model)
     return history
 
 

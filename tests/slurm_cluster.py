@@ -2,11 +2,10 @@
 
 It needs no systemd, no cgroups, no database and no file outside its folder; it is stopped by its own process ids.
 """
-import getpass
 import os
+import pwd
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
@@ -111,7 +110,7 @@ class SlurmCluster:
         host = socket.gethostname().split(".")[0]
         controller_port, node_port = free_ports(2)
         (self.folder / "slurm.conf").write_text(CONFIG.format(
-            host=host, user=getpass.getuser(), folder=self.folder,
+            host=host, user=pwd.getpwuid(os.getuid()).pw_name, folder=self.folder,
             controller_port=controller_port, node_port=node_port))
         if version() >= (23, 11):  # those look for cgroups otherwise, and earlier ones don't know the word
             (self.folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
@@ -156,13 +155,10 @@ class SlurmCluster:
 
     def stop(self):
         """Cancel all jobs, stop the daemons by their process ids, remove the folder."""
-        if self.daemons:
-            self.command("scancel", f"--user={getpass.getuser()}", "--signal=KILL", check=False)
-            self.command("scancel", f"--user={getpass.getuser()}", check=False)
-            try:
-                wait_for(lambda: not self.running(), 20, "the last jobs to end")
-            except TimeoutError:
-                pass  # the daemons have to go in any case
+        try:
+            self._end_jobs()
+        except (TimeoutError, subprocess.TimeoutExpired):
+            pass  # the daemons have to go in any case
         for daemon in reversed(self.daemons):
             daemon.terminate()
             try:
@@ -172,6 +168,12 @@ class SlurmCluster:
                 daemon.wait()
         self.daemons = []
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _end_jobs(self):
+        if jobs := self.running():
+            self.command("scancel", "--signal=KILL", *jobs, check=False)
+            self.command("scancel", *jobs, check=False)
+            wait_for(lambda: not self.running(), 20, "the last jobs to end")
 
     def command(self, *words, check=True, cwd=None, env=None):
         """Run one of SLURM's commands against this cluster."""
@@ -185,7 +187,7 @@ class SlurmCluster:
         return re.search(r"\d+", self.command("sbatch", *words, **options).stdout).group()
 
     def running(self):
-        """Ids of the jobs that are still in the queue."""
+        """Ids of the jobs that are still in the queue; of an array one id for all tasks that wait."""
         return self.command("squeue", "--noheader", "--format=%i", check=False).stdout.split()
 
     def job(self, job_id):

@@ -78,9 +78,8 @@ def assert_same_numbers(folder, other):
     times = ["seconds", "images_per_second"]
     frames = [pandas.read_csv(place / "history.csv").drop(columns=times) for place in (folder, other)]
     pandas.testing.assert_frame_equal(*frames, check_exact=True)
-    for name in ("best_val_acc", "best_val_loss", "terminal"):
-        weights = [torch.load(place / f"{name}.pt", weights_only=True) for place in (folder, other)]
-        assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    weights = [torch.load(place / "best_val_acc.pt", weights_only=True) for place in (folder, other)]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
     arrays = [np.load(place / "predictions.npz") for place in (folder, other)]
     assert all(np.array_equal(arrays[0][key], arrays[1][key]) for key in arrays[0])
 
@@ -115,6 +114,25 @@ rows:
     assert status.returncode == 0 and "best so far" in status.stdout
     counts = {line.split()[0]: line.split()[1:] for line in status.stdout.splitlines()[1:5]}
     assert counts["all"] == ["2", "0", "1", "0", "0", "0"], status.stdout
+
+
+@pytest.mark.parametrize("arguments, kept", [([], {"best_val_acc.pt"}), (["--no-checkpoints"], set())])
+def test_a_finished_run_of_a_grid_stays_small(tmp_path, arguments, kept):
+    assert grid(tmp_path, FIXED + "rows: [{}]", *arguments).returncode == 0
+    folder = run_folder(tmp_path)
+    assert {path.name for path in folder.glob("*.pt")} == kept
+    assert (folder / "experiment.ipynb").stat().st_size < 500_000
+    again = subprocess.run([sys.executable, "-m", "papermill", "notebooks/experiment.ipynb", str(tmp_path / "again.ipynb"), "--no-progress-bar",
+                            "-y", json.dumps(parameters_of(folder, tmp_path))], capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    text = (tmp_path / "again.ipynb").read_text()
+    assert "done after 2 epochs" in text and "epoch 1/2" not in text, "a finished run is shown again, even without weights"
+
+
+def parameters_of(folder, root):
+    """The parameters with which the notebook shows a finished run again."""
+    config = read_record(folder)["config"]
+    return {**config, "study": "g", "executed_dir": str(root / "executed"), "wandb_mode": "disabled", "checkpoints": "none"}
 
 
 def test_a_dry_run_counts_and_trains_nothing(tmp_path):

@@ -43,6 +43,12 @@ def test_without_options_the_defaults_hold():
     assert parsed([]) == (Config(), Options())
 
 
+def test_a_grid_keeps_the_best_weights_unless_told_otherwise():
+    parser = cli.make_parser()
+    assert [parser.parse_args(["grid", "g.yaml", *more]).checkpoints for more in ([], ["--no-checkpoints"], ["--checkpoints", "all"])] == [
+        "best", "none", "all"]
+
+
 def test_every_field_is_an_option_and_help_shows_its_default(capsys):
     with pytest.raises(SystemExit):
         cli.main(["train", "--help"])

@@ -14,7 +14,7 @@ import pytest
 import results_tables as made
 
 from cifarlib import results
-from cifarlib.config import CLASSES, Config, InputError
+from cifarlib.config import Config, InputError
 
 ONE = dict(learning_rate=(0.001,), weight_decay=(0.001,), gamma=(0.97,), scheduler=("cosine",), augmentation=(True,))
 SMALL = dict(learning_rate=(0.001, 0.0001), weight_decay=(0.001,), gamma=(0.95, 0.99), scheduler=("step", "cosine"))

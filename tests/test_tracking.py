@@ -4,6 +4,7 @@ import json
 import os
 import struct
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -27,13 +28,12 @@ def tracked(config, splits, folder, mode, error=None):
     return history
 
 
-def records(folder):
-    """The records of the one .wandb file in `folder`.
+def parsed(content):
+    """The records in the bytes of a .wandb file.
 
     It is a LevelDB log: after a header of 7 bytes, blocks of 32 KiB with chunks of checksum, length, type and content.
     """
-    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
-    content, place, whole, found = path.read_bytes(), 7, b"", []
+    place, whole = 7, b""
     while place + 7 <= len(content):
         if 32_768 - place % 32_768 < 7:  # no room for a chunk at the end of a block
             place += 32_768 - place % 32_768
@@ -41,10 +41,23 @@ def records(folder):
         _, length, kind = struct.unpack_from("<IHB", content, place)
         whole += content[place + 7:place + 7 + length]
         place += 7 + length
-        if kind in (1, 4):  # a record's only or last chunk
-            found.append(Record.FromString(whole))
+        if kind in (1, 4) and place <= len(content):  # a record's only or last chunk
+            yield Record.FromString(whole)
             whole = b""
-    return found
+
+
+def records(folder):
+    """The records of the one run in `folder`, by type; wandb's own process may still be writing the last of them."""
+    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    deadline = time.monotonic() + 30
+    while True:
+        found = {}
+        for record in parsed(path.read_bytes()):
+            kind = record.WhichOneof("record_type")
+            found.setdefault(kind, []).append(getattr(record, kind))
+        if "exit" in found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.05)
 
 
 def values(items):
@@ -61,7 +74,7 @@ def mirrored(load, tmp_path_factory):
 
 def test_run_has_its_names_and_hyperparameters(mirrored):
     config, _, found = mirrored
-    run = next(record.run for record in found if record.WhichOneof("record_type") == "run")
+    run = found["run"][0]
     assert (run.project, run.run_group, run.display_name, list(run.tags)) == ("cifar-10", "vit", config.run_name, ["some"])
     settings = {item.key: json.loads(item.value_json) for item in run.config.update if not item.key.startswith("_")}
     assert settings == {name: value for name, value in config.to_dict().items() if name != "data_dir"}
@@ -69,7 +82,7 @@ def test_run_has_its_names_and_hyperparameters(mirrored):
 
 def test_one_commit_an_epoch_with_the_published_names(mirrored):
     _, history, found = mirrored
-    commits = [values(record.history.item) for record in found if record.WhichOneof("record_type") == "history"]
+    commits = [values(row.item) for row in found["history"]]
     logged = [{name: value for name, value in commit.items() if not name.startswith("_")} for commit in commits]
     assert [commit["_step"] for commit in commits] == [1, 2, 3]
     for row, commit in zip(history.rows, logged, strict=True):
@@ -82,19 +95,16 @@ def test_one_commit_an_epoch_with_the_published_names(mirrored):
 def test_test_scores_are_the_summary(mirrored):
     _, _, found = mirrored
     summary = {}
-    for record in found:
-        summary |= values(record.summary.update)
+    for change in found["summary"]:
+        summary |= values(change.update)
     assert summary["test_accuracy_terminal"] == 0.5 and summary["status"] == "done"
 
 
 def test_finished_run_exits_with_0_and_a_failed_one_with_1(mirrored, load, tmp_path):
-    def exits(found):
-        return [record.exit.exit_code for record in found if record.WhichOneof("record_type") == "exit"]
-
-    assert exits(mirrored[2]) == [0]
+    assert [end.exit_code for end in mirrored[2]["exit"]] == [0]
     with pytest.raises(ZeroDivisionError):
         tracked(tiny(epochs=1), load(tiny()), tmp_path, "offline", error=ZeroDivisionError())
-    assert exits(records(tmp_path)) == [1]
+    assert [end.exit_code for end in records(tmp_path)["exit"]] == [1]
 
 
 # wandb that fails, with a stand-in for it.
