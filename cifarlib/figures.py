@@ -215,7 +215,7 @@ def all_runs(table: Table) -> Figure:
 def knobs(table: Table, model: str) -> Figure | str:
     """Distribution of the score and its best for each value of each knob."""
     rows = r.ranked(table, model)
-    groups = {knob: r._acting(rows, knob).groupby(knob)[table.rank_by] for knob in KNOBS}
+    groups = {knob: r.acting(rows, knob).groupby(knob)[table.rank_by] for knob in KNOBS}
     groups = {knob: group for knob, group in groups.items() if len(group) > 1}
     if not groups:
         return f"no knob takes two values among the ranked runs of {MODELS[model]}"
@@ -232,7 +232,7 @@ def knobs(table: Table, model: str) -> Figure | str:
             axis.hlines(scores.median(), place - 0.3, place + 0.3, color="black", linewidth=1.5, zorder=3)
             axis.annotate(f"{best:.3f}" if table.lower_is_better else f"{100 * best:.1f}", (place, scores.max()),
                           (0, 5), textcoords="offset points", ha="center", fontsize=7.5)
-            names.append(r._value(value).replace("exponential", "expo-\nnential"))
+            names.append(r.knob_value(value).replace("exponential", "expo-\nnential"))
         axis.set(xticks=range(len(names)), xticklabels=names, title=KNOBS[knob], xlim=(-0.6, len(names) - 0.4))
         axis.grid(axis="x", visible=False)
     axes[0, 0].set_ylabel(table.score)
@@ -273,8 +273,8 @@ def heatmap(table: Table, model: str) -> Figure | str:
             axis.text(j, i, "not run" if np.isnan(value) else f"{100 * value:.1f}", ha="center", va="center",
                       fontsize=8, color="white" if lowest <= value < (lowest + highest) / 2 else "black",
                       fontweight="bold" if value == highest else None)
-        axis.set(xticks=range(len(decays)), xticklabels=map(r._value, decays), xlabel="weight decay", title=schedule,
-                 yticks=range(len(rates)), yticklabels=map(r._value, rates))
+        axis.set(xticks=range(len(decays)), xticklabels=map(r.knob_value, decays), xlabel="weight decay",
+                 yticks=range(len(rates)), yticklabels=map(r.knob_value, rates), title=schedule)
         axis.grid(visible=False)
     axes[0, 0].set_ylabel("learning rate")
     _percent(figure.colorbar(image, ax=axes[0].tolist(), label=table.score, pad=0.02).ax.yaxis)

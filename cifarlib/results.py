@@ -195,8 +195,8 @@ def _marked(rows: pd.DataFrame, tested: str, notes: list[str]) -> pd.DataFrame:
     rows["chance"] = rows[tested].isna() | (rows[tested] <= wilson(CHANCE, rows["images"])[1])
     rows["condition"] = [" | ".join(map(str, key)) for key in rows[[c for c in CONDITIONS if c in rows]].to_numpy()]
     # Gamma does nothing under the cosine schedule: such cells are one experiment whatever the table says.
-    acting = rows.assign(gamma=rows["gamma"].where(rows["scheduler"] != "cosine", 0))
-    rows["experiment"] = [" ".join(map(str, key)) for key in acting[["model", *KNOBS, "condition"]].to_numpy()]
+    told_apart = rows.assign(gamma=rows["gamma"].where(rows["scheduler"] != "cosine", 0))
+    rows["experiment"] = [" ".join(map(str, key)) for key in told_apart[["model", *KNOBS, "condition"]].to_numpy()]
     rows["copy"] = False
     if "run" in rows:
         run = rows["run"].where(rows["run"] != "", rows["Full_Modelname"]) + rows["condition"] + rows.get("study", "")
@@ -453,7 +453,7 @@ def importance(table: Table, model: str) -> tuple[pd.Series, str] | None:
     for knob in KNOBS:
         dead = grid.groupby(knob)["chance"].all()
         if 0 < dead.sum() < len(dead):
-            dropped += [f"{KNOBS[knob]} {_value(value)}" for value in dead[dead].index]
+            dropped += [f"{KNOBS[knob]} {knob_value(value)}" for value in dead[dead].index]
             grid = grid[~grid[knob].isin(dead[dead].index)]
     levels = {knob: grid[knob].nunique() for knob in KNOBS if grid[knob].nunique() > 1}
     full = math.prod(levels.values())
@@ -494,15 +494,15 @@ def edges(table: Table, model: str) -> list[str]:
     rows = ranked(table, model)
     best, warnings = rows.iloc[0], []
     for knob in ("learning_rate", "weight_decay", "gamma"):
-        values = _acting(rows, knob)[knob]
+        values = acting(rows, knob)[knob]
         if values.nunique() > 1 and best.name in values.index and best[knob] in (values.min(), values.max()):
             side, beyond = ("smallest", "lower") if best[knob] == values.min() else ("largest", "higher")
-            warnings.append(f"The best run's {KNOBS[knob]}, {_value(best[knob])}, is the {side} one tried: {beyond} "
-                            "ones may be better.")
+            warnings.append(f"The best run's {KNOBS[knob]}, {knob_value(best[knob])}, is the {side} one tried: "
+                            f"{beyond} ones may be better.")
     return warnings
 
 
-def _acting(rows: pd.DataFrame, knob: str) -> pd.DataFrame:
+def acting(rows: pd.DataFrame, knob: str) -> pd.DataFrame:
     """The rows on which a knob acts: gamma does nothing under the cosine schedule."""
     return rows[rows["scheduler"] != "cosine"] if knob == "gamma" else rows
 
@@ -600,7 +600,7 @@ def _some(names, most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _value(value) -> str:
+def knob_value(value) -> str:
     """A knob's value as the runs' names have it: 1e-05, 0.001, step; on or off."""
     if isinstance(value, (bool, np.bool_)):
         return "on" if value else "off"
@@ -652,7 +652,7 @@ def chance_sentence(table: Table) -> str:
     for knob in KNOBS:
         value, group = lost[knob].iloc[0], runs[runs["model"] == lost["model"].iloc[0]]
         if 1 < group[knob].nunique() and set(group.index[group[knob] == value]) == set(lost.index):
-            text += f": every {MODELS[lost['model'].iloc[0]]} run with {KNOBS[knob]} {_value(value)}"
+            text += f": every {MODELS[lost['model'].iloc[0]]} run with {KNOBS[knob]} {knob_value(value)}"
     return text + "."
 
 
@@ -661,7 +661,7 @@ def shared_knobs(rows: pd.DataFrame) -> str:
     n, lines = len(rows), []
     both = {1: "it", 2: "both"}.get(n, f"all {in_words(n)}")
     for knob, name in KNOBS.items():
-        values = _acting(rows, knob)[knob]
+        values = acting(rows, knob)[knob]
         common = values.value_counts()
         where = f" in {both}" * (n > 1) if len(values) == n else f" in the {in_words(len(values))} where it acts"
         if knob == "augmentation":
@@ -671,14 +671,15 @@ def shared_knobs(rows: pd.DataFrame) -> str:
         elif values.empty:
             lines.append("Gamma does nothing under the cosine schedule.")
         elif len(common) == 1:
-            lines.append(f"{name.capitalize()}: {_value(common.index[0])}{where}.")
+            lines.append(f"{name.capitalize()}: {knob_value(common.index[0])}{where}.")
         elif knob == "scheduler":
             lines.append(f"Scheduler: {listed(f'{kind} in {in_words(count)}' for kind, count in common.items())}.")
         else:
-            often = f", most often {_value(common.index[0])} ({common.iloc[0]} of {len(values)})"
+            often = f", most often {knob_value(common.index[0])} ({common.iloc[0]} of {len(values)})"
             often = often if common.iloc[0] > common.iloc[1] else ""
             where = where if len(values) < n else ""
-            lines.append(f"{name.capitalize()}: from {_value(values.min())} to {_value(values.max())}{often}{where}.")
+            span = f"from {knob_value(values.min())} to {knob_value(values.max())}"
+            lines.append(f"{name.capitalize()}: {span}{often}{where}.")
     return " ".join(lines)
 
 

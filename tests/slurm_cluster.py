@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "scancel", "sinfo")
+USER = pwd.getpwuid(os.getuid()).pw_name
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
 
 # cred_expire is how long a requeued job waits before it may start again (SLURM's default: 120 s; 5 is its least).
@@ -110,7 +111,7 @@ class SlurmCluster:
         host = socket.gethostname().split(".")[0]
         controller_port, node_port = free_ports(2)
         (self.folder / "slurm.conf").write_text(CONFIG.format(
-            host=host, user=pwd.getpwuid(os.getuid()).pw_name, folder=self.folder,
+            host=host, user=USER, folder=self.folder,
             controller_port=controller_port, node_port=node_port))
         if version() >= (23, 11):  # those look for cgroups otherwise, and earlier ones don't know the word
             (self.folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
@@ -170,10 +171,9 @@ class SlurmCluster:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _end_jobs(self):
-        if jobs := self.running():
-            self.command("scancel", "--signal=KILL", *jobs, check=False)
-            self.command("scancel", *jobs, check=False)
-            wait_for(lambda: not self.running(), 20, "the last jobs to end")
+        if self.running():
+            self.command("scancel", f"--user={USER}", check=False)
+            wait_for(lambda: not self.running(), 40, "the last jobs to end")  # they are killed after KillWait
 
     def command(self, *words, check=True, cwd=None, env=None):
         """Run one of SLURM's commands against this cluster."""
