@@ -52,14 +52,14 @@ class Store:
         return History.read(self.folder / HISTORY) if finished else History()
 
     def keep(self, model: nn.Module, optimizer: torch.optim.Optimizer, history: History) -> None:
-        """After an epoch: the weights if they are the best so far, then the state, then the table."""
+        """After an epoch: the weights if they are the best so far, the table, and last the state: the epoch is done once that is there."""
         if not self.folder:
             return
         for name in ("best_val_acc", "best_val_loss"):
             if history.best(name) is history.last:
                 save(model.state_dict(), self.folder / f"{name}.pt")
-        save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rows": history.rows}, self.folder / STATE)
         history.write(self.folder / HISTORY)
+        save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rows": history.rows}, self.folder / STATE)
 
     def finish(self, model: nn.Module) -> None:
         """Keep the terminal weights; the state to go on from, four times their size, is not needed any more."""

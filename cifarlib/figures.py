@@ -14,7 +14,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from . import results as r
 from .config import CLASSES
-from .results import KNOBS, MODELS, Table, counted, listed, percent, points, wilson
+from .results import KNOBS, MODELS, Table, wilson
+from .sentences import chance_sentence
+from .words import counted, in_words, knob_value, listed, percent, points, signed
 
 # Okabe and Ito's colours for the colour blind, of different lightness for a print in black and white; a marker each.
 COLOURS = {"cnn": "#E69F00", "resnet": "#0072B2", "vit": "#009E73"}
@@ -108,7 +110,7 @@ def top5(table: Table, model: str) -> Figure:
     title = f"the one run reaches {percent(best['test'].iloc[0])}"
     if len(best) > 1:
         more = "more" if gap > noise.margin else "no more"
-        title = f"the best {r.in_words(len(best))} runs differ by {points(gap)}, {more} than the {noise.name} "
+        title = f"the best {in_words(len(best))} runs differ by {points(gap)}, {more} than the {noise.name} "
         title += f"({points(noise.margin)})"
     return _bars(table, best, noise, f"{MODELS[model]}: {title}")
 
@@ -205,7 +207,7 @@ def all_runs(table: Table) -> Figure:
              xlabel="test accuracy (dashed: guessing; crosses: runs at chance)")
     _percent(axis.xaxis)
     axis.grid(axis="y", visible=False)
-    return _titled(figure, r.chance_sentence(table).rstrip("."), table=table)
+    return _titled(figure, chance_sentence(table).rstrip("."), table=table)
 
 
 # ------------------------------------------------------------------ knobs
@@ -232,7 +234,7 @@ def knobs(table: Table, model: str) -> Figure | str:
             axis.hlines(scores.median(), place - 0.3, place + 0.3, color="black", linewidth=1.5, zorder=3)
             axis.annotate(f"{best:.3f}" if table.lower_is_better else f"{100 * best:.1f}", (place, scores.max()),
                           (0, 5), textcoords="offset points", ha="center", fontsize=7.5)
-            names.append(r.knob_value(value).replace("exponential", "expo-\nnential"))
+            names.append(knob_value(value).replace("exponential", "expo-\nnential"))
         axis.set(xticks=range(len(names)), xticklabels=names, title=KNOBS[knob], xlim=(-0.6, len(names) - 0.4))
         axis.grid(axis="x", visible=False)
     axes[0, 0].set_ylabel(table.score)
@@ -273,8 +275,8 @@ def heatmap(table: Table, model: str) -> Figure | str:
             axis.text(j, i, "not run" if np.isnan(value) else f"{100 * value:.1f}", ha="center", va="center",
                       fontsize=8, color="white" if lowest <= value < (lowest + highest) / 2 else "black",
                       fontweight="bold" if value == highest else None)
-        axis.set(xticks=range(len(decays)), xticklabels=map(r.knob_value, decays), xlabel="weight decay",
-                 yticks=range(len(rates)), yticklabels=map(r.knob_value, rates), title=schedule)
+        axis.set(xticks=range(len(decays)), xticklabels=map(knob_value, decays), xlabel="weight decay",
+                 yticks=range(len(rates)), yticklabels=map(knob_value, rates), title=schedule)
         axis.grid(visible=False)
     axes[0, 0].set_ylabel("learning rate")
     _percent(figure.colorbar(image, ax=axes[0].tolist(), label=table.score, pad=0.02).ax.yaxis)
@@ -611,7 +613,7 @@ def comparison(first: Table, second: Table) -> Figure | str:
         left.scatter(mine["first"], mine["second"], **style)
         right.scatter(100 * mine["difference"], place + _jitter(len(mine)), **style)
         right.vlines(100 * mine["difference"].median(), place - 0.35, place + 0.35, color="black")
-        heads.append(f"{MODELS[model]} {r.signed(mine['difference'].median())}")
+        heads.append(f"{MODELS[model]} {signed(mine['difference'].median())}")
     limits = left.get_xlim(), left.get_ylim()
     left.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
     left.set(xlabel=f"test accuracy in {first.name}", ylabel=f"test accuracy in {second.name}", xlim=limits[0],

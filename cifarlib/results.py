@@ -1,8 +1,7 @@
-"""What a table of runs says: checked, ranked, its noise, the influence of its knobs, and sentences for the README."""
+"""What a table of runs says in numbers: checked, ranked, its noise, the influence of its knobs."""
 
 import difflib
 import itertools
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .config import CHECKPOINTS, CLASSES, InputError, project_path
-from .files import replacing
+from .words import counted, knob_value, plain, points, some
 
 MODELS = {"cnn": "CNN", "resnet": "ResNet", "vit": "ViT"}
 KNOBS = {"learning_rate": "learning rate", "weight_decay": "weight decay", "gamma": "gamma", "scheduler": "scheduler",
@@ -147,7 +146,7 @@ def _usable(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     def leave_out(bad: pd.Series, why: str) -> None:
         nonlocal frame
         if bad.any():
-            notes.append(f"{counted(bad.sum(), 'row')} left out, {why}: {_some(frame.loc[bad, 'Full_Modelname'])}.")
+            notes.append(f"{counted(bad.sum(), 'row')} left out, {why}: {some(frame.loc[bad, 'Full_Modelname'])}.")
             frame = frame[~bad]
 
     status = frame.get("status", pd.Series("done", index=frame.index))
@@ -164,7 +163,7 @@ def _usable(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     leave_out(frame.duplicated(), "the same line as another")
     identity = [c for c in ("Full_Modelname", "study", "run", "seed", *CONDITIONS) if c in frame]
     if (twice := frame.duplicated(identity, keep=False)).any():
-        raise InputError(f"{_some(frame.loc[twice, 'Full_Modelname'].unique())}: named twice with different results; "
+        raise InputError(f"{some(frame.loc[twice, 'Full_Modelname'].unique())}: named twice with different results; "
                          "expected one row a cell and seed; tell repeats apart by a seed or study column, or remove "
                          "one")
     return frame, notes
@@ -213,10 +212,10 @@ def _marked(rows: pd.DataFrame, tested: str, notes: list[str]) -> pd.DataFrame:
         if len(others := group[group["condition"] != sizes.index[0]]):
             ours, differing = group.drop(others.index).iloc[0], [c for c in CONDITIONS if c in group
                                                                  and group[c].nunique() > 1]
-            how = "; ".join(f"{c} {' or '.join(sorted(set(map(_plain, others[c]))))}, not {_plain(ours[c])}"
+            how = "; ".join(f"{c} {' or '.join(sorted(set(map(plain, others[c]))))}, not {plain(ours[c])}"
                             for c in differing)
             notes.append(f"{MODELS[model]}: {counted(len(others), 'row')} under other conditions ({how}) do not enter "
-                         f"the ranking: {_some(others['Full_Modelname'])}.")
+                         f"the ranking: {some(others['Full_Modelname'])}.")
     return rows
 
 
@@ -543,350 +542,3 @@ def compare(first: Table, second: Table) -> pd.DataFrame:
     both = by_cell(first).merge(by_cell(second), on=cell, suffixes=("_first", "_second"))
     both = both.rename(columns={"test_first": "first", "test_second": "second"})
     return both.assign(difference=both["second"] - both["first"])
-
-
-def comparison_sentences(first: Table, second: Table) -> list[str]:
-    """What differs from the first table to the second, by model."""
-    both = compare(first, second)
-    lines = [f"`{table.name}`: {conditions(table)}" for table in (first, second)]
-    for model, group in both.groupby("model"):
-        change, lost = group["difference"], group[["chance_first", "chance_second"]].sum()
-        lines.append(f"{MODELS[model]}: {counted(len(group), 'cell')} in both. From the first to the second the median "
-                     f"difference is {signed(change.median())} points, {(change > 0).sum()} are higher; at chance are "
-                     f"{lost['chance_first']} in the first, {lost['chance_second']} in the second.")
-        if len(ranked(first, model)) and len(ranked(second, model)):
-            noise = noise_floor(first, model)
-            winners = [f"`{row['name']}` ({percent(row['test'])})" for table in (first, second)
-                       for _, row in top(table, model, 1).iterrows()]
-            lines.append(f"{MODELS[model]}: {(change.abs() > noise.margin).sum()} differences exceed the first table's "
-                         f"{noise.name} ({points(noise.margin)}). The winners: {', then '.join(winners)}.")
-    return lines if len(both) else [*lines, "The two tables have no cell in common."]
-
-
-# ------------------------------------------------------------------ words
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.2f}%"
-
-
-def points(difference: float) -> str:
-    return f"{100 * abs(difference):.2f} points"
-
-
-def signed(difference: float) -> str:
-    return f"{100 * difference:+.2f}"
-
-
-def in_words(n: int) -> str:
-    """`no`, `one` to `ten`, then figures."""
-    words = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-    return words[n] if n < len(words) else f"{n:,}"
-
-
-def counted(n: int, noun: str) -> str:
-    """`one row`, `two rows`, `12 rows`."""
-    return f"{in_words(n)} {noun}{'' if n == 1 else 's'}"
-
-
-def listed(items) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    *first, last = map(str, items)
-    return f"{', '.join(first)} and {last}" if first else last
-
-
-def _some(names, most: int = 3) -> str:
-    names = list(map(str, names))
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def knob_value(value) -> str:
-    """A knob's value as the runs' names have it: 1e-05, 0.001, step; on or off."""
-    if isinstance(value, (bool, np.bool_)):
-        return "on" if value else "off"
-    return value if isinstance(value, str) else f"{value:g}"
-
-
-def _plain(value) -> str:
-    """`80` for 80.0, and a model's sizes without JSON's signs."""
-    if isinstance(value, float):
-        return f"{value:g}"
-    try:
-        sizes = json.loads(value) if str(value).startswith("{") else None
-    except ValueError:
-        sizes = None
-    return str(value) if sizes is None else ", ".join(f"{k} {v}" for k, v in sizes.items()) or "default"
-
-
-# ------------------------------------------------------------------ sentences
-
-
-def conditions(table: Table) -> str:
-    """One sentence: data, protocol, split, epochs, sizes, hardware, seeds, number of runs."""
-    rows, runs = table.rows[table.rows["main"]], table.rows[~table.rows["copy"]]
-    parts = ["SYNTHETIC DATA, NOT CIFAR-10" if table.synthetic else "CIFAR-10"]
-    labels = {"protocol": "{} protocol", "split": "{} split", "epochs": "up to {} epochs",
-              "batch_size": "batches of {}", "limit_train": "{} training images", "limit_test": "{} test images",
-              "model_args": "model sizes: {}", "precision": "{}", "device": "{}"}
-    for column, label in labels.items():
-        values = [_plain(value) for value in rows[column].dropna().unique()] if column in rows else []
-        if set(values) - {"0", "default"}:
-            parts.append(label.format(" or ".join("all" if value == "0" else value for value in values)))
-    if "seed" in rows:
-        seeds = sorted(rows["seed"].dropna().astype(int).unique())
-        parts.append(f"seed{'s' * (len(seeds) > 1)} "
-                     + (listed(seeds) if len(seeds) < 8 else f"{seeds[0]} to {seeds[-1]}"))
-    counts = ", ".join(f"{MODELS[m]} {(runs['model'] == m).sum()}" for m in table.models)
-    return f"{'; '.join(parts)}; {counted(len(runs), 'run')} ({counts}), ranked by {table.rank_by}."
-
-
-def chance_sentence(table: Table) -> str:
-    """How many runs are no better than guessing, and what they share."""
-    runs = table.rows[~table.rows["copy"]]
-    lost = runs[runs["chance"]]
-    if lost.empty:
-        return f"{'The one run is' if len(runs) == 1 else f'All {in_words(len(runs))} runs are'} better than guessing."
-    by_model = listed(f"{n} of {MODELS[m]}'s" for m, n in lost["model"].value_counts().items())
-    are = "is" if len(lost) == 1 else "are"
-    text = f"{len(lost)} of {counted(len(runs), 'run')} ({by_model}) {are} no better than guessing"
-    for knob in KNOBS:
-        value, group = lost[knob].iloc[0], runs[runs["model"] == lost["model"].iloc[0]]
-        if 1 < group[knob].nunique() and set(group.index[group[knob] == value]) == set(lost.index):
-            text += f": every {MODELS[lost['model'].iloc[0]]} run with {KNOBS[knob]} {knob_value(value)}"
-    return text + "."
-
-
-def shared_knobs(rows: pd.DataFrame) -> str:
-    """What the given runs share and how they vary, a sentence a knob."""
-    n, lines = len(rows), []
-    both = {1: "it", 2: "both"}.get(n, f"all {in_words(n)}")
-    for knob, name in KNOBS.items():
-        values = acting(rows, knob)[knob]
-        common = values.value_counts()
-        where = f" in {both}" * (n > 1) if len(values) == n else f" in the {in_words(len(values))} where it acts"
-        if knob == "augmentation":
-            users = {n: both, 0: "none"}.get(values.sum(), f"{values.sum()} of {n}")
-            on = "on" if values.sum() else "off"
-            lines.append(f"Augmentation: used by {users}." if n > 1 else f"Augmentation: {on}.")
-        elif values.empty:
-            lines.append("Gamma does nothing under the cosine schedule.")
-        elif len(common) == 1:
-            lines.append(f"{name.capitalize()}: {knob_value(common.index[0])}{where}.")
-        elif knob == "scheduler":
-            lines.append(f"Scheduler: {listed(f'{kind} in {in_words(count)}' for kind, count in common.items())}.")
-        else:
-            often = f", most often {knob_value(common.index[0])} ({common.iloc[0]} of {len(values)})"
-            often = often if common.iloc[0] > common.iloc[1] else ""
-            where = where if len(values) < n else ""
-            span = f"from {knob_value(values.min())} to {knob_value(values.max())}"
-            lines.append(f"{name.capitalize()}: {span}{often}{where}.")
-    return " ".join(lines)
-
-
-def observations(table: Table, model: str, n: int = 5) -> list[str]:
-    """Key observations on one model's best runs: sentences that follow from the table alone."""
-    rows, best = ranked(table, model), top(table, model, n)
-    if best.empty:
-        return [f"No run of {MODELS[model]} in this table can be ranked."]
-    first, noise = best.iloc[0], noise_floor(table, model)
-    how = f"{'lowest' if table.lower_is_better else 'highest'} {table.score} of {len(rows)} runs"
-    how = "the only run" if len(rows) == 1 else how
-    score = f"{table.score} {_score(table, first['score'])}, " * (table.rank_by != table.tested)
-    lines = [f"**Best run:** `{first['name']}` ({how}): {score}test accuracy {percent(first['test'])} (95% interval "
-             f"{percent(first['low'])} to {percent(first['high'])})."]
-    if ties := (rows[table.rank_by] == first["score"]).sum() - 1:
-        lines.append(f"**Tie:** {counted(ties, 'other run')} {'has' if ties == 1 else 'have'} the same {table.score}.")
-    if first["runs"] > 1 and "seed" in table.rows:
-        lines.append(f"**Repeats:** over {first['runs']} seeds the best run's configuration reaches "
-                     f"{percent(first['mean'])} on average, SD {points(first['sd'])}.")
-    if len(best) > 1:
-        gap = best["test"].max() - best["test"].min()
-        lines.append(f"**Range:** the best {in_words(len(best))} reach {percent(best['test'].min())} to "
-                     f"{percent(best['test'].max())} on the test images: {points(gap)} apart, "
-                     f"{'more' if gap > noise.margin else 'no more'} than the {noise.name} between two runs of one "
-                     f"configuration ({points(noise.margin)}).")
-    lines.append(f"**Noise floor:** {noise.text}.")
-    if (distinct := best["experiment"].nunique()) < len(best):
-        lines.append(f"**One experiment, several names:** the best {in_words(len(best))} rows are "
-                     f"{counted(distinct, 'experiment')}, repeated under names that differ in a knob that does "
-                     "nothing.")
-    lines.append(f"**Hyperparameters:** {shared_knobs(rows.head(n))}")
-    lines.append(f"**Augmentation:** {_augmentation_sentence(table, model)}")
-    lines += [f"**Edge of the grid:** {text}" for text in edges(table, model)]
-    return lines + [f"**Choice:** {_choice_sentence(table, rows, noise)}"] * (len(rows) > 1)
-
-
-def _score(table: Table, value: float) -> str:
-    return percent(value) if "accuracy" in table.rank_by else f"{value:.4f}"
-
-
-def _augmentation_sentence(table: Table, model: str) -> str:
-    best = ranked(table, model).groupby("augmentation")[table.tested].max()
-    if len(best) < 2:
-        return f"its benefit can't be told, {'every' if best.index[0] else 'no'} run uses it."
-    gain = signed(best[True] - best[False])
-    text = f"at best {percent(best[True])} with it, {percent(best[False])} without it ({gain} points)"
-    if len(pairs := augmentation_pairs(table, model)):
-        text += (f"; all else equal it brings {signed(pairs['gain'].median())} points (median) and helps in "
-                 f"{(pairs['gain'] > 0).sum()} of {counted(len(pairs), 'pair')}")
-    return text + "."
-
-
-def _choice_sentence(table: Table, rows: pd.DataFrame, noise: Noise) -> str:
-    if not table.rank_by.startswith("test_"):
-        gap = rows[table.tested].max() - rows.iloc[0][table.tested]
-        return ("made on validation; the test images were not used. The highest test accuracy, "
-                f"{percent(rows[table.tested].max())}, is "
-                + (f"{points(gap)} higher." if gap else "that of the chosen run."))
-    draws = rows.drop_duplicates(["experiment", table.tested])  # repeats that agree in every digit are one draw
-    return (f"made by test score among {len(rows)} runs, so the best one's accuracy is too high, by about "
-            f"{points(selection_bias(draws[table.tested], noise.sd))} or more (bootstrap with the {noise.name}).")
-
-
-def overall_observations(table: Table) -> list[str]:
-    """Key observations across models; says which models are missing and where conditions differ."""
-    best, every, lines = overall(table), experiments(table), []
-    missing = [label for model, label in MODELS.items() if model not in set(best["model"])]
-    if len(best):
-        first = best.iloc[0]
-        order = ", ".join(f"{MODELS[row['model']]} {percent(row['test'])}" for _, row in best.iterrows())
-        lines = [f"**Best model:** {MODELS[first['model']]} with `{first['name']}`, test accuracy "
-                 f"{percent(first['test'])}.", f"**Ranking** by {table.score}, with test accuracies: {order}."]
-        lines += [f"**Gap:** {gap_sentence(table, first, row)}" for _, row in best.iloc[1:].iterrows()]
-    if len(best) > 1:
-        lines.append(f"**What the winners share:** {shared_knobs(table.rows.loc[best.index])}")
-        lines += [f"**Image by image:** {text}" for text in paired_sentences(table)]
-        winners = table.rows.loc[best.index].set_index("model")
-        for column in (c for c in CONDITIONS if c in winners and winners[c].nunique() > 1):
-            values = listed(f"{_plain(value)} for {MODELS[model]}" for model, value in winners[column].items())
-            lines.append(f"**Not like for like:** {column.replace('_', ' ')} is {values}.")
-    if missing:
-        lines.append(f"**Missing:** the table has no ranked run of {listed(missing)}.")
-    if spare := every["rows"].sum() - len(every):
-        lines.append(f"**Experiments:** {every['rows'].sum()} rows are {counted(len(every), 'experiment')}; {spare} "
-                     "repeat another with a further seed or under another name (gamma does nothing under the cosine "
-                     "schedule).")
-    if same := identical_rows(table):
-        lines.append(f"**Same digits:** {counted(same, 'experiment')} repeat another's metrics in every digit: what "
-                     "tells them apart had no effect (a weight decay too small to change a float32 weight, for one).")
-    return [*lines, f"**Chance:** {chance_sentence(table)}"]
-
-
-def gap_sentence(table: Table, first: pd.Series, second: pd.Series) -> str:
-    """How far the first of two rows of `overall` is ahead of the second on the test images, beside their noise."""
-    gap, names = first["test"] - second["test"], [MODELS[row["model"]] for row in (first, second)]
-    if gap == 0:
-        return f"{names[0]} and {names[1]} tie on the test images."
-    margin = Z * math.hypot(*(noise_floor(table, row["model"]).sd for row in (first, second)))
-    return (f"{names[0]} is {points(gap)} {'above' if gap > 0 else 'below'} {names[1]} on the test images, "
-            f"{'more' if abs(gap) > margin else 'no more'} than the noise ({points(margin)}).")
-
-
-def paired_sentences(table: Table) -> list[str]:
-    """The models' best runs against each other, image by image, in words."""
-    tests, model_of = paired_tests(table, 1), table.rows.set_index("Full_Modelname")["model"].to_dict()
-    lines = []
-    for _, t in tests.iterrows():
-        first, second = (MODELS[model_of[t[side]]] for side in ("first", "second"))
-        verdict = "a difference" if t["p_holm"] < 0.05 else "no clear difference"
-        lines.append(f"{t['only_first']} test images only {first}'s best run gets right, {t['only_second']} only "
-                     f"{second}'s: {verdict} (McNemar's test with Holm's correction, p = {t['p_holm']:.2g}).")
-    return lines
-
-
-# ------------------------------------------------------------------ README
-
-
-def bullets(lines) -> str:
-    """A Markdown list."""
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def _markdown(columns: dict[str, list]) -> str:
-    """A Markdown table without its empty columns."""
-    columns = {head: values for head, values in columns.items() if any(values)}
-    lines = [list(columns), ["---"] * len(columns), *zip(*columns.values())]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def runs_table(table: Table, best: pd.DataFrame) -> str:
-    """`top` or `overall` as Markdown, with the published best beside ours where each row is another model."""
-    rows = [row for _, row in best.iterrows()]
-    overall, ours = best["model"].nunique() == len(best) > 1, "run" in table.rows and not table.synthetic
-    return _markdown({
-        "Model": [MODELS[row["model"]] * overall for row in rows],
-        "Run": [f"`{row['name']}`" for row in rows],
-        table.score.capitalize(): [_score(table, row["score"]) * (table.rank_by != table.tested) for row in rows],
-        "Test accuracy": [percent(row["test"]) for row in rows],
-        "95% interval": [f"{100 * row['low']:.2f} to {100 * row['high']:.2f}" for row in rows],
-        "Per-class accuracy": [percent(row["per_class"]) for row in rows],
-        "Mean ± SD (runs)": [f"{100 * row['mean']:.2f} ± {100 * row['sd']:.2f} ({row['runs']})" if row["runs"] > 1
-                             else "" for row in rows],
-        "Published best": [percent(PUBLISHED_BEST[row["model"]]) if overall and ours else "" for row in rows]})
-
-
-def experiments_table(table: Table, model: str, n: int = 5) -> str:
-    """A model's best experiments as Markdown."""
-    rows = [row for _, row in experiments(table, model).head(n).iterrows()]
-    return _markdown({f"{MODELS[model]}: experiment": [f"`{row['name']}`" for row in rows],
-                      "Rows": [str(row["rows"]) for row in rows],
-                      "Runs": [str(row["runs"]) for row in rows],
-                      f"Mean {table.score}": [_score(table, row["score"]) for row in rows],
-                      "Mean test accuracy": [percent(row["test"]) for row in rows],
-                      "SD, points": [f"{100 * row['sd']:.2f}" if row["runs"] > 1 else "" for row in rows]})
-
-
-def paired_table(table: Table) -> str:
-    """`paired_tests` as Markdown, or why there are none."""
-    rows = [row for _, row in paired_tests(table).iterrows()]
-    return _markdown({"First run": [f"`{row['first']}`" for row in rows],
-                      "Second run": [f"`{row['second']}`" for row in rows],
-                      "Difference, points": [signed(row["difference"]) for row in rows],
-                      "95% interval": [f"{signed(row['low'])} to {signed(row['high'])}" for row in rows],
-                      "Only first right": [str(row["only_first"]) for row in rows],
-                      "Only second right": [str(row["only_second"]) for row in rows],
-                      "p": [f"{row['p']:.2g}" for row in rows],
-                      "p (Holm)": [f"{row['p_holm']:.2g}" for row in rows]}) if rows else (
-        "No paired comparison: it takes the stored predictions of two of the best runs on the same test images.")
-
-
-def model_section(table: Table, model: str, figures: str = "") -> str:
-    """A model's results as Markdown: its chart (if `figures` says where), the best runs, the key observations."""
-    best, chart = top(table, model), f"![{MODELS[model]}: the best runs]({figures}/{model}_top5.png)"
-    shown = [chart] * bool(figures) + [runs_table(table, best)] if len(best) else []
-    return "\n\n".join([f"### Results {MODELS[model]}", *shown, bullets(observations(table, model))])
-
-
-def overall_section(table: Table, figures: str = "") -> str:
-    """The best run of each model as Markdown, as in model_section."""
-    best, chart = overall(table), f"![The best run of each model]({figures}/overall_top5.png)"
-    shown = [chart] * bool(figures) + [runs_table(table, best)] if len(best) else []
-    return "\n\n".join(["### Overall results", *shown, bullets(overall_observations(table))])
-
-
-def readme_section(table: Table, figures: str = "figures") -> str:
-    """The results as Markdown: conditions, each model, all models; figures: the charts' folder as a README sees it."""
-    notes = ["What this report assumes or leaves out:", bullets(table.notes)] if table.notes else []
-    return "\n\n".join([f"**Conditions:** {conditions(table)}", *notes,
-                        *(model_section(table, model, figures) for model in table.models),
-                        overall_section(table, figures)])
-
-
-def rewrite_between_markers(path: str | Path, name: str, text: str) -> bool:
-    """Replace what stands between `<!-- name:begin -->` and `<!-- name:end -->`; whether the file changed.
-
-    Raises InputError if the file can't be read, lacks the pair or has it twice.
-    """
-    path, begin, end = Path(path), f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    try:
-        old = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: can't be read ({error.strerror}); expected a file with {begin} and {end}") from None
-    if old.count(begin) != 1 or old.count(end) != 1 or old.index(begin) > old.index(end):
-        raise InputError(f"{path}: expected {begin} and then {end}, once each; add the two lines where the results "
-                         "belong")
-    new = old[:old.index(begin)] + f"{begin}\n\n{text.strip()}\n\n" + old[old.index(end):]
-    if new != old:
-        with replacing(path) as part:
-            part.write_text(new, encoding="utf-8")
-    return new != old

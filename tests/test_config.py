@@ -22,7 +22,7 @@ NAMES = ("model epochs batch_size scheduler augmentation learning_rate weight_de
 
 def test_fields_are_the_documented_ones():
     assert [spec.name for spec in FIELDS] == NAMES
-    assert [spec.name for spec in dataclasses.fields(Options)] == ["study", "executed_dir", "wandb_mode", "resume"]
+    assert [spec.name for spec in dataclasses.fields(Options)] == ["study", "executed_dir", "wandb_mode", "checkpoints", "resume"]
 
 
 def test_study_defaults():
@@ -186,7 +186,7 @@ def test_survives_json():
 
 
 @pytest.mark.parametrize("name, value", [
-    ("study", ""), ("study", "a/b"), ("study", ".."), ("study", "a b"), ("executed_dir", ""), ("wandb_mode", "on"), ("resume", "no"),
+    ("study", ""), ("study", "a/b"), ("study", ".."), ("study", "a b"), ("executed_dir", ""), ("wandb_mode", "on"), ("resume", "no"), ("checkpoints", "last"),
 ])
 def test_wrong_options(name, value):
     with pytest.raises(InputError, match=f"^{name}: expected "):

@@ -16,7 +16,7 @@ import papermill
 import pytest
 import results_tables as made
 
-from cifarlib import figures, results
+from cifarlib import figures, results, words
 from cifarlib.config import CLASSES
 
 ROOT = Path(__file__).parent.parent
@@ -43,14 +43,14 @@ def test_top5_shows_the_table_it_stands_for(study):
     assert bars[0::2] == pytest.approx(best["test"].tolist())
     assert bars[1::2] == pytest.approx(best["per_class"].tolist())
     shown = texts(figure)
-    assert all(name in shown for name in best["name"]) and all(results.percent(value) in shown
+    assert all(name in shown for name in best["name"]) and all(words.percent(value) in shown
                                                                for value in best["test"])
     noise = results.noise_floor(study, "resnet")
     band = figure.axes[1].patches[0]
     assert band.get_width() == pytest.approx(2 * noise.margin)
     gap = best["test"].max() - best["test"].min()
     title = figure.get_suptitle().replace("\n", " ")
-    assert ("no more than" in title) == (gap <= noise.margin) and results.points(gap) in title
+    assert ("no more than" in title) == (gap <= noise.margin) and words.points(gap) in title
 
 
 def test_a_model_has_its_colour_everywhere(study):

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import results_tables as made
 
-from cifarlib import results
+from cifarlib import results, sentences
 from cifarlib.config import Config, InputError
 
 ONE = dict(learning_rate=(0.001,), weight_decay=(0.001,), gamma=(0.97,), scheduler=("cosine",), augmentation=(True,))
@@ -59,12 +59,12 @@ def test_the_published_overall_ranking(published):
     assert dict(zip(best["model"], best["name"])) == PUBLISHED_BEST
     assert best["model"].tolist() == ["cnn", "resnet", "vit"]
     assert best["test"].mul(100).round(2).tolist() == [86.97, 84.22, 83.50]
-    text = " ".join(results.overall_observations(published))
+    text = " ".join(sentences.overall_observations(published))
     assert "CNN is 2.75 points above ResNet" in text and "CNN is 3.47 points above ViT" in text
 
 
 def test_the_published_observations(published):
-    cnn, resnet, vit = (" ".join(results.observations(published, model)) for model in ("cnn", "resnet", "vit"))
+    cnn, resnet, vit = (" ".join(sentences.observations(published, model)) for model in ("cnn", "resnet", "vit"))
     assert "86.47% to 86.97%" in cnn and "Scheduler: step in four and exponential in one" in cnn
     assert "Learning rate: 0.0001 in all five" in cnn and "Weight decay: from 1e-05 to 0.01" in cnn
     assert "Gamma: from 0.97 to 0.99, most often 0.99" in cnn and "Augmentation: used by all five" in cnn
@@ -77,7 +77,7 @@ def test_published_experiments_noise_and_chance(published):
     assert len(published.rows) == 864 and len(results.experiments(published)) == 672
     lost = published.rows[published.rows["chance"]]
     assert len(lost) == 72 and set(lost["model"]) == {"cnn"} and set(lost["learning_rate"]) == {0.01}
-    assert "every CNN run with learning rate 0.01" in results.chance_sentence(published)
+    assert "every CNN run with learning rate 0.01" in sentences.chance_sentence(published)
     assert 0.002 < results.noise_floor(published, "resnet").sd < 0.005  # repeats differ by 0.2 to 0.5 points
     assert results.noise_floor(published, "vit").name == "sampling error"  # its repeats are one run three times
     shares, basis = results.importance(published, "resnet")
@@ -206,8 +206,8 @@ def test_a_table_in_the_published_format_ranks_every_row_and_counts_experiments(
     assert table.rank_by == "test_accuracy_best_val_acc" and len(results.candidates(table)) == 48
     assert len(results.experiments(table)) == 36 and set(results.experiments(table)["runs"]) == {1, 2}
     assert results.top(table, "cnn")["experiment"].nunique() == 4  # the best is a cosine cell, twice
-    assert "48 rows are 36 experiments" in " ".join(results.overall_observations(table))
-    assert "four experiments, repeated" in " ".join(results.observations(table, "cnn"))
+    assert "48 rows are 36 experiments" in " ".join(sentences.overall_observations(table))
+    assert "four experiments, repeated" in " ".join(sentences.observations(table, "cnn"))
 
 
 def test_noise_floor_pools_the_repeats():
@@ -232,7 +232,7 @@ def test_other_conditions_stay_out_of_the_ranking_and_are_named(small):
 def test_models_under_unlike_conditions_are_called_so(small):
     frame = small.copy()
     frame.loc[frame["Modelname"] == "vit", ["model_args", "epochs"]] = ['{"depth": 2}', 10]
-    text = " ".join(results.overall_observations(checked(frame)))
+    text = " ".join(sentences.overall_observations(checked(frame)))
     assert "Not like for like:** model args is default for CNN, default for ResNet and depth 2 for ViT" in text
     assert "epochs is 80 for CNN, 80 for ResNet and 10 for ViT" in text
 
@@ -269,7 +269,7 @@ def test_histories_and_predictions_are_found_beside_the_table(tmp_path, compact)
     across = tests.iloc[-1]
     assert across["difference"] == pytest.approx((across["only_first"] - across["only_second"]) / 1000)
     assert across["low"] < across["difference"] < across["high"] and across["p_holm"] < 0.05
-    assert "a difference (McNemar" in " ".join(results.overall_observations(table))
+    assert "a difference (McNemar" in " ".join(sentences.overall_observations(table))
 
 
 def test_runs_on_other_test_images_are_not_paired(tmp_path):
@@ -280,7 +280,7 @@ def test_runs_on_other_test_images_are_not_paired(tmp_path):
         content = dict(stored)
     np.savez(tmp_path / run / "predictions.npz", **{**content, "labels": (content["labels"] + 1) % 10})
     assert results.paired_tests(results.read_table(tmp_path)).empty
-    assert results.paired_table(results.read_table(tmp_path)).startswith("No paired comparison")
+    assert sentences.paired_table(results.read_table(tmp_path)).startswith("No paired comparison")
 
 
 # ------------------------------------------------------------------ two tables
@@ -293,11 +293,11 @@ def test_comparison_of_two_tables(small):
     both = results.compare(first, second)
     assert set(both["model"]) == {"cnn", "resnet"} and len(both) == 32
     assert both["difference"].median() == pytest.approx(0.01, abs=1e-6)
-    text = " ".join(results.comparison_sentences(first, second))
+    text = " ".join(sentences.comparison_sentences(first, second))
     assert "16 cells in both" in text and "+1.00 points" in text
     small_vit = checked(small.assign(model_args='{"depth": 2}'), name="third")
     assert results.compare(first, small_vit).empty
-    assert "no cell in common" in results.comparison_sentences(first, small_vit)[-1]
+    assert "no cell in common" in sentences.comparison_sentences(first, small_vit)[-1]
 
 
 # ------------------------------------------------------------------ sentences and README
@@ -305,9 +305,9 @@ def test_comparison_of_two_tables(small):
 
 def test_sentences_for_one_run_and_missing_models():
     table = checked(made.table(models=("resnet",), **ONE))
-    text = results.readme_section(table)
+    text = sentences.readme_section(table)
     assert "(the only run)" in text and "no ranked run of CNN and ViT" in text and "Range" not in text
-    assert "one run (ResNet 1)" in results.conditions(table) and "seed 100" in results.conditions(table)
+    assert "one run (ResNet 1)" in sentences.conditions(table) and "seed 100" in sentences.conditions(table)
     assert "cnn_top5" not in text and "figures/resnet_top5.png" in text and "84.22%" not in text.split("### Overall")[0]
 
 
@@ -319,34 +319,34 @@ def test_a_diverged_run_is_shown_but_not_ranked(small):
     table = checked(frame)
     assert frame["Full_Modelname"].iloc[0] not in results.ranked(table, "cnn")["Full_Modelname"].tolist()
     assert any("can't be ranked" in note for note in table.notes)
-    assert "1 of 54 runs (1 of CNN's) is no better" in results.chance_sentence(table)
-    assert results.readme_section(table)
+    assert "1 of 54 runs (1 of CNN's) is no better" in sentences.chance_sentence(table)
+    assert sentences.readme_section(table)
 
 
 def test_a_model_without_any_rank_has_its_sentence(small):
     frame = small.copy()
     frame.loc[frame["Modelname"] == "vit", ["val_accuracy_best_val_acc"]] = np.nan
-    text = results.readme_section(checked(frame))
+    text = sentences.readme_section(checked(frame))
     assert "No run of ViT in this table can be ranked" in text and "no ranked run of ViT" in text
     assert "vit_top5" not in text
 
 
 def test_shared_knobs_in_words():
     rows = made.table(models=("cnn",), **{**ONE, "augmentation": (True, False), "scheduler": ("step", "cosine")})
-    assert results.shared_knobs(rows.iloc[[0]]).endswith("Gamma: 0.97. Scheduler: step. Augmentation: on.")
-    assert results.shared_knobs(rows).endswith("Gamma: 0.97 in the two where it acts. Scheduler: step in two and "
+    assert sentences.shared_knobs(rows.iloc[[0]]).endswith("Gamma: 0.97. Scheduler: step. Augmentation: on.")
+    assert sentences.shared_knobs(rows).endswith("Gamma: 0.97 in the two where it acts. Scheduler: step in two and "
                                                "cosine in two. Augmentation: used by 2 of 4.")
-    without = results.shared_knobs(rows[~rows["augmentation"]])
+    without = sentences.shared_knobs(rows[~rows["augmentation"]])
     assert "Learning rate: 0.001 in both" in without and without.endswith("Augmentation: used by none.")
 
 
 def test_the_readme_is_rewritten_between_its_markers_and_only_there(tmp_path, small):
     readme = tmp_path / "README.md"
     readme.write_text("# Ä title\n<!-- results:begin -->\nold\n<!-- results:end -->\nrest\n", encoding="utf-8")
-    text = results.readme_section(checked(small))
-    assert results.rewrite_between_markers(readme, "results", text) is True
+    text = sentences.readme_section(checked(small))
+    assert sentences.rewrite_between_markers(readme, "results", text) is True
     once = readme.read_bytes()
-    assert results.rewrite_between_markers(readme, "results", results.readme_section(checked(small))) is False
+    assert sentences.rewrite_between_markers(readme, "results", sentences.readme_section(checked(small))) is False
     content = once.decode()
     assert readme.read_bytes() == once and "old" not in content and content.endswith("<!-- results:end -->\nrest\n")
     assert content.startswith("# Ä title\n<!-- results:begin -->\n\n**Conditions:**")
@@ -354,9 +354,9 @@ def test_the_readme_is_rewritten_between_its_markers_and_only_there(tmp_path, sm
                 "<!-- results:begin -->" * 2 + "<!-- results:end -->"):
         readme.write_text(bad)
         with pytest.raises(InputError, match="once each"):
-            results.rewrite_between_markers(readme, "results", text)
+            sentences.rewrite_between_markers(readme, "results", text)
     with pytest.raises(InputError, match="can't be read"):
-        results.rewrite_between_markers(tmp_path / "none", "results", text)
+        sentences.rewrite_between_markers(tmp_path / "none", "results", text)
 
 
 # ------------------------------------------------------------------ bad tables
@@ -401,14 +401,14 @@ def test_what_is_left_out_is_named(small, change, messages, fewer):
     for message in messages:
         note = next(note for note in table.notes if message in note)
         assert "_aug_" in note  # the rows are named
-    assert all(note in results.readme_section(table) for note in table.notes)
+    assert all(note in sentences.readme_section(table) for note in table.notes)
 
 
 def test_only_synthetic_rows_are_called_so_loudly(small):
     table = checked(small.assign(dataset="synthetic"))
-    assert table.synthetic and results.readme_section(table).startswith("**Conditions:** SYNTHETIC DATA, NOT CIFAR-10")
-    assert "Published best" not in results.readme_section(table)
-    assert "Published best" in results.readme_section(checked(small))
+    assert table.synthetic and sentences.readme_section(table).startswith("**Conditions:** SYNTHETIC DATA, NOT CIFAR-10")
+    assert "Published best" not in sentences.readme_section(table)
+    assert "Published best" in sentences.readme_section(checked(small))
 
 
 def test_files_that_are_no_table(tmp_path):

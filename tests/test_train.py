@@ -482,6 +482,15 @@ def test_stopped_early_is_finished_too(scripted, load, tmp_path, monkeypatch):
     assert len(history.rows) == 2 and str(run(config, load(config), tmp_path)[0]) == str(history)  # some classes are NaN
 
 
+def test_finished_run_may_have_kept_no_weights(finished, monkeypatch):
+    config, splits, folder, history, _ = finished
+    for name in CHECKPOINTS:
+        (folder / f"{name}.pt").unlink()
+    (folder / "record.json").write_text('{"status": "done"}')
+    monkeypatch.setattr(train, "train_epoch", lambda *_: pytest.fail("there is nothing left to train"))
+    assert run(config, splits, folder)[0] == history
+
+
 def test_without_resume_it_starts_anew(finished):
     config, splits, folder, history, _ = finished
     seen = []

@@ -1,0 +1,57 @@
+"""Numbers, names and lists as a text has them."""
+
+import json
+
+import numpy as np
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.2f}%"
+
+
+def points(difference: float) -> str:
+    return f"{100 * abs(difference):.2f} points"
+
+
+def signed(difference: float) -> str:
+    return f"{100 * difference:+.2f}"
+
+
+def in_words(n: int) -> str:
+    """`no`, `one` to `ten`, then figures."""
+    words = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+    return words[n] if n < len(words) else f"{n:,}"
+
+
+def counted(n: int, noun: str) -> str:
+    """`one row`, `two rows`, `12 rows`."""
+    return f"{in_words(n)} {noun}{'' if n == 1 else 's'}"
+
+
+def listed(items) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    *first, last = map(str, items)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def some(names, most: int = 3) -> str:
+    names = list(map(str, names))
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def knob_value(value) -> str:
+    """A knob's value as the runs' names have it: 1e-05, 0.001, step; on or off."""
+    if isinstance(value, (bool, np.bool_)):
+        return "on" if value else "off"
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def plain(value) -> str:
+    """`80` for 80.0, and a model's sizes without JSON's signs."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    try:
+        sizes = json.loads(value) if str(value).startswith("{") else None
+    except ValueError:
+        sizes = None
+    return str(value) if sizes is None else ", ".join(f"{k} {v}" for k, v in sizes.items()) or "default"
