@@ -1,6 +1,8 @@
 # `make demo` and `make test` set everything up in .venv first; nothing is installed elsewhere.
 PYTHON ?= python3
 BIN := .venv/bin
+# the committed study that README.md reports
+STUDY := executed/resnet_24_epochs
 
 .PHONY: help setup demo test lab report clean-demo
 
@@ -24,6 +26,9 @@ demo: setup  ## train a mini-grid of all three models and draw its charts
 
 test: setup  ## run all tests
 	$(BIN)/python -m pytest
+
+report: setup  ## redraw figures/ and rewrite the README's results from the committed runs
+	$(BIN)/python -m cifarlib results --runs $(STUDY)/runs.csv --figures figures --readme README.md
 
 lab: setup  ## open JupyterLab
 	$(BIN)/jupyter lab notebooks

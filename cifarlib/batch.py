@@ -68,7 +68,7 @@ class Stopping:
         print("stopping: every run ends after its epoch in progress; Ctrl-C again kills them", file=sys.stderr, flush=True)
 
 
-def execute_run(run: Run, options: Options, stopping: Stopping, threads: int = 0, gpu: int | None = None,
+def execute_run(run: Run, options: Options, stopping: Stopping, threads: int = 0, gpu: str | None = None,
                 echo: Callable[[str], None] | None = None) -> int:
     """Train one run in its own process and return its exit code (see execute.py); a failure is recorded with its last lines.
 
@@ -84,7 +84,7 @@ def execute_run(run: Run, options: Options, stopping: Stopping, threads: int = 0
     if threads:
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     if gpu is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
     command = [sys.executable, "-m", "cifarlib.execute", str(notebook_path(NOTEBOOK)), str(folder / NOTEBOOK)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                env=environment, start_new_session=True, errors="replace")
@@ -122,17 +122,22 @@ class Slots:
 
     jobs: int
     threads: int
-    gpus: tuple[int, ...]
+    gpus: tuple[str, ...]
 
     @classmethod
     def of_this_machine(cls, jobs: int = 0, device: str = "auto") -> "Slots":
         """`jobs` at a time, or as many as the cores and the memory, or the cards' memory, have room for."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        gpus = [] if device in ("cpu", "mps") else _gpu_memory()
+        cores, gpus = _cores(), {} if device in ("cpu", "mps") else _gpu_memory()
         if gpus:
-            jobs = jobs or sum(max(1, int(memory // GPU_MEMORY_A_RUN)) for memory in gpus)
+            jobs = jobs or sum(max(1, int(memory // GPU_MEMORY_A_RUN)) for memory in gpus.values())
         jobs = jobs or max(1, min(cores, int(_free_memory() // MEMORY_A_RUN)))
-        return cls(jobs, max(1, cores // jobs), tuple(range(len(gpus))))
+        return cls(jobs, max(1, cores // jobs), tuple(gpus))
+
+
+def _cores() -> int:
+    """Cores that this process may use; a SLURM job without task binding is told how many by a variable only."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(here, int(os.environ.get("SLURM_CPUS_PER_TASK", here)))
 
 
 def _free_memory() -> float:
@@ -144,14 +149,20 @@ def _free_memory() -> float:
         return 8.0
 
 
-def _gpu_memory() -> list[float]:
-    """GiB of each CUDA card, as nvidia-smi tells it (asking torch would take a context on every card)."""
+def _gpu_memory() -> dict[str, float]:
+    """GiB of each CUDA card that this process may use, by what CUDA_VISIBLE_DEVICES calls it.
+
+    From nvidia-smi (asking torch would take a context on every card), which lists the cards of other jobs too.
+    """
     try:
-        query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+        query = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
         answer = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout
-        return [float(line) / 1024 for line in answer.split()]
+        rows = [line.split(", ") for line in answer.splitlines()]
+        memory = {name: float(size) / 1024 for index, uuid, size in rows for name in (index, uuid)}
     except (OSError, ValueError, subprocess.SubprocessError):
-        return []
+        return {}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(index for index, _, _ in rows))
+    return {name: memory[name] for name in visible.split(",") if name in memory}
 
 
 def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bool = False, fail_fast: bool = False,
@@ -213,11 +224,9 @@ def _prepare(study: Path, runs: list[Run], options: Options) -> None:
 
 
 def _wanted(folder: Path, options: Options, retry_failed: bool) -> bool:
-    """Whether a run is still to be trained (or to be waited for, while somebody else trains it)."""
-    status = status_of(folder)
-    if status in FINISHED:
-        return not options.resume
-    return status != "failed" or retry_failed
+    """Whether a run is still to be trained (or to be waited for, while somebody else trains it): the record alone decides."""
+    status = (read_record(folder) or {}).get("status")
+    return not options.resume if status in FINISHED else status != "failed" or retry_failed
 
 
 def _claim_next(waiting: deque, options: Options, retry_failed: bool):
@@ -228,7 +237,7 @@ def _claim_next(waiting: deque, options: Options, retry_failed: bool):
         claim = Claim.take(folder)
         if claim is None:
             waiting.append(run)
-        elif _wanted(folder, options, retry_failed):  # looked at again, now that nobody else can change it
+        elif _wanted(folder, options, retry_failed):  # looked at again: another runner may just have ended it
             return run, claim
         else:
             claim.release()

@@ -48,6 +48,7 @@ def make_parser() -> Parser:
     add_fields(command, Config)
     add_fields(command, Options)
     add_no_checkpoints(command)
+    command.add_argument("--dry-run", action="store_true", help="only check the values and print the run folder")
     command.set_defaults(command=train)
 
     command = commands.add_parser("grid", help="train the runs of a grid file", formatter_class=formatter,
@@ -57,6 +58,7 @@ def make_parser() -> Parser:
     command.add_argument("--only", default="", metavar="NAME=VALUE,...", help="only the cells with these values; empty takes all")
     command.add_argument("--retry-failed", action="store_true", help="try failed runs again")
     command.add_argument("--fail-fast", action="store_true", help="stop at the first failure")
+    command.add_argument("--chunk", default="1/1", metavar="I/N", help="only every Nth run from the Ith: the share of one of N tasks")
     command.add_argument("--no-wait", action="store_true", help="end without waiting for runs that other runners train")
     command.add_argument("--dry-run", action="store_true", help="only print what there is to do")
     command.add_argument("--write-sets", metavar="DIR", help="only write the cells as grid files of 50 each into DIR")
@@ -86,6 +88,7 @@ def make_parser() -> Parser:
     command.add_argument("--study", default="", help="only the rows of this study")
     command.add_argument("--compare-with", default="", metavar="FILE", help="a second table to compare with")
     command.add_argument("-d", "--data_dir", default="", help="folder of the CIFAR-10 batches, to show mistaken test images")
+    command.add_argument("--readme", default="", metavar="FILE", help="rewrite this file's results section, between its markers")
     command.add_argument("--report", default="", metavar="DIR", help="folder for the executed notebook and its HTML; the table's own if empty")
     command.set_defaults(command=results)
     return parser
@@ -142,6 +145,9 @@ def fields_of(cls: type, options: argparse.Namespace) -> dict:
 
 def train(arguments: argparse.Namespace) -> int:
     config, options = Config(**fields_of(Config, arguments)), Options(**fields_of(Options, arguments))
+    if arguments.dry_run:
+        print(options.run_folder(config))
+        return 0
     from .batch import Slots, run_all
     from .grid import distinct_runs
 
@@ -156,7 +162,7 @@ def train(arguments: argparse.Namespace) -> int:
 
 def grid(arguments: argparse.Namespace) -> int:
     from .batch import Slots, run_all
-    from .grid import distinct_runs, read_grid, select, write_sets
+    from .grid import chunk, distinct_runs, read_grid, select, write_sets
 
     cells = [cell.replace(**fields_of(Config, arguments)) for cell in read_grid(arguments.file)]
     cells = select(cells, arguments.only) if arguments.only else cells
@@ -164,7 +170,7 @@ def grid(arguments: argparse.Namespace) -> int:
         print(*write_sets(cells, Path(arguments.write_sets)), sep="\n")
         return 0
     options = Options(**{**fields_of(Options, arguments), "study": arguments.study or Path(arguments.file).stem})
-    runs = distinct_runs(cells)
+    runs = chunk(distinct_runs(cells), arguments.chunk)
     if arguments.dry_run:
         print(forecast(runs, cells, options, arguments.jobs))
         return 0
@@ -186,7 +192,7 @@ def forecast(runs, cells, options: Options, jobs: int) -> str:
     states = ", ".join(f"{counts[name]} {name}" for name in ("done", "diverged", "failed", "running", "preempted", "pending"))
     left = [run for run in runs if status_of(options.run_folder(run.config)) not in ("done", "diverged")]
     jobs = Slots.of_this_machine(jobs, cells[0].device).jobs
-    return f"{len(cells)} cells, {len(runs)} distinct runs: {states}\n{time_left(left, options, jobs)}"
+    return f"{sum(len(run.cells) for run in runs)} cells, {len(runs)} distinct runs: {states}\n{time_left(left, options, jobs)}"
 
 
 def time_left(left, options: Options, jobs: int) -> str:
@@ -243,5 +249,20 @@ def results(arguments: argparse.Namespace) -> int:
 
     table = Path(arguments.runs)
     parameters = {name: getattr(arguments, name) for name in ("runs", "figures", "rank_by", "study", "compare_with", "data_dir")}
-    print(make_report(parameters, arguments.report or str(table if table.is_dir() else table.parent)))
+    report = make_report(parameters, arguments.report or str(table if table.is_dir() else table.parent))
+    if arguments.readme:
+        rewrite_readme(arguments)
+    print(report)
     return 0
+
+
+def rewrite_readme(arguments: argparse.Namespace) -> None:
+    """Put the table's results section between the file's markers."""
+    import os
+
+    from .results import read_table
+    from .sentences import readme_section, rewrite_between_markers
+
+    table = read_table(arguments.runs, arguments.rank_by, arguments.study)
+    folder = os.path.relpath(arguments.figures, Path(arguments.readme).parent)
+    rewrite_between_markers(arguments.readme, "results", "## Results\n\n" + readme_section(table, folder))

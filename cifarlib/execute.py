@@ -6,6 +6,7 @@ One process a run, because a long-lived one that loops over notebooks leaks. The
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -56,5 +57,9 @@ def _end_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
+    # A cancelled cluster job sends its signal to every process. The runner alone decides what it means, and the kernel (which
+    # inherits this, and sets its own handlers while it trains) ends at its epoch's end.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     sys.exit(execute(sys.argv[1], sys.argv[2], json.load(sys.stdin)))

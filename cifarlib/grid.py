@@ -92,6 +92,14 @@ def _is(value, text: str) -> bool:
     return str(value).lower() == text.lower()
 
 
+def chunk(runs: list[Run], share: str) -> list[Run]:
+    """Every Nth run from the Ith for `share` "I/N": the chunks of all I are disjoint, and each has its part of every model."""
+    first, _, step = share.partition("/")
+    if not (first.isdigit() and step.isdigit() and 1 <= int(first) <= int(step)):
+        raise InputError(f"--chunk: expected I/N with I from 1 to N, such as 2/20, got {share!r}")
+    return runs[int(first) - 1::int(step)]
+
+
 SET_SIZE = 50  # cells in a published set
 
 

@@ -244,15 +244,31 @@ def test_a_living_owner_renews_his_claim(tmp_path, monkeypatch):
     owner.release()
 
 
-def test_slots_share_cores_and_cards(monkeypatch):
+@pytest.fixture
+def machine(monkeypatch):
+    """Eight cores, 100 GiB of memory and two cards of 80 GiB, as nvidia-smi lists them."""
+    listing = "0, GPU-aa, 81920\n1, GPU-bb, 81920\n"
     monkeypatch.setattr(batch.os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setattr(batch, "_free_memory", lambda: 100.0)
-    monkeypatch.setattr(batch, "_gpu_memory", lambda: [80.0, 80.0])
-    assert batch.Slots.of_this_machine() == batch.Slots(10, 1, (0, 1))
-    assert batch.Slots.of_this_machine(2) == batch.Slots(2, 4, (0, 1))
+    monkeypatch.setattr(batch.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, stdout=listing))
+    for name in ("CUDA_VISIBLE_DEVICES", "SLURM_CPUS_PER_TASK"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_slots_share_cores_and_cards(machine):
+    assert batch.Slots.of_this_machine() == batch.Slots(10, 1, ("0", "1"))
+    assert batch.Slots.of_this_machine(2) == batch.Slots(2, 4, ("0", "1"))
     assert batch.Slots.of_this_machine(0, "cpu") == batch.Slots(8, 1, ())
-    monkeypatch.setattr(batch, "_free_memory", lambda: 7.0)
+    machine.setattr(batch, "_free_memory", lambda: 7.0)
     assert batch.Slots.of_this_machine(0, "cpu") == batch.Slots(2, 4, ())
+
+
+@pytest.mark.parametrize("visible, cards", [("1", ("1",)), ("GPU-bb", ("GPU-bb",)), ("", ())])
+def test_slots_take_no_card_or_core_of_another_job(machine, visible, cards):
+    machine.setenv("CUDA_VISIBLE_DEVICES", visible)
+    machine.setenv("SLURM_CPUS_PER_TASK", "4")
+    assert batch.Slots.of_this_machine(4) == batch.Slots(4, 1, cards)
 
 
 def test_an_absolute_data_folder_is_not_published(tmp_path, monkeypatch):

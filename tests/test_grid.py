@@ -7,7 +7,7 @@ import pytest
 
 from cifarlib.cli import main
 from cifarlib.config import Config, InputError
-from cifarlib.grid import distinct_runs, read_grid, select, write_sets
+from cifarlib.grid import chunk, distinct_runs, read_grid, select, write_sets
 
 PARAMETERS = Path(__file__).parent.parent / "parameters"
 
@@ -101,3 +101,14 @@ def test_only_selects_cells():
         select(cells, "modle=cnn")
     with pytest.raises(InputError, match="no cell"):
         select(cells, "model=vgg")
+
+
+def test_chunks_are_disjoint_and_together_everything():
+    runs = distinct_runs(read_grid(PARAMETERS / "published.yaml"))
+    chunks = [chunk(runs, f"{i}/20") for i in range(1, 21)]
+    names = [run.name for part in chunks for run in part]
+    assert sorted(names) == sorted(run.name for run in runs) and {len(part) for part in chunks} == {33, 34}
+    assert all({run.config.model for run in part} == {"cnn", "resnet", "vit"} for part in chunks)
+    for share in ("0/2", "3/2", "1", "x/y"):
+        with pytest.raises(InputError, match="--chunk"):
+            chunk(runs, share)

@@ -19,17 +19,8 @@ run_or_submit() {  # run_or_submit ARGUMENT...: run `command` in a job; elsewher
         run python -m cifarlib "${command[@]}"
     fi
     command -v sbatch >/dev/null || fail "no sbatch on PATH; without SLURM: python -m cifarlib ${command[*]}"
-    check
+    python -m cifarlib "${command[@]}" --dry-run >/dev/null || exit  # says itself what is wrong
     exec sbatch "cifarlib/slurm/$script" "$@"
-}
-
-check() {  # what cifarlib itself says to `command`, without training
-    if [[ ${command[0]} == grid ]]; then
-        python -m cifarlib "${command[@]}" --dry-run >/dev/null || exit
-    else
-        local said code='from cifarlib.cli import *; Config(**fields_of(Config, make_parser().parse_args(sys.argv[1:])))'
-        said=$(python -c "$code" "${command[@]}" 2>&1) || fail "${said##*$'\n'}"
-    fi
 }
 
 activate() {  # the conda environment `cifar` if there is one, else .venv, else the python on PATH

@@ -31,6 +31,10 @@ source "$root/cifarlib/slurm/common.sh"
 no_more_arguments "${@:2:1}"
 [[ -f $1 ]] || fail "GRID: no such file: $1"
 set -- "$(realpath "$1")" "${@:2}"
-# The tasks share the cells out among themselves: each trains what no other has taken, and waits for none.
+# Each task trains its chunk of the runs, every Nth; in an array with gaps each takes what no other has taken.
 command=(grid "$1" --no-wait "${@:2}")
+tasks=$((${SLURM_ARRAY_TASK_MAX:-1} - ${SLURM_ARRAY_TASK_MIN:-1} + 1))
+if [[ ${SLURM_ARRAY_TASK_COUNT:-} == "$tasks" ]]; then
+    command+=(--chunk "$((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN + 1))/$tasks")
+fi
 run_or_submit "$@"
