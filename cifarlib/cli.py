@@ -32,8 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"cifarlib: {error}", file=sys.stderr)
         return BAD_INPUT
-    except ModuleNotFoundError as error:
-        print(f"cifarlib: the package {error.name} is missing; set up the environment with `make setup` or environment.yml", file=sys.stderr)
+    except ImportError as error:
+        print(f"cifarlib: a package is missing or broken ({error}); set the environment up by `make setup` or from environment.yml",
+              file=sys.stderr)
         return BAD_INPUT
 
 

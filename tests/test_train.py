@@ -231,7 +231,7 @@ def test_evaluate_equals_a_single_batch(load, monkeypatch):
 def test_model_can_be_trained_after_it_was_evaluated(load):
     config = tiny("resnet")
     model = build_model(config)
-    evaluate(model, load(config).test, config)
+    evaluate(model.eval(), load(config).test, config)
     history = fit(model, load(config), config)
     assert numbers(history) == numbers(run(config, load(config))[0])
 

@@ -1,0 +1,66 @@
+"""The report without JupyterLab, and the committed one: README, figures and executed notebooks agree with the committed runs."""
+
+import re
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+import results_tables as made
+
+from cifarlib.cli import main
+from cifarlib.results import read_table
+from cifarlib.sentences import readme_section, rewrite_between_markers
+
+ROOT = Path(__file__).parent.parent
+STUDY = Path(re.search(r"^STUDY := (\S+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1])
+EXECUTED = sorted(ROOT.glob(f"{STUDY}/*/experiment.ipynb"))
+
+
+def test_results_draws_the_charts_writes_html_and_the_readme_section(tmp_path, capsys):
+    made.table(models=("cnn", "resnet"), learning_rate=(0.001, 0.0001), weight_decay=(0.001,), gamma=(0.97,)).to_csv(tmp_path / "runs.csv")
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- results:begin -->\nold\n<!-- results:end -->\nafter\n")
+    arguments = ["results", "--runs", str(tmp_path / "runs.csv"), "--figures", str(tmp_path / "figures"), "--readme", str(readme)]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "results.html")
+    assert {"cnn_top5.png", "cnn_top5.svg", "resnet_top5.png", "overall_top5.png"} <= {path.name for path in (tmp_path / "figures").iterdir()}
+    assert not (tmp_path / "figures" / "vit_top5.png").exists()
+    assert "<img" in (tmp_path / "results.html").read_text()
+    first = readme.read_text()
+    assert first.startswith("before\n") and first.endswith("after\n") and "old" not in first and "### Results ResNet" in first
+    assert "](figures/cnn_top5.png)" in first
+    images = {path.name: path.read_bytes() for path in (tmp_path / "figures").iterdir()}
+    assert main(arguments) == 0
+    assert readme.read_text() == first
+    assert {path.name: path.read_bytes() for path in (tmp_path / "figures").iterdir()} == images, "a second time changes nothing"
+
+
+def test_a_table_that_cannot_be_used_is_one_line(tmp_path, capsys):
+    (tmp_path / "runs.csv").write_text("a,b\n1,2\n")
+    assert main(["results", "--runs", str(tmp_path / "runs.csv"), "--figures", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("cifarlib: ") and error.count("\n") == 1
+
+
+def test_the_readme_says_what_the_committed_runs_give(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    copy = shutil.copy("README.md", tmp_path)
+    changed = rewrite_between_markers(copy, "results", "## Results\n\n" + readme_section(read_table(str(STUDY / "runs.csv")), "figures"))
+    assert not changed, "run `make report` and commit what it changes"
+
+
+def test_every_picture_and_file_that_the_readme_shows_is_there():
+    text = (ROOT / "README.md").read_text()
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]
+    assert links and [link for link in links if not (ROOT / link).exists()] == []
+
+
+@pytest.mark.parametrize("path", EXECUTED, ids=lambda path: path.parent.name)
+def test_executed_notebooks_have_outputs_and_no_path_of_a_machine(path):
+    notebook = nbformat.read(path, 4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in code) and any("image/png" in str(cell.outputs) for cell in code)
+    text = path.read_text()
+    assert not re.search(r"(?<![\w.:/])/(home|root|tmp|work|Users|usr|mnt|data)/", text)
+    assert path.stat().st_size < 500_000
