@@ -75,7 +75,7 @@ def test_stratified_split_is_balanced_and_mixed(genuine):
     assert torch.bincount(splits.train.labels).tolist() == [4000] * 10
     assert torch.bincount(splits.validation.labels).tolist() == [1000] * 10
     # The order is the data set's own, which is mixed: a limited run sees every class.
-    assert all(torch.bincount(split.labels[:1000]).min() > 50 for split in (splits.train, splits.validation, splits.test))
+    assert all(torch.bincount(split.labels[:1000], minlength=10).min() > 50 for split in (splits.train, splits.validation, splits.test))
 
 
 def test_stratified_split_draws_from_all_batches():
