@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -22,12 +23,13 @@ def execute(notebook: str, output: str, parameters: dict) -> int:
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config as Traits
 
-    # Ports can collide when many kernels start at once; sockets in the file system can't.
-    traits = Traits({"KernelManager": {"transport": "ipc"}})
     for attempt in range(START_ATTEMPTS):
         try:
-            papermill.execute_notebook(notebook, output, parameters, kernel_name="python3", start_timeout=300, progress_bar=False,
-                                       stdout_file=sys.stdout, stderr_file=sys.stderr, config=traits)
+            # Ports can collide when many kernels start at once; sockets in a folder of their own can't.
+            with tempfile.TemporaryDirectory(prefix="kernel-", ignore_cleanup_errors=True) as sockets:
+                traits = Traits({"KernelManager": {"transport": "ipc", "connection_file": f"{sockets}/kernel.json"}})
+                papermill.execute_notebook(notebook, output, parameters, kernel_name="python3", start_timeout=300,
+                                           progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr, config=traits)
             return OK
         except PapermillExecutionError as error:
             code = {"InputError": BAD_INPUT, "Preempted": PREEMPTED}.get(error.ename, FAILED)
