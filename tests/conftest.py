@@ -20,7 +20,7 @@ GENUINE = Path(os.environ.get("CIFAR10_DIR") or Path(__file__).parent.parent / "
 # Sizes at which a model trains in milliseconds; their layers are those of the published ones.
 TINY = {
     "cnn": {"channels": [4, 4, 8, 8, 8, 8], "hidden": [16, 16, 16]},
-    "resnet": {"widths": [4, 4, 8, 8], "depths": [1, 1, 1, 1]},
+    "resnet": {"widths": [8, 8, 16, 16], "depths": [1, 1, 1, 1]},
     "vit": {"patch": 8, "dim": 16, "depth": 2, "heads": 2, "head_dim": 8, "mlp_dim": 24},
 }
 

@@ -17,7 +17,7 @@ LONG = {"-d": "--base_dataset_path", "-e": "--num_epochs", "-b": "--batch_size",
         "-a": "--data_augmentation", "-l": "--learning_rate", "-w": "--weight_decay", "-g": "--gamma", "-f": "--val_freq",
         "-p": "--early_stopping_patience"}
 TINY = ["train", "--dataset", "synthetic", "--limit_train", "64", "--limit_val", "64", "--limit_test", "64", "-b", "32", "-e", "1",
-        "--wandb_mode", "disabled", "--device", "cpu", "--model_args", '{"widths": [4, 4, 4, 4]}']
+        "--wandb_mode", "disabled", "--device", "cpu", "--model_args", '{"widths": [8, 8, 8, 8]}']
 
 
 def parsed(arguments):
@@ -101,7 +101,7 @@ def test_commands_without_what_they_need_are_one_line_and_exit_code_2(capsys, tm
 def test_train_prints_the_run_folder_last_and_keeps_everything_there(tmp_path):
     ended = train(tmp_path, "--study", "one", "-m", "resnet", "-s", "step")
     assert ended.returncode == 0, ended.stderr
-    folder = tmp_path / "one" / "resnet_aug_False_scheduler_step_lr_0.001_wd_0.001_gamma_0.97_widths_4-4-4-4"
+    folder = tmp_path / "one" / "resnet_aug_False_scheduler_step_lr_0.001_wd_0.001_gamma_0.97_widths_8-8-8-8"
     assert ended.stdout.splitlines()[-1] == str(folder)
     assert {"experiment.ipynb", "history.csv", "predictions.npz", "best_val_acc.pt", "best_val_loss.pt", "terminal.pt",
             "record.json", "run.log"} <= {path.name for path in folder.iterdir()}

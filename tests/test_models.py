@@ -131,6 +131,7 @@ def test_model_args(name, model_args, parameters):
     ("vit", {**TINY["vit"], "heads": 0}, "can't be built"),
     ("cnn", {"dropout": 1.5}, "can't be built"), ("cnn", {"channels": [4, 8]}, "can't be built"), ("cnn", {"hidden": 8}, "can't be built"),
     ("resnet", {"widths": [8, 8], "depths": [1]}, "can't be built"), ("resnet", {"widths": [], "depths": []}, "can't be built"),
+    ("resnet", {"widths": [4, 8, 8, 8]}, "8 channels or more"),
 ])
 @pytest.mark.filterwarnings("ignore:Initializing zero-element")
 def test_wrong_model_args_are_one_line(name, model_args, said):

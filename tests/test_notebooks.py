@@ -20,7 +20,7 @@ from cifarlib.notebook import injected_names, read_parameters
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TINY = {"dataset": "synthetic", "limit_train": 64, "limit_val": 64, "limit_test": 64, "batch_size": 32, "epochs": 2, "device": "cpu",
-        "model_args": {"widths": [4, 4, 4, 4]}, "wandb_mode": "disabled"}
+        "model_args": {"widths": [8, 8, 8, 8]}, "wandb_mode": "disabled"}
 
 
 def code_cells(path):

@@ -45,11 +45,14 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """Images (B, 3, 32, 32) to logits (B, 10).
 
-    widths: channels of the stages; depths: blocks in each.
+    widths: channels of the stages, 8 or more; depths: blocks in each. Raises ValueError for narrower stages.
     """
 
     def __init__(self, widths: tuple[int, ...] = (64, 128, 256, 512), depths: tuple[int, ...] = (2, 2, 2, 2), num_classes: int = 10):
         super().__init__()
+        if min(widths) < 8:
+            # oneDNN writes past its memory in strided 1x1 convolutions of fewer channels (torch 2.14 on processors with AVX2).
+            raise ValueError("each of widths must be 8 channels or more")
         self.stem = nn.Sequential(
             nn.Conv2d(3, widths[0], 7, stride=2, padding=3), nn.BatchNorm2d(widths[0]), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1)
         )
