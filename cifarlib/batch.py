@@ -1,5 +1,6 @@
 """Runs in batch: each its own papermill process and kernel, several at a time, skipping what is done and resuming what was cut off."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -69,14 +70,15 @@ class Stopping:
 
 
 def execute_run(run: Run, options: Options, stopping: Stopping, threads: int = 0, gpu: str | None = None,
-                echo: Callable[[str], None] | None = None) -> int:
+                echo: Callable[[str], None] | None = None, claim: Claim | None = None) -> int:
     """Train one run in its own process and return its exit code (see execute.py); a failure is recorded with its last lines.
 
-    threads: share of the cores (0 leaves it to torch); gpu: the card to use; echo: called with every line the run prints.
+    threads: share of the cores (0 leaves it to torch); gpu: the card to use; echo: called with every line the run prints;
+    claim: the run ends, and nothing is recorded, if somebody else takes it over.
     """
     folder = options.run_folder(run.config)
-    for stale in (STOP, RECORD):
-        (folder / stale).unlink(missing_ok=True)
+    for stale in (folder / STOP, folder / RECORD, *folder.glob(".*.part")):  # parts are what killed processes left half written
+        stale.unlink(missing_ok=True)
     parameters = {**run.config.to_dict(), **dataclasses.asdict(options)}
     environment = {**ALLOCATOR, **os.environ, "PYTHONUNBUFFERED": "1"}
     if os.path.isabs(run.config.data_dir):  # would be published with the executed notebook
@@ -85,16 +87,20 @@ def execute_run(run: Run, options: Options, stopping: Stopping, threads: int = 0
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu
-    command = [sys.executable, "-m", "cifarlib.execute", str(notebook_path(NOTEBOOK)), str(folder / NOTEBOOK)]
+    command = [sys.executable, "-m", "cifarlib.execute", str(notebook_path(NOTEBOOK)), str(folder / NOTEBOOK), str(os.getpid())]
+    if claim:
+        command += [str(claim.path), str(claim.lock)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                               env=environment, start_new_session=True, errors="replace")
+                               env=environment, start_new_session=True, errors="replace",
+                               pass_fds=[claim.lock] if claim else [])
     stopping.running[folder] = process
     if stopping.requested:
         (folder / STOP).touch()
     lines = deque(maxlen=LAST_LINES)
     with process, (folder / LOG).open("w") as log:
-        process.stdin.write(json.dumps(parameters))
-        process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # killed before it could read them; its exit code tells
+            process.stdin.write(json.dumps(parameters))
+            process.stdin.close()
         for line in process.stdout:
             log.write(line)
             log.flush()
@@ -102,14 +108,16 @@ def execute_run(run: Run, options: Options, stopping: Stopping, threads: int = 0
             if echo:
                 echo(line)
     del stopping.running[folder]
+    if claim and claim.lost:
+        return PREEMPTED  # the folder is another runner's now
     return _outcome(process.returncode, folder, run.config, list(lines))
 
 
 def _outcome(code: int, folder: Path, config: Config, lines: list[str]) -> int:
     """The exit code, after making sure that the record agrees: what ended without one, or badly, has failed."""
     record = read_record(folder)
-    if code == OK and record and record["status"] in FINISHED or code == PREEMPTED:
-        return code
+    if record and record["status"] in FINISHED or code == PREEMPTED:
+        return code  # what came after a finished record, such as a kernel killed while it draws, does not undo the training
     if code < 0:
         lines.append(f"killed by signal {-code}")
     write_failure(folder, config, "\n".join(lines) or f"ended with exit code {code} and no word")
@@ -169,8 +177,8 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
             wait_for_others: bool = True, echo: Callable[[str], None] | None = None) -> int:
     """Train what is pending of `runs`, print a line for each that ends, rebuild the table, and return the exit code.
 
-    0 if all are finished, 1 if some failed, 2 if none could start for bad input, 75 if some were stopped before their end. Runs that another runner trains are waited
-    for (its owner may die) unless told otherwise. Raises InputError, before anything starts, if a folder holds another run.
+    0 if all are finished, 1 if some failed, 2 if none could start for bad input, 75 if some were stopped before their end.
+    Runs that another runner trains are waited for (its owner may die) unless told otherwise. Raises InputError, before anything starts, if a folder holds another run.
     """
     study = project_path(options.executed_dir) / options.study
     _prepare(study, runs, options)
@@ -185,18 +193,21 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
                 run, claim = taken
                 slot = free.popleft()
                 gpu = slots.gpus[slot % len(slots.gpus)] if slots.gpus else None
-                future = pool.submit(execute_run, run, options, stopping, slots.threads, gpu, echo)
+                future = pool.submit(execute_run, run, options, stopping, slots.threads, gpu, echo, claim)
                 futures[future] = run, claim, slot, time.monotonic()
             if not futures and not (waiting and wait_for_others):
                 break
             finished, _ = wait(futures, timeout=POLL, return_when=FIRST_COMPLETED) if futures else (time.sleep(POLL), ())
             for future in finished or ():
                 run, claim, slot, started = futures.pop(future)
-                claim.release()
                 free.append(slot)
                 codes[run.name] = future.result()
-                write_table(study)
-                _report(bar, run, options, time.monotonic() - started, echo is None)
+                if claim.lost:
+                    waiting.append(run)
+                else:  # before the release: another runner that tries a failed run again removes its record
+                    write_table(study)
+                    _report(bar, run, options, codes[run.name], time.monotonic() - started, echo is None)
+                claim.release()
                 if fail_fast and codes[run.name] in (FAILED, BAD_INPUT):
                     stopping.request()
     if any(study.glob(f"*/{RECORD}")):
@@ -250,7 +261,7 @@ def _grid_bar(runs: list[Run], options: Options, shown: bool) -> tqdm:
     return tqdm(total=len(runs), initial=done, unit="run", disable=not shown, dynamic_ncols=True, smoothing=0.1)
 
 
-def _report(bar: tqdm, run: Run, options: Options, seconds: float, shown: bool) -> None:
+def _report(bar: tqdm, run: Run, options: Options, code: int, seconds: float, shown: bool) -> None:
     """One line for a run that ended: name, status, best validation accuracy, seconds."""
     record = read_record(options.run_folder(run.config)) or {"status": "failed", "metrics": {}}
     accuracy = record["metrics"].get("val_accuracy_best_val_acc")
@@ -260,3 +271,5 @@ def _report(bar: tqdm, run: Run, options: Options, seconds: float, shown: bool) 
         bar.write(f"{run.name}  {record['status']}  {best}  {seconds:.0f} s")
         if record["status"] == "failed":
             bar.write("    " + record["error"].splitlines()[-1])
+        elif code not in (OK, PREEMPTED):
+            bar.write(f"    its notebook broke off when the run was recorded: see {LOG}")

@@ -3,8 +3,13 @@
 A claim is a file `claim.N` created with O_EXCL, which is atomic on POSIX file systems and NFS; the highest N is in force. Its owner
 renews its modification time. Whoever finds it stale creates `claim.N+1`: only one can, and the old owner, should it only have been
 slow, sees the higher number. Nothing is deleted while it counts, so no two can believe that they own a run.
+
+The owner also locks the file, and the processes that train inherit the lock: on one machine a claim counts until the last of them
+is gone, even if the runner was killed and they live on for a moment.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import socket
@@ -13,15 +18,18 @@ import time
 from pathlib import Path
 
 HEARTBEAT = 15.0  # seconds between two renewals
-STALE = 120.0  # seconds without one after which an owner counts as dead
+STALE = 120.0  # seconds without one after which an owner on another machine counts as dead
 
 
 class Claim:
-    """The right to train in a run folder, from `take` until `release`; `lost` tells that somebody took it over meanwhile."""
+    """The right to train in a run folder, from `take` until `release`; `lost` tells that somebody took it over meanwhile.
 
-    def __init__(self, folder: Path, number: int):
-        self.folder, self.path = folder, folder / f"claim.{number}"
-        self.number = number
+    lock: a file descriptor for the processes that train to inherit.
+    """
+
+    def __init__(self, path: Path, lock: int):
+        self.path, self.lock = path, lock
+        self.folder, self.number = path.parent, int(path.suffix[1:])
         self._ended = threading.Event()
         self._heart = threading.Thread(target=self._beat, daemon=True)
         self._heart.start()
@@ -33,18 +41,24 @@ class Claim:
         number = _highest(folder)
         if number and not _stale(folder / f"claim.{number}"):
             return None
+        path = folder / f"claim.{number + 1}"
         try:
-            handle = os.open(folder / f"claim.{number + 1}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            lock = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
         except FileExistsError:
             return None  # somebody was faster
-        with os.fdopen(handle, "w") as file:
-            json.dump({"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}, file)
-        return cls(folder, number + 1)
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        os.write(lock, json.dumps({"machine": _machine(), "pid": os.getpid(), "started": _started(os.getpid())}).encode())
+        if is_lost(path):  # others took and released the next claims, and removed this number, since we looked
+            path.unlink(missing_ok=True)
+            os.close(lock)
+            return None
+        return cls(path, lock)
 
     @property
     def lost(self) -> bool:
         """Whether somebody took this claim over, believing its owner dead."""
-        return _highest(self.folder) > self.number
+        return is_lost(self.path)
 
     def release(self) -> None:
         """Let others claim the folder at once; older claim files go, the last one stays as the counter."""
@@ -54,6 +68,7 @@ class Claim:
             os.utime(self.path, (0, 0))  # a renewal that lies in the far past
             for number in range(1, self.number):
                 (self.folder / f"claim.{number}").unlink(missing_ok=True)
+        os.close(self.lock)
 
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT):
@@ -69,24 +84,56 @@ def is_claimed(folder: Path) -> bool:
     return bool(number) and not _stale(folder / f"claim.{number}")
 
 
+def is_lost(path: Path) -> bool:
+    """Whether the claim file `path` is no longer the one in force."""
+    return _highest(path.parent) > int(path.suffix[1:])
+
+
 def _highest(folder: Path) -> int:
     return max((int(path.suffix[1:]) for path in folder.glob("claim.*") if path.suffix[1:].isdigit()), default=0)
 
 
 def _stale(path: Path) -> bool:
-    """Whether the owner released the claim, is a dead process of this host, or has not renewed it for STALE seconds."""
+    """Whether the owner released the claim, is dead on this machine with all that it started, or has not renewed it for STALE seconds."""
     try:
-        age = time.time() - path.stat().st_mtime
-        owner = json.loads(path.read_text() or "{}")
-    except (OSError, ValueError):
-        return False  # being written, or gone because a newer one exists
-    if age > STALE:
+        renewed, text = path.stat().st_mtime, path.read_text()
+    except OSError:
+        return False  # gone because a newer one exists
+    try:
+        owner = json.loads(text)
+    except ValueError:
+        owner = {}  # being written, or its owner died over that
+    if renewed and owner.get("machine") == _machine():
+        if _locked(path):
+            return False
+        if owner["started"]:
+            return owner["started"] != _started(owner["pid"])
+    return time.time() - renewed > STALE
+
+
+def _locked(path: Path) -> bool:
+    """Whether a process of this machine holds the lock of a claim file."""
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
-    return owner.get("host") == socket.gethostname() and owner.get("started") != _started(owner.get("pid"))
+    except OSError:
+        pass  # gone, or a file system without locks
+    return False
 
 
-def _started(pid: int | None) -> str | None:
-    """When process `pid` of this host started, in clock ticks since boot (so that a reused number is told apart); None if it is gone."""
+def _machine() -> str:
+    """What tells machines and containers apart: a process id means something only within one."""
+    try:
+        boot, space = Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")
+    except OSError:
+        boot = space = ""
+    return f"{socket.gethostname()} {boot} {space}"
+
+
+def _started(pid: int) -> str | None:
+    """When process `pid` of this machine started, in clock ticks since boot (so that a reused number is told apart); None if it is gone."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] == "Z" else fields[19]

@@ -1,35 +1,48 @@
 """One notebook through papermill in a process of its own: `python -m cifarlib.execute NOTEBOOK OUTPUT < PARAMETERS.json`.
 
 One process a run, because a long-lived one that loops over notebooks leaks. The exit code says how it ended: 0 executed to the end,
-1 an error, 2 bad input, 75 preempted; on an error the last lines on stderr say what it was.
+1 an error, 2 bad input, 75 preempted; on an error the last lines on stderr say what it was. A runner adds its process id, the file
+of its claim and the descriptor of the claim's lock: without the runner or the claim the run ends, and it keeps the lock until then.
 """
 
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
+
+from .claim import is_lost
 
 OK, FAILED, BAD_INPUT, PREEMPTED = 0, 1, 2, 75
 START_ATTEMPTS = 3
 
 
-def execute(notebook: str, output: str, parameters: dict) -> int:
-    """Execute `notebook` with `parameters` into `output`, passing on what its cells print; return the exit code."""
+def execute(notebook: str, output: str, parameters: dict, sockets: str, locks: list[int]) -> int:
+    """Execute `notebook` with `parameters` into `output`, passing on what its cells print; return the exit code.
+
+    sockets: a folder for the kernel's sockets; locks: file descriptors that the kernel inherits.
+    """
     import papermill
+    from jupyter_client import AsyncKernelManager
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config as Traits
 
+    class Kernel(AsyncKernelManager):
+        async def start_kernel(self, **options):
+            await super().start_kernel(**options, pass_fds=locks)
+
+    # Ports can collide when many kernels start at once; sockets in a folder of their own can't (jupyter's default is the working
+    # directory, where two kernels that start at once take the same names).
+    traits = Traits({"KernelManager": {"transport": "ipc", "connection_file": f"{sockets}/kernel.json"}})
     for attempt in range(START_ATTEMPTS):
         try:
-            # Ports can collide when many kernels start at once; sockets in a folder of their own can't.
-            with tempfile.TemporaryDirectory(prefix="kernel-", ignore_cleanup_errors=True) as sockets:
-                traits = Traits({"KernelManager": {"transport": "ipc", "connection_file": f"{sockets}/kernel.json"}})
-                papermill.execute_notebook(notebook, output, parameters, kernel_name="python3", start_timeout=300,
-                                           progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr, config=traits)
+            papermill.execute_notebook(notebook, output, parameters, kernel_name="python3", start_timeout=300, progress_bar=False,
+                                       stdout_file=sys.stdout, stderr_file=sys.stderr, config=traits, kernel_manager_class=Kernel)
             return OK
         except PapermillExecutionError as error:
             code = {"InputError": BAD_INPUT, "Preempted": PREEMPTED}.get(error.ename, FAILED)
@@ -51,11 +64,32 @@ def _begun(output: str) -> bool:
     return any(cell.get("execution_count") for cell in cells)
 
 
-def _end_with(parent: int) -> None:
-    """End this process when its parent is gone (the kernel ends with this one): no run goes on without an owner."""
-    while os.getppid() == parent:
+def _end_with(runner: int, claim: str, sockets: str) -> None:
+    """End this process and its kernel when the runner is gone or has lost the claim: no run goes on without an owner."""
+    while _owned(runner, claim):
         time.sleep(1)
+    with suppress(OSError):  # without /proc, or already gone: the kernel watches its parent too, but not yet while it starts
+        for children in Path("/proc/self/task").glob("*/children"):
+            for child in children.read_text().split():
+                os.kill(int(child), signal.SIGKILL)
+    shutil.rmtree(sockets, ignore_errors=True)
     os._exit(FAILED)
+
+
+def _owned(runner: int, claim: str) -> bool:
+    try:
+        return os.getppid() == runner and not (claim and is_lost(Path(claim)))
+    except OSError:
+        return True  # a shared file system out of reach for a moment
+
+
+def main(notebook: str, output: str, runner: str = "", claim: str = "", lock: str = "") -> int:
+    """Execute the notebook with the parameters on stdin, as long as there is an owner; return the exit code."""
+    with tempfile.TemporaryDirectory(prefix="kernel-") as sockets:
+        # The runner says who it is: it may be gone, and its place as the parent be taken, before this line is reached.
+        watched = int(runner or os.getppid()), claim, sockets
+        threading.Thread(target=_end_with, args=watched, daemon=True).start()
+        return execute(notebook, output, json.load(sys.stdin), sockets, [int(lock)] if lock else [])
 
 
 if __name__ == "__main__":
@@ -63,5 +97,4 @@ if __name__ == "__main__":
     # inherits this, and sets its own handlers while it trains) ends at its epoch's end.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    sys.exit(execute(sys.argv[1], sys.argv[2], json.load(sys.stdin)))
+    sys.exit(main(*sys.argv[1:]))

@@ -6,12 +6,14 @@ import json
 import math
 import platform
 import subprocess
+import time
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
 import pandas
 
-from .claim import is_claimed
+from .claim import STALE, is_claimed
 from .config import CHECKPOINTS, Config, InputError
 from .files import HISTORY, PLAN, PLANNED, RECORD, STATE, TABLE, replacing, write_json
 from .history import History
@@ -106,6 +108,10 @@ def note_planned(study: Path, cells: list[Config]) -> None:
     """
     content = json.dumps([{**cell.to_dict(), "data_dir": ""} for cell in cells], indent=0)
     (study / PLANNED).mkdir(parents=True, exist_ok=True)
+    for part in (*study.glob(".*.part"), *(study / PLANNED).glob(".*.part")):
+        with suppress(FileNotFoundError):
+            if time.time() - part.stat().st_mtime > STALE:  # nobody writes that long: its writer was killed
+                part.unlink()
     with replacing(study / PLANNED / f"{hashlib.sha256(content.encode()).hexdigest()[:12]}.json") as part:
         part.write_text(content)
 
@@ -148,14 +154,24 @@ def table_rows(folder: Path, planned: list[Config]) -> list[dict]:
 
 def write_table(study: Path) -> Path:
     """Rebuild STUDY/runs.csv from the records of its run folders, in the order of the run names; return its path."""
-    planned = planned_cells(study)
-    folders = [path.parent for path in sorted(study.glob(f"*/{RECORD}"))]
-    rows = [row for folder in folders for row in table_rows(folder, planned.get(folder.name, []))]
-    if not rows:
-        raise InputError(f"no run with a {RECORD} in {study}; train one there first")
-    with replacing(study / TABLE) as part:
-        pandas.DataFrame(rows).to_csv(part, index=False)
+    before = None
+    while before != (records := _records(study)):  # again if records came meanwhile: this table may have replaced a newer one
+        before, planned = records, planned_cells(study)
+        rows = [row for path in records for row in table_rows(path.parent, planned.get(path.parent.name, []))]
+        if not rows:
+            raise InputError(f"no run with a {RECORD} in {study}; train one there first")
+        with replacing(study / TABLE) as part:
+            pandas.DataFrame(rows).to_csv(part, index=False)
     return study / TABLE
+
+
+def _records(study: Path) -> dict[Path, int]:
+    """When each record of a study was written, in the order of the run names."""
+    found = {}
+    for path in sorted(study.glob(f"*/{RECORD}")):
+        with suppress(FileNotFoundError):  # a runner tries the run again
+            found[path] = path.stat().st_mtime_ns
+    return found
 
 
 def summary(study: Path) -> str:

@@ -19,7 +19,7 @@ from cifarlib.config import Config
 from cifarlib.grid import Run
 from cifarlib.runs import read_record, status_of
 
-SMALL = "{widths: [4, 4, 4, 4]}"
+SMALL = "{widths: [8, 8, 8, 8]}"
 FIXED = f"""
 fixed: {{dataset: synthetic, limit_train: 128, limit_val: 64, limit_test: 64, batch_size: 32, epochs: 2, device: cpu, precision: fp32,
         scheduler: step, model_args: {SMALL}}}
@@ -162,7 +162,7 @@ def test_kill_9_of_everything_loses_at_most_the_epoch_in_progress(tmp_path, unin
         os.kill(pid, signal.SIGKILL)
     process.wait()
     reached = epochs_in(folder)
-    assert status_of(folder) == "preempted", "a dead owner's claim doesn't count"
+    until(lambda: status_of(folder) == "preempted")  # the claim counts until the last of them is gone, no longer
     resumed = grid(tmp_path, LONG)
     assert resumed.returncode == 0
     first = (folder / "run.log").read_text().partition("epoch ")[2].split("/")[0]

@@ -1,0 +1,192 @@
+"""Runners, children and kernels that are killed at any moment: a short torture, and what it may never meet by chance."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pandas
+import pytest
+from test_batch import until
+from torture import torture
+
+from cifarlib import batch, claim, runs
+from cifarlib.batch import Slots, run_all
+from cifarlib.claim import Claim
+from cifarlib.config import Config, Options
+from cifarlib.execute import FAILED, OK, PREEMPTED
+from cifarlib.grid import Run
+from cifarlib.runs import read_record, write_failure, write_table
+
+CONFIG = Config(dataset="synthetic")
+SHOW_AND_SLEEP = """
+import os, time
+files = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+print(os.getpid(), os.listdir(), files, flush=True)
+time.sleep(seconds)
+"""
+CLAIM_AND_START = """
+import subprocess, sys
+from pathlib import Path
+from cifarlib.claim import Claim
+owned = Claim.take(Path(sys.argv[1]))
+print(subprocess.Popen(["sleep", "600"], pass_fds=[owned.lock], stdout=subprocess.DEVNULL).pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_short_torture():
+    with tempfile.TemporaryDirectory() as folder:  # pytest's folders are too deep for sockets
+        report = torture(Path(folder), kills=5, workers=2, cells=3, minutes=1, pause=3)
+    assert not report.problems, report
+    assert report.counts["done"] == 2 * report.counts["rounds"] >= 2 and report.kills.total() >= 1, report
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    """Start `python -m cifarlib.execute` on a notebook that shows its folder and open files, and sleeps."""
+    cell = {"cell_type": "code", "execution_count": None, "metadata": {}, "outputs": [], "source": SHOW_AND_SLEEP}
+    parameters = {**cell, "metadata": {"tags": ["parameters"]}, "source": "seconds = 0"}
+    content = {"cells": [parameters, cell], "nbformat": 4, "nbformat_minor": 4,
+               "metadata": {"language_info": {"name": "python"}}}
+    (tmp_path / "n.ipynb").write_text(json.dumps(content))
+    (tmp_path / "work").mkdir()
+    started = []
+
+    def start(seconds, *arguments, lock=None):
+        command = [sys.executable, "-m", "cifarlib.execute", "../n.ipynb", "../out.ipynb", *map(str, arguments)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                   cwd=tmp_path / "work", pass_fds=[lock] if lock else [])
+        started.append(process)
+        process.stdin.write(json.dumps({"seconds": seconds}))
+        process.stdin.close()
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_a_kernel_keeps_the_lock_of_the_claim_and_ends_when_the_claim_is_lost(notebook, tmp_path):
+    owned = Claim.take(tmp_path / "run")
+    process = notebook(600, os.getpid(), owned.path, owned.lock, lock=owned.lock)
+    line = process.stdout.readline()
+    kernel = int(line.split()[0])
+    assert str(owned.path) in line and " [] " in line, "the lock is there, and no socket in the working directory"
+    (tmp_path / "run" / f"claim.{owned.number + 1}").touch()
+    assert process.wait(timeout=120) == FAILED
+    until(lambda: not Path(f"/proc/{kernel}/fd/0").exists(), 5)
+    assert owned.lost
+
+
+def test_a_run_whose_runner_died_before_it_began_ends_at_once(notebook):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    assert notebook(600, gone.pid).wait(timeout=120) == FAILED
+
+
+def test_a_notebook_without_runner_is_executed(notebook):
+    assert notebook(0).wait(timeout=120) == OK
+
+
+def test_a_claim_counts_until_the_last_process_under_it_is_gone(tmp_path):
+    owner = subprocess.Popen([sys.executable, "-c", CLAIM_AND_START, str(tmp_path)], text=True,
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    child = int(owner.stdout.readline())
+    owner.kill()
+    owner.wait()
+    try:
+        assert claim.is_claimed(tmp_path) and Claim.take(tmp_path) is None
+    finally:
+        os.kill(child, signal.SIGKILL)
+    until(lambda: not claim.is_claimed(tmp_path), 10)
+    heir = Claim.take(tmp_path)
+    assert heir.number == 2
+    heir.release()
+
+
+def test_a_living_owner_of_this_machine_needs_no_heartbeat(tmp_path):
+    owner = Claim.take(tmp_path)
+    os.utime(owner.path, (1, 1))  # as if it had been suspended (Ctrl-Z), while its kernel goes on
+    assert Claim.take(tmp_path) is None
+    owner.release()
+
+
+def test_a_damaged_claim_is_taken_over_in_the_end(tmp_path):
+    path = tmp_path / "claim.1"
+    path.write_bytes(bytes(20))
+    assert Claim.take(tmp_path) is None, "it may be being written"
+    long_ago = time.time() - claim.STALE - 1
+    os.utime(path, (long_ago, long_ago))
+    Claim.take(tmp_path).release()
+
+
+def test_who_was_slow_to_claim_has_not_got_it(tmp_path, monkeypatch):
+    """Between the look at claim 1 and the creation of claim 2 others take and release 2, take 3 and so remove 2."""
+    Claim.take(tmp_path).release()
+    stale = claim._stale
+
+    def slow(path):
+        monkeypatch.setattr(claim, "_stale", stale)
+        Claim.take(tmp_path).release()
+        Claim.take(tmp_path).release()
+        others.append(Claim.take(tmp_path))
+        return True
+
+    others = []
+    monkeypatch.setattr(claim, "_stale", slow)
+    assert Claim.take(tmp_path) is None
+    assert not others[0].lost and [path.name for path in tmp_path.glob("claim.*")].count("claim.2") == 0
+    others[0].release()
+
+
+def test_a_failed_run_that_another_runner_tries_again_at_once_is_still_reported(tmp_path, monkeypatch, capsys):
+    def fail(run, options, *_):
+        write_failure(options.run_folder(run.config), run.config, "no luck")
+        return FAILED
+
+    def release(self, inner=Claim.release):
+        inner(self)
+        (self.folder / "record.json").unlink()
+
+    monkeypatch.setattr(batch, "execute_run", fail)
+    monkeypatch.setattr(Claim, "release", release)
+    run_all([Run(CONFIG, (CONFIG,))], Options(executed_dir=str(tmp_path)), Slots(1, 1, ()))
+    assert "no luck" in capsys.readouterr().out
+
+
+def test_a_run_that_another_runner_took_over_is_left_to_it(tmp_path, monkeypatch):
+    folder = tmp_path / "single" / CONFIG.run_name
+    monkeypatch.setattr(batch, "execute_run", lambda *_: (folder / "claim.2").touch() or PREEMPTED)
+    options = Options(executed_dir=str(tmp_path))
+    assert run_all([Run(CONFIG, (CONFIG,))], options, Slots(1, 1, ()), wait_for_others=False) == OK
+    assert read_record(folder) is None
+
+
+def test_what_breaks_after_a_finished_record_does_not_undo_it(tmp_path):
+    runs.write_json(tmp_path / "record.json", {"status": "done"})
+    batch._outcome(FAILED, tmp_path, CONFIG, ["Kernel died"])
+    assert read_record(tmp_path) == {"status": "done"}
+
+
+def test_a_table_of_runs_lacks_no_record_that_came_while_it_was_written(tmp_path, monkeypatch):
+    """Else the older table of two runners may be the one that stays."""
+    write_failure(made(tmp_path / "a"), CONFIG, "")
+
+    def slow(folder, planned, inner=runs.table_rows):
+        if not (tmp_path / "b").exists():
+            write_failure(made(tmp_path / "b"), CONFIG, "")
+        return inner(folder, planned)
+
+    monkeypatch.setattr(runs, "table_rows", slow)
+    assert list(pandas.read_csv(write_table(tmp_path)).run) == ["a", "b"]
+
+
+def made(folder):
+    folder.mkdir()
+    return folder
