@@ -10,7 +10,7 @@ from torch import nn
 from .config import CHECKPOINTS, InputError
 from .files import HISTORY, PLAN, PREDICTIONS, RECORD, STATE, STOP, replacing, write_json
 from .history import History
-from .runs import FINISHED, check_plan, read_record
+from .runs import FINISHED, check_plan, commit, read_record
 
 
 class Store:
@@ -32,6 +32,7 @@ class Store:
                     (self.folder / name).unlink(missing_ok=True)
             check_plan(self.folder, plan)
             write_json(self.folder / PLAN, plan)
+            commit()  # that of the code which trains, not of the files at the end
         except OSError as error:
             raise InputError(f"{self.folder} can't be written ({error.strerror}); choose another executed_dir or study")
 

@@ -9,6 +9,7 @@ import subprocess
 import time
 from contextlib import suppress
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 
 import pandas
@@ -67,7 +68,7 @@ def head(config: Config, status: str) -> dict:
     settings = {name: value for name, value in config.to_dict().items() if name != "data_dir"}
     packages = ("torch", "torchvision", "papermill", "pandas", "wandb")
     return {"status": status, "name": config.run_name, "config": settings, "seed": config.seed,
-            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"), "commit": _commit(),
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"), "commit": commit(),
             "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}}}
 
 
@@ -78,13 +79,17 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
-    """The commit of the code, with `+` if files differ from it; None outside a git checkout."""
+@cache
+def commit() -> str | None:
+    """The commit of the code, with `+` if files differ from it; None outside a git checkout.
+
+    Remembered by each process: the files may change while it trains.
+    """
     try:
         git = ["git", "-C", str(Path(__file__).parent)]
-        commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        short = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         changed = subprocess.run([*git, "status", "--porcelain", "--", "."], capture_output=True, text=True, check=True).stdout
-        return commit + "+" * bool(changed)
+        return short + "+" * bool(changed)
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -291,7 +291,7 @@ def test_an_absolute_data_folder_is_not_published(tmp_path, monkeypatch):
         __enter__, __exit__ = lambda self: self, lambda *_: None
 
     monkeypatch.setattr(batch.subprocess, "Popen", Process)
-    monkeypatch.setattr("cifarlib.runs._commit", lambda: None)
+    monkeypatch.setattr("cifarlib.runs.commit", lambda: None)
     config = Config(data_dir=str(tmp_path))
     options = batch.Options(executed_dir=str(tmp_path / "executed"))
     options.run_folder(config).mkdir(parents=True)

@@ -20,8 +20,8 @@ def resnet_flops():
         return 2 * side * side * taps * inside * outside
 
     total = conv(3, 64, 16, 7 * 7) + 4 * conv(64, 64, 8, 9)
-    for inside, width, side in ((64, 128, 4), (128, 256, 2)):
-        total += conv(inside, width, side, 9) + 3 * conv(width, width, side, 9) + conv(inside, width, side, 1)
+    for inside, width, side, taps in ((64, 128, 4, 9), (128, 256, 2, 4)):  # on 2x2 pixels each output sees 2x2 of the 3x3 taps
+        total += conv(inside, width, side, 9) + 3 * conv(width, width, side, taps) + conv(inside, width, side, 1)
     # The last stage: from 2x2 pixels to one, where 2x2 of the 3x3 taps see the map, then on one pixel, where one does.
     total += conv(256, 512, 1, 4) + 3 * conv(512, 512, 1, 1) + conv(256, 512, 1, 1)
     return total + 2 * 512 * 10

@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from conftest import tiny
 from torch import nn
 
-from cifarlib import Config, InputError, augment, build_model, device, evaluate, files, fit, load_cifar10, test_checkpoints, train
+from cifarlib import Config, InputError, augment, build_model, device, evaluate, files, fit, load_cifar10, runs, test_checkpoints, train
 from cifarlib.config import CHECKPOINTS, CLASSES
 from cifarlib.history import History
 from cifarlib.metrics import Scores
+from cifarlib.record import finish_run
 
 test_checkpoints.__test__ = False  # not a test, whatever its name says
 MODELS = ["cnn", "resnet", "vit"]
@@ -297,6 +298,17 @@ def test_checkpoints_are_tested_each_with_its_weights(load, tmp_path):
         other = build_model(config.replace(seed=1))
         other.load_state_dict(torch.load(tmp_path / f"{name}.pt", weights_only=True))
         assert torch.equal(scores[name].logits, evaluate(other, splits.test, config).logits)
+
+
+def test_record_names_the_commit_that_training_began_with(load, tmp_path, monkeypatch):
+    config = tiny()
+    runs.commit.cache_clear()
+    commits = iter(["began", "", "ended", ""])
+    monkeypatch.setattr(runs.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, stdout=next(commits)))
+    model, splits = build_model(config), load(config)
+    history = fit(model, splits, config, tmp_path)
+    assert finish_run(model, splits, config, tmp_path, history)["commit"] == "began"
+    runs.commit.cache_clear()
 
 
 def test_history_is_a_table_with_the_published_columns(load, tmp_path):

@@ -4,26 +4,29 @@ Source: K. He et al., "Deep Residual Learning for Image Recognition", 2015, with
 published variant (11,186,442 parameters).
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class SmallMapConv2d(nn.Conv2d):
-    """A convolution that leaves out the taps of its kernel that only ever see padding.
+    """A convolution that is one matrix product where its kernel covers the whole map from each output.
 
-    On a 32x32 image the last stages work on 2x2 and 1x1 maps, where most of a 3x3 kernel multiplies zeros. Only a slice of the
-    weight is used then: outputs and gradients are those of the whole kernel, whose other taps get zero gradient either way.
+    On a 32x32 image the last stages work on 2x2 and 1x1 maps, where most of a 3x3 kernel multiplies padding. Only the taps that
+    fall on the map are used then: outputs and gradients are those of the whole kernel, whose other taps get none either way.
     """
 
     def forward(self, maps: Tensor) -> Tensor:
         (kernel, _), (stride, _), (pad, _), size = self.kernel_size, self.stride, self.padding, maps.shape[-1]
-        last_start = (size + 2 * pad - kernel) // stride * stride - pad  # leftmost tap of the last output
-        low, high = max(0, -last_start), min(kernel, size + pad)
-        if maps.shape[-2] != size or (low, high) == (0, kernel):
+        # For each row (and column) of the output: the tap that falls on the map's first row.
+        first = range(pad, pad - (size + 2 * pad - kernel) // stride * stride - 1, -stride)
+        if maps.shape[-2] != size or first[0] + size > kernel or first[-1] < 0:
             return super().forward(maps)
-        weight = self.weight[:, :, low:high, low:high]
-        # What is left of the padding: the first output's first tap moved `low` to the right.
-        return F.conv2d(maps, weight, self.bias, self.stride, pad - low)
+        weight = torch.stack([self.weight[:, :, y:y + size, x:x + size] for y in first for x in first])  # (outputs, C', C, size, size)
+        weight = weight.permute(0, 1, 3, 4, 2).flatten(2).flatten(0, 1)
+        bias = None if self.bias is None else self.bias.repeat(len(first) ** 2)
+        output = F.linear(maps.permute(0, 2, 3, 1).flatten(1), weight, bias)  # (B, outputs * C'), channels last as the maps are
+        return output.view(len(maps), len(first), len(first), -1).permute(0, 3, 1, 2)
 
 
 class BasicBlock(nn.Module):
