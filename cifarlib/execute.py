@@ -27,6 +27,8 @@ def execute(notebook: str, output: str, parameters: dict, sockets: str, locks: l
 
     sockets: a folder for the kernel's sockets; locks: file descriptors that the kernel inherits.
     """
+    # papermill imports it, through nbformat, to check addresses that no notebook has; it compiles a grammar for two seconds.
+    sys.modules["rfc3987_syntax"] = None
     import papermill
     from jupyter_client import AsyncKernelManager
     from papermill.exceptions import PapermillExecutionError

@@ -126,6 +126,28 @@ def test_batches_are_read_in_order(batches):
     assert len(test_images) == len(test_labels) == 20
 
 
+def test_batches_are_opened_once_and_again_when_one_has_changed(batches, monkeypatch):
+    first, opened = read_batches(batches), []
+    monkeypatch.setattr(data, "_opened", lambda folder, inner=data._opened: opened.append(folder) or inner(folder))
+    again = read_batches(batches)
+    assert not opened and all(np.array_equal(a, b) for a, b in zip(first, again))
+    again[0][:] = 0
+    assert np.array_equal(read_batches(batches)[0], first[0]), "what is done to the images stays in memory"
+    for name, digest in write_batches(batches, {"data": np.zeros((20, 3072), np.uint8), "labels": [3] * 20}).items():
+        monkeypatch.setitem(MD5, name, digest)
+    assert not read_batches(batches)[0].any() and opened == [batches]
+    (batches / data.CACHE).write_bytes((batches / data.CACHE).read_bytes()[:1000])
+    assert len(read_batches(batches)[1]) == 100 and len(opened) == 2, "half a cache is none"
+
+
+def test_batches_in_a_folder_that_cannot_be_written(batches, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(data, "replacing", refuse)
+    assert len(read_batches(batches)[1]) == 100 and not (batches / data.CACHE).exists()
+
+
 @pytest.mark.parametrize("given", ["folder", "batches"])
 @pytest.mark.parametrize("how", ["argument", "environment"])
 def test_both_layouts_are_found(batches, given, how, monkeypatch):
