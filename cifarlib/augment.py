@@ -37,10 +37,15 @@ class Draws:
         return cls(flip, radians.cos().float(), radians.sin().float(), top, left)
 
     def __getitem__(self, index) -> "Draws":
-        return Draws(self.flip[index], self.cos[index], self.sin[index], self.top[index], self.left[index])
+        return Draws(*(choice[index] for choice in vars(self).values()))
 
     def to(self, device: torch.device) -> "Draws":
-        return Draws(*(choice.to(device) for choice in (self.flip, self.cos, self.sin, self.top, self.left)))
+        return Draws(*(choice.to(device) for choice in vars(self).values()))
+
+    def copy_(self, other: "Draws") -> None:
+        """Take over the choices of as many images, in place."""
+        for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True):
+            mine.copy_(theirs)
 
 
 def draw(count: int, generator: torch.Generator) -> Draws:

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from pathlib import Path
 
 import torch
@@ -13,6 +14,10 @@ from .history import History
 from .runs import FINISHED, check_plan, commit, read_record
 
 
+CHEAP = 0.1  # seconds of writing that are no loss after any epoch
+WRITING = 10  # where it takes longer: so many times that long is trained before the next writing
+
+
 class Store:
     """The files of a run folder that training needs; without a folder every call does nothing.
 
@@ -22,6 +27,7 @@ class Store:
 
     def __init__(self, folder: Path | str | None, plan: dict, resume: bool):
         self.folder = folder and Path(folder)
+        self.best, self.pending, self.written, self.cost = {}, False, 0.0, 0.0
         self.stop_file = self.folder and self.folder / STOP
         if not self.folder:
             return
@@ -53,14 +59,27 @@ class Store:
         return History.read(self.folder / HISTORY) if finished else History()
 
     def keep(self, model: nn.Module, optimizer: torch.optim.Optimizer, history: History) -> None:
-        """After an epoch: the weights if they are the best so far, the table, and last the state: the epoch is done once that is there."""
+        """After an epoch: its weights if they are the best so far, and everything on disk unless that takes longer than training does."""
         if not self.folder:
             return
         for name in ("best_val_acc", "best_val_loss"):
             if history.best(name) is history.last:
-                save(model.state_dict(), self.folder / f"{name}.pt")
+                self.best[name] = {key: value.clone() for key, value in model.state_dict().items()}
+        self.pending = True
+        if time.monotonic() - self.written >= WRITING * self.cost:
+            self.write(model, optimizer, history)
+
+    def write(self, model: nn.Module, optimizer: torch.optim.Optimizer, history: History) -> None:
+        """What `keep` left unwritten. The state comes last: the epochs are done once that is there."""
+        if not self.folder or not self.pending:
+            return
+        started = time.monotonic()
+        for name, weights in self.best.items():
+            save(weights, self.folder / f"{name}.pt")
         history.write(self.folder / HISTORY)
         save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rows": history.rows}, self.folder / STATE)
+        self.best, self.pending, self.written = {}, False, time.monotonic()
+        self.cost = self.written - started if self.written - started > CHEAP else 0.0
 
     def finish(self, model: nn.Module) -> None:
         """Keep the terminal weights; the state to go on from, four times their size, is not needed any more."""

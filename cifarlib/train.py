@@ -19,7 +19,9 @@ from .history import History
 from .metrics import Scores, Tally
 from .schedule import lr_at
 
-EVALUATION_BATCH = 500
+EVALUATION_BATCH = 500  # images, on a CPU, whose caches hold their maps; a GPU is fed more at once
+GPU_EVALUATION_BATCH = 2500
+WARM_UP = 3  # steps on CUDA before one is captured
 
 
 def fit(model: nn.Module, splits: Splits, config: Config, folder: Path | str | None = None,
@@ -38,12 +40,12 @@ def fit(model: nn.Module, splits: Splits, config: Config, folder: Path | str | N
     optimizer = make_optimizer(model, config, device)
     store = Store(folder, {**config.identity(), "device": device.type, "precision": precision, "data": splits.fingerprint}, resume)
     history = store.restore(model, optimizer)
-    packed = augment.pack(train.images)
+    trainer = Trainer(model, optimizer, train, config, precision)
     with StopRequest(store.stop_file) as stop, torch.random.fork_rng([device] if device.type == "cuda" else []):
         while not history.finished(config) and not stop.requested:
             started = time.perf_counter()
             epoch = len(history.rows)
-            scores = train_epoch(model, optimizer, packed, train, config, epoch, precision)
+            scores = trainer.train_epoch(epoch)
             trained = time.perf_counter()
             row = {"epoch": epoch + 1, "learning_rate": lr_at(config, epoch), **scores.row("train")}
             if math.isfinite(scores.loss) and ((epoch + 1) % config.val_freq == 0 or epoch + 1 == config.epochs):
@@ -53,44 +55,109 @@ def fit(model: nn.Module, splits: Splits, config: Config, folder: Path | str | N
             store.keep(model, optimizer, history)
             for callback in callbacks:
                 callback(history)
+    store.write(model, optimizer, history)
     if history.finished(config):
         history.status = "diverged" if history.diverged else "done"
         store.finish(model)
     return history
 
 
-def train_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, packed: Tensor, split: Split, config: Config, epoch: int,
-                precision: str) -> Scores:
-    """One pass over the training images (`packed`, as augment.pack gives them) in the order that seed and epoch give.
+class Trainer:
+    """The training epochs of one run; on CUDA a whole step, from augmentation to optimizer, is captured as a graph and replayed.
 
-    All random numbers depend on seed and epoch alone, so an epoch is the same after a resume, and the same order and augmentation
-    are drawn on every device.
+    Hundreds of small kernels are one launch then. A graph can only be replayed on tensors that stay in place: the epoch's order and
+    draws, the places in them that make up the next batch, the learning rate, and the tally.
     """
-    device, count = packed.device, len(split)
-    seed = config.seed * 1_000_003 + epoch
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(count, generator=generator).to(device)
-    draws = augment.draw(count, generator).to(device) if config.augmentation else None
-    torch.manual_seed(seed)  # of dropout
-    for group in optimizer.param_groups:
-        group["lr"] = lr_at(config, epoch)
-    tally = Tally(device)
-    model.train()
-    for start in range(0, count, config.batch_size):
-        batch = slice(start, start + config.batch_size)
-        chosen = order[batch]
-        if len(chosen) == 1:
-            break  # batch norm has no variance over a left-over single image
-        pixels = augment.augmented(packed, chosen, draws[batch]) if draws else augment.plain(packed, chosen)
-        labels = split.labels[chosen]
-        with autocast(device, precision):
-            logits = model(augment.normalize(augment.unpack(pixels), split))
-        loss = loss_of(logits, labels, config)
-        optimizer.zero_grad()
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, split: Split, config: Config, precision: str):
+        self.model, self.optimizer, self.split, self.config, self.precision = model, optimizer, split, config, precision
+        self.device = split.images.device
+        self.packed = augment.pack(split.images)
+        self.order, self.draws = None, None  # of the epoch
+        self.places = torch.arange(config.batch_size, device=self.device)
+        self.tally = Tally(self.device)
+        # Libraries prepare themselves in the first steps of a stream, which can't be captured; so all steps run in this one.
+        self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self.steps_to_capture, self.graph = WARM_UP if self.stream else 0, None
+        for group in optimizer.param_groups if self.stream else ():
+            group["lr"] = torch.tensor(float(group["lr"]), device=self.device)
+
+    def train_epoch(self, epoch: int) -> Scores:
+        """One pass over the training images in the order that seed and epoch give.
+
+        All random numbers depend on seed and epoch alone, so an epoch is the same after a resume, and the same order and
+        augmentation are drawn on every device.
+        """
+        if self.stream:
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):  # does nothing without one
+            self._begin(epoch)
+            for _ in range(len(self.order) // self.config.batch_size):
+                self._advance()
+            rest = len(self.order) % self.config.batch_size
+            if rest > 1:  # batch norm has no variance over a left-over single image
+                self._step(self.places[:rest])
+            return self.tally.read()
+
+    def _begin(self, epoch: int) -> None:
+        """Draw the epoch's order and augmentation, set its learning rate, and go back to the first batch."""
+        count, seed = len(self.split), self.config.seed * 1_000_003 + epoch
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(count, generator=generator)
+        draws = augment.draw(count, generator) if self.config.augmentation else None
+        torch.manual_seed(seed)  # of dropout
+        if self.order is None:
+            self.order, self.draws = order.to(self.device), draws and draws.to(self.device)
+        else:
+            self.order.copy_(order)
+            if draws:
+                self.draws.copy_(draws)
+        for group in self.optimizer.param_groups:
+            if self.stream:
+                group["lr"].fill_(lr_at(self.config, epoch))
+            else:
+                group["lr"] = lr_at(self.config, epoch)
+        torch.arange(self.config.batch_size, out=self.places)
+        self.tally.clear()
+        self.model.train()
+
+    def _advance(self) -> None:
+        """A step on the next whole batch."""
+        if self.graph:
+            self.graph.replay()
+            return
+        self._step_and_move()
+        if self.steps_to_capture:
+            self.steps_to_capture -= 1
+            if not self.steps_to_capture:
+                self._capture()
+
+    def _capture(self) -> None:
+        """Record a step without doing it."""
+        try:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=self.stream):
+                self._step_and_move()
+            self.graph = graph
+        except RuntimeError as error:
+            print(f"no CUDA graph here ({str(error).splitlines()[0]}); the same steps are launched kernel by kernel, more slowly")
+
+    def _step_and_move(self) -> None:
+        self._step(self.places)
+        self.places += self.config.batch_size
+
+    def _step(self, places: Tensor) -> None:
+        """Train on the images at `places` (B,) of the epoch's order."""
+        chosen = self.order[places]
+        pixels = augment.augmented(self.packed, chosen, self.draws[places]) if self.draws else augment.plain(self.packed, chosen)
+        labels = self.split.labels[chosen]
+        with autocast(self.device, self.precision):
+            logits = self.model(augment.normalize(augment.unpack(pixels), self.split))
+        loss = loss_of(logits, labels, self.config)
+        self.optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
-        tally.add(loss, logits, labels)
-    return tally.read()
+        self.optimizer.step()
+        self.tally.add(loss, logits, labels)
 
 
 @torch.no_grad()  # in inference mode the weights that are moved here could not be trained afterwards
@@ -100,14 +167,15 @@ def evaluate(model: nn.Module, split: Split, config: Config) -> Scores:
     precision = pick_precision(config.precision, device)
     tally, all_logits, training = Tally(device), [], model.training
     model.to(device, memory_format=torch.channels_last).eval()
-    for images, labels in zip(split.images.split(EVALUATION_BATCH), split.labels.split(EVALUATION_BATCH)):
+    size = EVALUATION_BATCH if device.type == "cpu" else GPU_EVALUATION_BATCH
+    for images, labels in zip(split.images.split(size), split.labels.split(size)):
         with autocast(device, precision):
             logits = model(augment.normalize(images, split))
         tally.add(loss_of(logits, labels, config), logits, labels)
         all_logits.append(logits.float())
     model.train(training)
     scores = tally.read()
-    return Scores(scores.loss, scores.confusion, torch.cat(all_logits).cpu(), split.labels.cpu())
+    return Scores(scores.loss, scores.confusion, torch.cat(all_logits), split.labels)
 
 
 def test_checkpoints(model: nn.Module, split: Split, config: Config, folder: Path | str) -> dict[str, Scores]:
@@ -140,4 +208,5 @@ def make_optimizer(model: nn.Module, config: Config, device: torch.device) -> to
     others = [p for p in model.parameters() if p.ndim <= 1]
     other_decay = config.weight_decay if config.protocol == "published" else 0.0
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": other_decay}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, amsgrad=True, fused=device.type in ("cpu", "cuda"))
+    return torch.optim.AdamW(groups, lr=config.learning_rate, amsgrad=True, fused=device.type in ("cpu", "cuda"),
+                             capturable=device.type == "cuda")

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from conftest import tiny
 from torch import nn
 
-from cifarlib import Config, InputError, augment, build_model, device, evaluate, files, fit, load_cifar10, runs, test_checkpoints, train
+from cifarlib import Config, InputError, augment, build_model, checkpoint, device, evaluate, files, fit, load_cifar10, runs, test_checkpoints, train
 from cifarlib.config import CHECKPOINTS, CLASSES
 from cifarlib.history import History
 from cifarlib.metrics import Scores
@@ -165,8 +165,21 @@ def test_a_left_over_single_image_is_left_out(count, used, load):
     config = tiny("resnet", limit_train=count)
     splits, model = load(config), build_model(config)
     optimizer = train.make_optimizer(model, config, torch.device("cpu"))
-    scores = train.train_epoch(model, optimizer, augment.pack(splits.train.images), splits.train, config, 0, "fp32")
+    scores = train.Trainer(model, optimizer, splits.train, config, "fp32").train_epoch(0)
     assert scores.confusion.sum() == used
+
+
+def test_without_a_graph_the_steps_are_the_same(load, capsys):
+    """As on a card or with a driver where a step can't be captured: one line, and training goes on."""
+    config = tiny("resnet", augmentation=True)
+    splits, scores = load(config), []
+    for capture in (False, True):
+        model = build_model(config)
+        trainer = train.Trainer(model, train.make_optimizer(model, config, torch.device("cpu")), splits.train, config, "fp32")
+        trainer.steps_to_capture = int(capture and not torch.cuda.is_available())
+        scores.append([trainer.train_epoch(epoch).loss for epoch in range(2)])
+    assert scores[0] == scores[1]
+    assert capsys.readouterr().out.count("no CUDA graph here") == (not torch.cuda.is_available())
 
 
 def test_bf16_is_close_to_fp32(load):
@@ -416,6 +429,30 @@ def test_request_in_the_last_epoch_changes_nothing(load, tmp_path, at_loss, unin
     assert_same_run(tmp_path, uninterrupted)
 
 
+@pytest.fixture
+def slow_disk(monkeypatch):
+    """Writing seems to take so long that it is done after the first epoch and when training ends, never in between."""
+    monkeypatch.setattr(checkpoint, "CHEAP", 0)
+    monkeypatch.setattr(checkpoint, "WRITING", 1e9)
+
+
+def test_epochs_that_are_quicker_than_writing_are_not_all_written(load, tmp_path, at_loss, slow_disk, uninterrupted):
+    at_loss(2 * BATCHES + 2, lambda: [signal.raise_signal(signal.SIGINT) for _ in range(2)])
+    with pytest.raises(KeyboardInterrupt):
+        run(INTERRUPTED, load(INTERRUPTED), tmp_path)
+    assert len(torch.load(tmp_path / "last.pt", weights_only=True)["rows"]) == 1
+    run(INTERRUPTED, load(INTERRUPTED), tmp_path)
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_all_epochs_are_written_before_a_stop(load, tmp_path, at_loss, slow_disk, uninterrupted):
+    at_loss(BATCHES + 2, lambda: signal.raise_signal(signal.SIGUSR1))
+    assert len(run(INTERRUPTED, load(INTERRUPTED), tmp_path)[0].rows) == 2
+    assert len(torch.load(tmp_path / "last.pt", weights_only=True)["rows"]) == 2
+    run(INTERRUPTED, load(INTERRUPTED), tmp_path)
+    assert_same_run(tmp_path, uninterrupted)
+
+
 class Crash(BaseException):
     """The process is gone."""
 
@@ -481,7 +518,7 @@ def contents(folder):
 def test_finished_run_is_only_read_back(finished, monkeypatch):
     config, splits, folder, history, state = finished
     before = contents(folder)
-    monkeypatch.setattr(train, "train_epoch", lambda *_: pytest.fail("there is nothing left to train"))
+    monkeypatch.setattr(train.Trainer, "train_epoch", lambda *_: pytest.fail("there is nothing left to train"))
     again, other_state = run(config, splits, folder, on_epoch=lambda history: pytest.fail("no epoch"))
     assert again == history and same(other_state, state) and contents(folder) == before
 
@@ -490,7 +527,7 @@ def test_stopped_early_is_finished_too(scripted, load, tmp_path, monkeypatch):
     scripted([1, 2, 3])
     config = tiny(epochs=9, early_stopping_patience=1)
     history, _ = run(config, load(config), tmp_path)
-    monkeypatch.setattr(train, "train_epoch", lambda *_: pytest.fail("there is nothing left to train"))
+    monkeypatch.setattr(train.Trainer, "train_epoch", lambda *_: pytest.fail("there is nothing left to train"))
     assert len(history.rows) == 2 and str(run(config, load(config), tmp_path)[0]) == str(history)  # some classes are NaN
 
 
@@ -499,7 +536,7 @@ def test_finished_run_may_have_kept_no_weights(finished, monkeypatch):
     for name in CHECKPOINTS:
         (folder / f"{name}.pt").unlink()
     (folder / "record.json").write_text('{"status": "done"}')
-    monkeypatch.setattr(train, "train_epoch", lambda *_: pytest.fail("there is nothing left to train"))
+    monkeypatch.setattr(train.Trainer, "train_epoch", lambda *_: pytest.fail("there is nothing left to train"))
     assert run(config, splits, folder)[0] == history
 
 

@@ -53,9 +53,9 @@ lock, log = (os.open(place + suffix, os.O_CREAT | os.O_APPEND | os.O_RDWR) for s
 def note(event, epoch=0):
     os.write(log, f"{{os.getpid()}} {{event}} {{epoch}}\\n".encode())
 
-def traced_epoch(model, optimizer, packed, split, config, epoch, *rest, inner=train_module.train_epoch):
+def traced_epoch(trainer, epoch, inner=train_module.Trainer.train_epoch):
     note("begins", epoch + 1)
-    return inner(model, optimizer, packed, split, config, epoch, *rest)
+    return inner(trainer, epoch)
 
 def traced_keep(store, model, optimizer, history, inner=train_module.Store.keep):
     inner(store, model, optimizer, history)
@@ -71,7 +71,7 @@ try:
     note("opened")
 except BlockingIOError:
     note("second")
-train_module.train_epoch, train_module.Store.keep = traced_epoch, traced_keep
+train_module.Trainer.train_epoch, train_module.Store.keep = traced_epoch, traced_keep
 record_module.finish_run = traced_finish
 """
 

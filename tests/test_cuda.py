@@ -1,0 +1,65 @@
+"""Training on a GPU: captured graphs compute what single launches do, and what a CPU does."""
+
+import pytest
+import torch
+from conftest import tiny
+
+from cifarlib import build_model, fit, load_cifar10, train
+from cifarlib.models import MODELS
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+
+
+def rows(config, folder=None, **options):
+    """The metrics of each epoch."""
+    history = fit(build_model(config), load_cifar10(config), config, folder, **options)
+    return [[row[name] for name in METRICS] for row in history.rows]
+
+
+@pytest.mark.parametrize("augmentation", [False, True])
+@pytest.mark.parametrize("model", MODELS)
+def test_a_graph_computes_what_single_launches_do(model, augmentation, monkeypatch, capsys):
+    # 40 images: two whole batches an epoch, replayed from the second epoch on, and a rest.
+    config = tiny(model, device="cuda", augmentation=augmentation, limit_train=40, epochs=4, scheduler="exponential", gamma=0.5)
+    replayed = rows(config)
+    assert "no CUDA graph" not in capsys.readouterr().out
+    monkeypatch.setattr(train, "WARM_UP", 0)
+    launched = rows(config)
+    for one, other in zip(replayed, launched, strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+
+
+@pytest.mark.parametrize("model", ["resnet", "vit"])  # the CNN's dropout is drawn otherwise
+def test_a_gpu_trains_like_a_cpu(model):
+    config = tiny(model, augmentation=True, epochs=3, learning_rate=0.001)
+    for gpu, cpu in zip(rows(config.replace(device="cuda")), rows(config), strict=True):
+        assert gpu == pytest.approx(cpu, rel=0.02)
+
+
+def test_a_run_on_a_gpu_goes_on_after_a_stop(tmp_path):
+    config = tiny("resnet", device="cuda", augmentation=True, epochs=4)
+
+    def stop(history):
+        if len(history.rows) == 2:
+            (tmp_path / "run" / "stop").touch()
+
+    assert len(rows(config, tmp_path / "run", on_epoch=stop)) == 2
+    for resumed, whole in zip(rows(config, tmp_path / "run"), rows(config), strict=True):
+        assert resumed == pytest.approx(whole, rel=1e-4)
+
+
+@pytest.mark.parametrize("augmentation", [False, True])
+def test_an_epoch_waits_for_the_gpu_once(augmentation):
+    config = tiny("resnet", device="cuda", augmentation=augmentation)
+    model, splits = build_model(config), load_cifar10(config)
+    model.to("cuda", memory_format=torch.channels_last)
+    trainer = train.Trainer(model, train.make_optimizer(model, config, torch.device("cuda")), splits.train, config, "fp32")
+    trainer.train_epoch(0)
+    trainer.train_epoch(1)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            trainer._advance()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
