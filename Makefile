@@ -27,8 +27,9 @@ demo: setup  ## train a mini-grid of all three models and draw its charts
 test: setup  ## run all tests
 	$(BIN)/python -m pytest
 
-report: setup  ## redraw figures/ and rewrite the README's results from the committed runs
+report: setup  ## redraw figures/ and rewrite the README's figures from the committed runs and measurements
 	$(BIN)/python -m cifarlib results --runs $(STUDY)/runs.csv --figures figures --readme README.md
+	$(BIN)/python -m cifarlib bench --no-measure --readme README.md
 
 lab: setup  ## open JupyterLab
 	$(BIN)/jupyter lab notebooks

@@ -1,4 +1,4 @@
-"""The commands: `python -m cifarlib train | grid | status | runs | results`; bad input is one line on stderr and exit code 2."""
+"""The commands: `python -m cifarlib train | grid | status | runs | results | bench`; bad input is one line on stderr and exit code 2."""
 
 import argparse
 import dataclasses
@@ -92,6 +92,20 @@ def make_parser() -> Parser:
     command.add_argument("--readme", default="", metavar="FILE", help="rewrite this file's results section, between its markers")
     command.add_argument("--report", default="", metavar="DIR", help="folder for the executed notebook and its HTML; the table's own if empty")
     command.set_defaults(command=results)
+
+    command = commands.add_parser("bench", help="measure how fast this machine trains", formatter_class=formatter,
+                                  description="Execute the throughput notebook; the last line printed is the file of the measurements.")
+    command.add_argument("--models", default="cnn,resnet,vit", metavar="NAME,...", help="models to measure")
+    command.add_argument("--rounds", type=positive, default=5, help="times each measurement is taken")
+    command.add_argument("--share", type=float, default=1.0, help="part of the usual number of images a round")
+    command.add_argument("--dataset", default="cifar10", metavar="cifar10|synthetic|auto", help="images; their content hardly matters here")
+    command.add_argument("-d", "--data_dir", default="", help="folder of the CIFAR-10 batches")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    command.add_argument("--folder", default="executed/throughput", metavar="DIR", help="folder for throughput.json and the executed notebook")
+    command.add_argument("--figures", default="figures", metavar="DIR", help="folder for the chart")
+    command.add_argument("--readme", default="", metavar="FILE", help="rewrite this file's throughput section, between its markers")
+    command.add_argument("--no-measure", action="store_true", help="take the measurements that the folder holds already")
+    command.set_defaults(command=bench)
     return parser
 
 
@@ -254,6 +268,27 @@ def results(arguments: argparse.Namespace) -> int:
     if arguments.readme:
         rewrite_readme(arguments)
     print(report)
+    return 0
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    from .report import execute_notebook
+
+    path = Path(arguments.folder) / "throughput.json"
+    if not arguments.no_measure:
+        names = ("rounds", "share", "dataset", "data_dir", "device", "figures")
+        parameters = {name: getattr(arguments, name) for name in names}
+        execute_notebook("throughput.ipynb", {**parameters, "models": arguments.models.split(","), "output": str(path)}, arguments.folder)
+    if arguments.readme:
+        from .bench import readme_section
+        from .sentences import rewrite_between_markers
+
+        try:
+            results = json.loads(project_path(path).read_text())
+        except (OSError, ValueError):
+            raise InputError(f"{path}: no measurements there; take them first, without --no-measure")
+        rewrite_between_markers(arguments.readme, "throughput", readme_section(results))
+    print(path)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The results notebook executed for a table of runs, without JupyterLab, and its HTML."""
+"""Notebooks executed without JupyterLab: the results of a table of runs, with their HTML, and the throughput of this machine."""
 
 import json
 import os
@@ -6,32 +6,38 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .batch import notebook_path
+from .batch import ALLOCATOR, notebook_path
 from .config import InputError, project_path
 from .execute import BAD_INPUT, OK
 from .files import replacing
 
 
-def make_report(parameters: dict, folder: str) -> Path:
-    """Execute notebooks/results.ipynb with `parameters` into `folder` and write results.html beside it; return the HTML's path.
+def execute_notebook(name: str, parameters: dict, folder: str) -> Path:
+    """Execute notebooks/NAME with `parameters` into `folder`, passing on what its cells print, and return the executed notebook's path.
 
-    Passes on what its cells print. Raises InputError for a table that can't be used, with the notebook's own line.
+    Raises InputError for what can't be used, with the notebook's own line.
     """
-    output = project_path(folder) / "results.ipynb"
+    output = project_path(folder) / name
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{output.parent} can't be written ({error.strerror}); choose another folder with --report")
+    environment = {**ALLOCATOR, **os.environ}
     if os.path.isabs(parameters["data_dir"]):  # would be published with the executed notebook
-        os.environ["CIFAR10_DIR"], parameters = parameters["data_dir"], {**parameters, "data_dir": ""}
-    command = [sys.executable, "-m", "cifarlib.execute", str(notebook_path("results.ipynb")), str(output)]
-    ended = subprocess.run(command, input=json.dumps(parameters), text=True, stderr=subprocess.PIPE)
-    lines = ended.stderr.strip().splitlines() or ["the results notebook ended without a word"]
+        environment["CIFAR10_DIR"], parameters = parameters["data_dir"], {**parameters, "data_dir": ""}
+    command = [sys.executable, "-m", "cifarlib.execute", str(notebook_path(name)), str(output)]
+    ended = subprocess.run(command, input=json.dumps(parameters), text=True, stderr=subprocess.PIPE, env=environment)
+    lines = ended.stderr.strip().splitlines() or [f"{name} ended without a word"]
     if ended.returncode == BAD_INPUT:
         raise InputError(lines[-1].removeprefix("cifarlib: "))
     if ended.returncode != OK:
-        raise InputError(f"the results notebook failed: {lines[-1]}; see {output}")
-    return _html(output)
+        raise InputError(f"{name} failed: {lines[-1]}; see {output}")
+    return output
+
+
+def make_report(parameters: dict, folder: str) -> Path:
+    """Execute the results notebook into `folder`, write results.html beside it and return the HTML's path."""
+    return _html(execute_notebook("results.ipynb", parameters, folder))
 
 
 def _html(notebook: Path) -> Path:

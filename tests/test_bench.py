@@ -1,0 +1,92 @@
+"""The measurements of speed: that they measure what they say, not how fast this machine is."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny
+
+from cifarlib import bench
+from cifarlib.cli import main
+
+ROOT = Path(__file__).parent.parent
+FOUND = {
+    "conditions": {"device": "cpu: Fast, 2 threads", "cores": 2, "torch": "2.14.1", "dataset": "cifar10", "date": "2026-01-02", "commit": "abc"},
+    "limits": {"fp32": 100.0, "bf16": 400.0, "copy": 10.0},
+    "models": {
+        "resnet": {"images_per_second": {"reference": [90.0, 100.0, 120.0], "ours": [400.0, 410.0, 390.0]}, "ratio": [4.4, 4.1, 3.3],
+                   "precision": "fp32", "gflop_per_image": 0.2, "loader_share": 0.0123, "waits_per_epoch": None},
+        "vit": {"images_per_second": {"reference": [1.5], "ours": [8.0]}, "ratio": [5.333], "precision": "bf16", "gflop_per_image": 38.6,
+                "loader_share": 0.0001, "waits_per_epoch": 2},
+    },
+    "at_once": {"model": "resnet", "ways": [{"runs": 1, "threads": 2, "images_per_second": 400.0}, {"runs": 2, "threads": 1, "images_per_second": 1500.0}]},
+    "start_up": {"imports": [4.0, 5.0, 6.0], "tiny_run": [6.0]},
+}
+
+
+@pytest.mark.parametrize("model, training, forward", [("cnn", 2.608, 0.870), ("vit", 35.62, 11.87)])
+def test_flops_are_the_known_ones(model, training, forward):
+    assert bench.flops(tiny(model, model_args={})) / 1e9 == pytest.approx(training + forward / 4, rel=1e-3)
+
+
+def test_reference_and_ours_train_the_same_model_on_the_same_images():
+    config = tiny("resnet", augmentation=True, limit_train=32)
+    splits = bench.load_cifar10(config)
+    reference, ours = bench.Reference(splits, config), bench.Ours(splits, config)
+    (images, labels), = [(images, labels) for images, labels in bench._loader(splits.validation, reference.validation.dataset.transform, 40, False)]
+    torch.testing.assert_close(images, bench.augment.normalize(splits.validation.images, splits.validation))
+    assert torch.equal(labels, splits.validation.labels)
+    torch.testing.assert_close(reference.model(images), ours.model(images))
+    before = [[p.clone() for p in way.model.parameters()] for way in (reference, ours)]
+    for way, weights in zip((reference, ours), before):
+        way.epoch()
+        assert not any(torch.equal(p, q) for p, q in zip(way.model.parameters(), weights) if p.ndim > 1)
+    assert reference.model.training is False, "it validates last"
+
+
+def test_runs_at_once_are_added_up():
+    found = bench.at_once(tiny("vit", augmentation=True), [(2, 1)], seconds=0.1)
+    assert [(way["runs"], way["threads"]) for way in found] == [(2, 1)] and found[0]["images_per_second"] > 0
+
+
+def test_table_chart_and_text_say_what_was_measured():
+    frame = bench.table(FOUND)
+    assert frame.loc["resnet", "ratio"] == "4.10 (3.30 to 4.40)" and frame.loc["resnet", "of the matrix rate"] == "80%"
+    assert frame.loc["vit", "of the matrix rate"] == "77%" and frame.loc["vit", "waits an epoch"] == "2" and frame.loc["resnet", "loader"] == "1.2%"
+    text = bench.readme_section(FOUND)
+    assert "1 x 2: 400; 2 x 1: 1,500" in text and "6.0 s" in text and "5.0 (4.0 to 6.0) s: 1.20 times" in text
+    assert "| `resnet` | 100.0 (90.0 to 120.0) | 400.0 (390.0 to 410.0) |" in text and "100 GFLOP/s in fp32" in text
+    figure = bench.chart(FOUND)
+    bars = [bar.get_width() for bar in figure.axes[0].patches]
+    assert bars == [100, 400, 1.5, 8] and [bar.get_width() for bar in figure.axes[1].patches] == pytest.approx([0.8, 0.772])
+    assert "ResNet 4.1" in figure.get_suptitle() and "ViT 5.3" in figure.get_suptitle()
+
+
+def test_bench_executes_its_notebook_and_rewrites_the_readme(tmp_path, capfd):
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- throughput:begin -->\n<!-- throughput:end -->\n")
+    arguments = ["bench", "--folder", str(tmp_path), "--figures", str(tmp_path / "figures"), "--readme", str(readme)]
+    assert main([*arguments, "--models", "resnet", "--rounds", "1", "--share", "0.01", "--dataset", "synthetic"]) == 0
+    results = json.loads((tmp_path / "throughput.json").read_text())
+    assert capfd.readouterr().out.splitlines()[-1] == str(tmp_path / "throughput.json")
+    found = results["models"]["resnet"]
+    assert found["images"] == 25 and len(found["ratio"]) == len(results["start_up"]["tiny_run"]) == 1
+    assert 0 < found["loader_share"] < 1 and results["limits"]["copy"] > 0 and results["conditions"]["dataset"] == "synthetic"
+    assert (tmp_path / "figures" / "throughput.png").exists() and "| `resnet` |" in readme.read_text()
+    before = readme.read_text()
+    assert main([*arguments, "--no-measure"]) == 0 and readme.read_text() == before
+
+
+def test_the_readme_says_what_the_committed_measurements_say():
+    results = json.loads((ROOT / "executed" / "throughput" / "throughput.json").read_text())
+    assert bench.readme_section(results) in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--no-measure", "--readme", "README.md"], "no measurements there"), (["--models", "resnext"], "expected one of cnn, resnet, vit"),
+])
+def test_what_cannot_be_measured_is_one_line(arguments, message, tmp_path, capsys):
+    assert main(["bench", "--folder", str(tmp_path), "--figures", str(tmp_path), "--dataset", "synthetic", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
