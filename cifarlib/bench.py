@@ -310,6 +310,13 @@ def limit_share(results: dict, model: str) -> float:
     return statistics.median(found["images_per_second"]["ours"]) * found["gflop_per_image"] / results["limits"][found["precision"]]
 
 
+def machine_table(results: dict) -> pandas.DataFrame:
+    """What the measurements were taken on, and its limits."""
+    where, machine = results["conditions"], results["limits"]
+    rows = {**where, "fp32, GFLOP/s": f"{machine['fp32']:,.0f}", "bf16, GFLOP/s": f"{machine['bf16']:,.0f}", "copy, GB/s": f"{machine['copy']:.1f}"}
+    return pandas.DataFrame.from_dict(rows, orient="index", columns=["this machine"])
+
+
 def table(results: dict) -> pandas.DataFrame:
     """A row a model: images per second of both ways, ratio, share of the machine's limit, share of the loader, waits."""
     rows = {model: {"reference, img/s": spread(found["images_per_second"]["reference"], 1),
