@@ -15,7 +15,7 @@ import yaml
 from slurm_cluster import SlurmCluster, missing_programs, wait_for
 
 pytestmark = pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {', '.join(missing_programs())} "
-                                "(Debian: .ci/install_slurm.sh)")
+                                "(Debian: .ci/install_packages.sh)")
 
 SOURCE = Path(__file__).parent.parent
 EPOCHS = 24

@@ -1,0 +1,77 @@
+"""The notebooks as a person sees them: in a real JupyterLab, run by its menu in a headless Chromium."""
+
+import json
+import shutil
+
+import nbformat
+import pytest
+import results_tables as made
+from lab_in_browser import LabInBrowser, errors, missing_programs
+from test_notebooks import NOTEBOOKS, TINY, code_cells
+
+pytestmark = pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {', '.join(missing_programs())} "
+                                "(Debian: .ci/install_packages.sh; selenium: pip)")
+
+EPOCHS = 4
+PARAMETERS = {"experiment.ipynb": {**TINY, "epochs": EPOCHS}, "explore.ipynb": {"dataset": "synthetic"}, "results.ipynb": {}}
+CODE_CELLS = {path.name: len(code_cells(path)) for path in NOTEBOOKS}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A folder with copies of the notebooks, with values of the tests in their parameters cells, and a table of runs."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "notebooks").mkdir()
+    for path in NOTEBOOKS:
+        notebook = nbformat.read(path, 4)
+        (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+        cell.source += "".join(f"\n{name} = {value!r}" for name, value in PARAMETERS[path.name].items())
+        nbformat.write(notebook, folder / "notebooks" / path.name)
+    frame = made.table(models=("resnet",), learning_rate=(0.001, 0.0001), weight_decay=(0.001,), gamma=(0.97,))
+    made.write_study(folder / "executed" / "demo", frame, images=500, runs=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lab(project, tmp_path_factory):
+    with LabInBrowser(project, tmp_path_factory.mktemp("lab")) as running:
+        yield running
+
+
+def test_run_all_trains_the_experiment_with_a_bar_and_a_figure_up_to_the_table(lab, project):
+    lab.open("experiment.ipynb", CODE_CELLS["experiment.ipynb"])
+    cells = lab.run_all()
+    assert errors(cells) == []
+    seen = lab.seen()
+    for epoch in range(EPOCHS + 1):
+        assert any(f" {epoch}/{EPOCHS} " in text for text in seen["bars"]), f"epoch {epoch} in {seen['bars']}"
+    assert len(seen["pictures"]) >= 2, "the figure of the first epoch is redrawn at the end at the latest"
+    (training,) = [cell for cell in cells if any(output["kind"] == "widget" for output in cell["outputs"])]
+    assert [output["kind"] for output in training["outputs"]] == ["widget", "image/png"], "one bar and one figure stay"
+    assert len(lab.pictures()) == 4, "the live figure, learning curves, per-class accuracy, confusion"
+
+    (table,) = lab.find(".jp-OutputArea-output table")
+    lab.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", table)
+    (record,) = (project / "executed" / "single").glob("*/record.json")
+    metrics = json.loads(record.read_text())["metrics"]
+    header, *rows = [[cell.text for cell in lab.find("th, td", row)] for row in lab.find("tr", table)]
+    shown = {row[0]: float(row[header.index("test_accuracy")]) for row in rows}
+    assert shown == {name: round(metrics[f"test_accuracy_{name}"], 4) for name in ("best_val_acc", "best_val_loss", "terminal")}
+
+
+def test_run_all_shows_the_data_and_the_models(lab):
+    lab.open("explore.ipynb", CODE_CELLS["explore.ipynb"])
+    cells = lab.run_all()
+    assert errors(cells) == []
+    assert len(lab.pictures()) == 2, "images of each class, augmentation"
+    for words in ("SYNTHETIC", "13,243,146", "11,186,442", "92,502,122"):
+        assert any(words in output["text"] for cell in cells for output in cell["outputs"]), words
+
+
+def test_run_all_shows_every_chart_of_a_table_of_runs(lab, project):
+    lab.open("results.ipynb", CODE_CELLS["results.ipynb"])
+    cells = lab.run_all()
+    assert errors(cells) == []
+    drawn = list((project / "figures").glob("*.png"))
+    assert len(lab.pictures()) == len(drawn) > 5
+    assert any("Best run" in output["text"] for cell in cells for output in cell["outputs"] if output["kind"] == "text/markdown")
