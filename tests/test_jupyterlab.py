@@ -25,7 +25,7 @@ def project(tmp_path_factory):
     for path in NOTEBOOKS:
         notebook = nbformat.read(path, 4)
         (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-        cell.source += "".join(f"\n{name} = {value!r}" for name, value in PARAMETERS[path.name].items())
+        cell.source += "".join(f"\n{name} = {value!r}" for name, value in PARAMETERS.get(path.name, {}).items())
         nbformat.write(notebook, folder / "notebooks" / path.name)
     frame = made.table(models=("resnet",), learning_rate=(0.001, 0.0001), weight_decay=(0.001,), gamma=(0.97,))
     made.write_study(folder / "executed" / "demo", frame, images=500, runs=2)
