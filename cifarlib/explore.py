@@ -69,14 +69,20 @@ def _picture(rows: list[Tensor], row_names, column_names) -> Figure:
     return figure
 
 
+def _published(name: str) -> tuple[nn.Module, Tensor]:
+    """A published model and an image for it, both without content: shapes and operations are all that is asked for."""
+    with torch.device("meta"):
+        return build_model(Config(model=name)).eval(), torch.zeros(1, 3, 32, 32)
+
+
 def model_table() -> pandas.DataFrame:
     """Parameters, and FLOPs of a forward pass of one image, of the three published models."""
     rows = {}
     for name in MODELS:
-        model = build_model(Config(model=name)).eval()
+        model, image = _published(name)
         # The counter knows attention only as its matrix products.
         with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            model(torch.zeros(1, 3, 32, 32))
+            model(image)
         rows[name] = {"parameters": f"{count_parameters(model):,}", "GFLOPs per image": round(counter.get_total_flops() / 1e9, 4)}
     return pandas.DataFrame.from_dict(rows, orient="index")
 
@@ -91,7 +97,7 @@ STAGES = {
 
 def stage_table(name: str) -> pandas.DataFrame:
     """Output shape and parameters of each stage of a published model, for one image."""
-    model = build_model(Config(model=name)).eval()
+    model, image = _published(name)
     rows = [{"stage": "image", "output": "3 x 32 x 32", "parameters": 0}]
 
     def note(module_name):
@@ -104,5 +110,5 @@ def stage_table(name: str) -> pandas.DataFrame:
         if module_name in STAGES[name] or type(module) in STAGES[name]:
             module.register_forward_hook(note(module_name))
     with torch.inference_mode():
-        model(torch.zeros(1, 3, 32, 32))
+        model(image)
     return pandas.DataFrame(rows).set_index("stage")

@@ -5,8 +5,10 @@ import os
 from pathlib import Path
 
 # Set before torch is imported, and inherited by child processes. Tiny models gain nothing from more threads, and the same
-# number of them everywhere gives the same sums; a proxy that isn't there keeps every request from leaving this machine.
+# number of them everywhere gives the same sums. Where a run has more of them after all, those that wait sleep: they spin by default,
+# and all workers and their runs share the cores. A proxy that isn't there keeps every request from leaving this machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ |= {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
 os.environ |= {name: "127.0.0.1,localhost" for name in ("no_proxy", "NO_PROXY")}
@@ -30,6 +32,32 @@ def tiny(model: str = "vit", **changes) -> Config:
     sizes = {"batch_size": 16, "limit_train": 48, "limit_val": 40, "limit_test": 40, "epochs": 2, "learning_rate": 0.01}
     return Config(**{"model": model, "model_args": TINY[model], "dataset": "synthetic", "device": "cpu", "precision": "fp32",
                      **sizes, **changes})
+
+
+# Files of tests that take seconds each: in the first two around one cluster or server, in the others each by itself.
+SHARED, SINGLE = ["test_slurm", "test_jupyterlab"], ["test_torture", "test_batch", "test_notebooks", "test_report", "test_cli", "test_figures", "test_bench"]
+
+
+def pytest_collection_modifyitems(items):
+    """The long tests first: with short ones in the end no worker waits long for the other."""
+    order = {name: place for place, name in enumerate(SHARED + SINGLE)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests stay on one worker, for what their fixtures cost; those of SINGLE are dealt out one by one.
+
+    Not by xdist's marks for groups: they go by a private attribute that this pytest no longer has.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return nodeid if Path(file).stem in SINGLE else file
+
+    return Scheduler(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -101,6 +101,9 @@ rows:
     assert cosine.test_accuracy_best_val_acc.nunique() == 1
     assert ended.output.count("  done  ") == 2 and ended.output.count("  failed  ") == 1
     assert "patch" in table[table.status == "failed"].error.item()
+    for name in table[table.status == "done"].run:
+        folder = tmp_path / "executed" / "g" / name
+        assert [path.name for path in folder.glob("*.pt")] == ["best_val_acc.pt"] and (folder / "experiment.ipynb").stat().st_size < 500_000
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "executed" / "g").glob("*/record.json")}
     again = grid(tmp_path, text)
@@ -114,25 +117,6 @@ rows:
     assert status.returncode == 0 and "best so far" in status.stdout
     counts = {line.split()[0]: line.split()[1:] for line in status.stdout.splitlines()[1:5]}
     assert counts["all"] == ["2", "0", "1", "0", "0", "0"], status.stdout
-
-
-@pytest.mark.parametrize("arguments, kept", [([], {"best_val_acc.pt"}), (["--no-checkpoints"], set())])
-def test_a_finished_run_of_a_grid_stays_small(tmp_path, arguments, kept):
-    assert grid(tmp_path, FIXED + "rows: [{}]", *arguments).returncode == 0
-    folder = run_folder(tmp_path)
-    assert {path.name for path in folder.glob("*.pt")} == kept
-    assert (folder / "experiment.ipynb").stat().st_size < 500_000
-    again = subprocess.run([sys.executable, "-m", "papermill", "notebooks/experiment.ipynb", str(tmp_path / "again.ipynb"), "--no-progress-bar",
-                            "-y", json.dumps(parameters_of(folder, tmp_path))], capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    text = (tmp_path / "again.ipynb").read_text()
-    assert "done after 2 epochs" in text and "epoch 1/2" not in text, "a finished run is shown again, even without weights"
-
-
-def parameters_of(folder, root):
-    """The parameters with which the notebook shows a finished run again."""
-    config = read_record(folder)["config"]
-    return {**config, "study": "g", "executed_dir": str(root / "executed"), "wandb_mode": "disabled", "checkpoints": "none"}
 
 
 def test_a_dry_run_counts_and_trains_nothing(tmp_path):
@@ -191,13 +175,27 @@ def test_a_killed_kernel_is_one_failed_run_and_the_rest_goes_on(tmp_path):
     assert records[2]["status"] == "done"
 
 
-def test_two_runners_share_a_study_without_training_anything_twice(tmp_path):
-    text = FIXED + "rows: [{seed: [1, 2, 3, 4]}]"
-    runners = [grid(tmp_path, text, "--jobs", "1", wait=False) for _ in range(2)]
+def test_two_runners_share_a_study_without_training_anything_twice_and_what_kept_no_weights_is_shown_again(tmp_path):
+    text = FIXED + "rows: [{seed: [1, 2, 3]}]"
+    runners = [grid(tmp_path, text, "--jobs", "1", "--no-checkpoints", wait=False) for _ in range(2)]
     outputs = [runner.communicate(timeout=300)[0] for runner in runners]
     assert [runner.returncode for runner in runners] == [0, 0], outputs
-    assert sum(output.count("  done  ") for output in outputs) == 4
+    assert sum(output.count("  done  ") for output in outputs) == 3
     assert all(output.count("  done  ") >= 1 for output in outputs)
+
+    folders = [path.parent for path in (tmp_path / "executed" / "g").glob("*/record.json")]
+    assert len(folders) == 3 and not list((tmp_path / "executed").rglob("*.pt"))
+    again = subprocess.run([sys.executable, "-m", "papermill", "notebooks/experiment.ipynb", str(tmp_path / "again.ipynb"), "--no-progress-bar",
+                            "-y", json.dumps(parameters_of(folders[0], tmp_path))], capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    text = (tmp_path / "again.ipynb").read_text()
+    assert "done after 2 epochs" in text and "epoch 1/2" not in text
+
+
+def parameters_of(folder, root):
+    """The parameters with which the notebook shows a finished run again."""
+    config = read_record(folder)["config"]
+    return {**config, "study": "g", "executed_dir": str(root / "executed"), "wandb_mode": "disabled", "checkpoints": "none"}
 
 
 def test_a_claim_has_one_owner_among_many(tmp_path):

@@ -195,16 +195,3 @@ def test_the_notebook_is_thin_and_its_parameters_are_literals():
     assert all("=" not in line.split("#")[1] for line in tagged[0].source.splitlines())
     assert set(papermill.inspect_notebook(str(NOTEBOOK))) == {"runs", "figures", "rank_by", "study", "compare_with",
                                                               "data_dir"}
-
-
-def test_the_notebook_reports_a_study(tmp_path, monkeypatch):
-    monkeypatch.delenv("CIFAR10_DIR", raising=False)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    small = made.table(models=("cnn", "resnet"), **ONE)
-    made.write_study(tmp_path / "executed" / "demo", small, images=200)
-    (tmp_path / "notebooks").mkdir()
-    out = papermill.execute_notebook(NOTEBOOK, tmp_path / "out.ipynb", cwd=tmp_path / "notebooks", progress_bar=False)
-    outputs = [output for cell in out.cells if cell.cell_type == "code" for output in cell.outputs]
-    drawn = sum("image/png" in output.get("data", {}) for output in outputs)
-    assert drawn == len(list((tmp_path / "figures").glob("*.png"))) >= 11
-    assert "### Results CNN" in json.dumps(outputs) and str(tmp_path) not in json.dumps(outputs)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -10,11 +9,11 @@ import sys
 from pathlib import Path
 
 import nbformat
-import papermill
+import papermill.cli
 import pytest
 from jupyter_client import KernelManager
 
-from cifarlib.config import Config, Options
+from cifarlib.config import Config, InputError, Options
 from cifarlib.notebook import injected_names, read_parameters
 
 ROOT = Path(__file__).parent.parent
@@ -25,6 +24,13 @@ TINY = {"dataset": "synthetic", "limit_train": 64, "limit_val": 64, "limit_test"
 
 def code_cells(path):
     return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+
+
+def run_cells(path):
+    """A notebook's code in this process."""
+    namespace = {"In": [cell.source for cell in code_cells(path)]}
+    for source in namespace["In"]:
+        exec(source, namespace)
 
 
 def run_papermill(output, *arguments, notebook="notebooks/experiment.ipynb", cwd=ROOT):
@@ -83,35 +89,44 @@ def test_papermill_runs_the_experiment_and_publishes_no_path_of_the_machine(tmp_
     assert not re.search(r"(?<![\w.])/(home|root|tmp|work|Users|usr)/", outputs)
 
 
-def test_from_the_notebooks_folder_results_land_in_the_projects_folder(tmp_path):
-    (tmp_path / "notebooks").mkdir()
-    shutil.copy(ROOT / "notebooks" / "experiment.ipynb", tmp_path / "notebooks")
-    ended = run_papermill("out.ipynb", "-f", parameters_file(tmp_path, executed_dir="executed"), cwd=tmp_path / "notebooks",
-                          notebook="experiment.ipynb")
-    assert ended.returncode == 0, ended.stderr
-    assert list((tmp_path / "executed" / "single").glob("*/record.json"))
+def test_a_bad_parameter_ends_the_notebook_with_one_line_before_training(tmp_path):
+    ended = run_papermill(tmp_path / "x.ipynb", "-f", parameters_file(tmp_path), "-p", "modle", "cnn")
+    assert ended.returncode == 1
+    (error,) = [output for cell in code_cells(tmp_path / "x.ipynb") for output in cell.outputs if output.output_type == "error"]
+    assert error.ename == "InputError" and len(error.traceback) == 1
+    assert "unknown parameter 'modle'; did you mean model?" in error.evalue
+    assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize("arguments, message", [
     (["-p", "modle", "cnn"], "unknown parameter 'modle'; did you mean model?"),
     (["-p", "augmentation", "false"], "papermill's -p takes True or False"),
     (["-y", "learning_rate: 1e-4"], "YAML needs the dot"),
+    (["-p", "dataset", "cifar10", "-p", "data_dir", "none"], "no CIFAR-10 in none"),
+    (["-p", "batch_size", "65"], "batch_size: 65"),
+    (["-p", "device", "cuda:99"], "device: cuda:99 is not there"),
+    (["-p", "model", "vit"], "vit has no 'widths'"),
 ])
-def test_a_bad_parameter_ends_the_notebook_with_one_line_before_training(tmp_path, arguments, message):
-    ended = run_papermill(tmp_path / "x.ipynb", "-f", parameters_file(tmp_path), *arguments)
-    assert ended.returncode == 1
-    (error,) = [output for cell in code_cells(tmp_path / "x.ipynb") for output in cell.outputs if output.output_type == "error"]
-    assert error.ename == "InputError" and message in error.evalue and len(error.traceback) == 1
+def test_what_papermill_injects_is_checked_before_training(tmp_path, arguments, message):
+    """Its command writes the cells, without a kernel."""
+    prepare = ["notebooks/experiment.ipynb", str(tmp_path / "x.ipynb"), "--prepare-only", "-f", parameters_file(tmp_path), *arguments]
+    papermill.cli.papermill(prepare, standalone_mode=False)
+    with pytest.raises(InputError) as caught:
+        run_cells(tmp_path / "x.ipynb")
+    assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "executed").exists()
 
 
-def test_in_jupyterlab_a_bar_and_one_figure_are_redrawn(tmp_path):
-    environment = {**os.environ, "JPY_SESSION_NAME": "experiment.ipynb"}
-    command = [sys.executable, "-m", "papermill", "notebooks/experiment.ipynb", str(tmp_path / "x.ipynb"), "--no-progress-bar",
-               "-f", parameters_file(tmp_path, epochs=4)]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
+def test_in_jupyterlab_a_bar_and_one_figure_are_redrawn_and_results_land_in_the_projects_folder(tmp_path, monkeypatch):
+    """JupyterLab starts a notebook's kernel in the notebook's folder."""
+    (tmp_path / "notebooks").mkdir()
+    shutil.copy(ROOT / "notebooks" / "experiment.ipynb", tmp_path / "notebooks")
+    monkeypatch.setenv("JPY_SESSION_NAME", "experiment.ipynb")
+    ended = run_papermill("out.ipynb", "-f", parameters_file(tmp_path, executed_dir="executed", epochs=4), cwd=tmp_path / "notebooks",
+                          notebook="experiment.ipynb")
     assert ended.returncode == 0, ended.stderr
-    (training,) = [cell for cell in code_cells(tmp_path / "x.ipynb") if "fit(" in cell.source]
+    assert list((tmp_path / "executed" / "single").glob("*/record.json"))
+    (training,) = [cell for cell in code_cells(tmp_path / "notebooks" / "out.ipynb") if "fit(" in cell.source]
     kinds = [list(output.get("data", {})) for output in training.outputs]
     assert sum("image/png" in kind for kind in kinds) == 1
     assert sum("application/vnd.jupyter.widget-view+json" in kind for kind in kinds) == 1

@@ -1,14 +1,16 @@
 """The report without JupyterLab, and the committed one: README, figures and executed notebooks agree with the committed runs."""
 
+import json
 import re
 import shutil
 from pathlib import Path
 
 import nbformat
+import papermill
 import pytest
 import results_tables as made
 
-from cifarlib.cli import main
+from cifarlib import cli
 from cifarlib.results import read_table
 from cifarlib.sentences import readme_section, rewrite_between_markers
 
@@ -17,28 +19,38 @@ STUDY = Path(re.search(r"^STUDY := (\S+)", (ROOT / "Makefile").read_text(), re.M
 EXECUTED = sorted(ROOT.glob(f"{STUDY}/*/experiment.ipynb"))
 
 
-def test_results_draws_the_charts_writes_html_and_the_readme_section(tmp_path, capsys):
-    made.table(models=("cnn", "resnet"), learning_rate=(0.001, 0.0001), weight_decay=(0.001,), gamma=(0.97,)).to_csv(tmp_path / "runs.csv")
-    readme = tmp_path / "README.md"
+def test_results_draws_the_charts_writes_html_and_the_readme_section(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("CIFAR10_DIR", raising=False)
+    study, readme, figures = tmp_path / "executed" / "demo", tmp_path / "README.md", tmp_path / "figures"
+    table = made.table(models=("cnn", "resnet"), learning_rate=(0.001, 0.0001), weight_decay=(0.001,), gamma=(0.97,))
+    made.write_study(study, table, images=200, runs=12)
     readme.write_text("before\n<!-- results:begin -->\nold\n<!-- results:end -->\nafter\n")
-    arguments = ["results", "--runs", str(tmp_path / "runs.csv"), "--figures", str(tmp_path / "figures"), "--readme", str(readme)]
-    assert main(arguments) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "results.html")
-    assert {"cnn_top5.png", "cnn_top5.svg", "resnet_top5.png", "overall_top5.png"} <= {path.name for path in (tmp_path / "figures").iterdir()}
-    assert not (tmp_path / "figures" / "vit_top5.png").exists()
-    assert "<img" in (tmp_path / "results.html").read_text()
+    arguments = ["results", "--runs", str(study / "runs.csv"), "--figures", str(figures), "--readme", str(readme)]
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(study / "results.html")
+    images = {path.name: path.read_bytes() for path in figures.iterdir()}
+    assert {"cnn_top5.png", "cnn_top5.svg", "resnet_top5.png", "overall_top5.png"} <= images.keys() and "vit_top5.png" not in images
+    assert "<img" in (study / "results.html").read_text()
     first = readme.read_text()
     assert first.startswith("before\n") and first.endswith("after\n") and "old" not in first and "### Results ResNet" in first
     assert "](figures/cnn_top5.png)" in first
-    images = {path.name: path.read_bytes() for path in (tmp_path / "figures").iterdir()}
-    assert main(arguments) == 0
+
+    # A second time it changes nothing, also with the parameters as they stand in the notebook, and in its folder.
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    out = papermill.execute_notebook(ROOT / "notebooks" / "results.ipynb", None, cwd=tmp_path / "notebooks", progress_bar=False)
+    outputs = [output for cell in out.cells if cell.cell_type == "code" for output in cell.outputs]
+    drawn = sum("image/png" in output.get("data", {}) for output in outputs)
+    assert drawn == len(list(figures.glob("*.png"))) >= 11
+    assert "### Results CNN" in json.dumps(outputs) and str(tmp_path) not in json.dumps(outputs)
+    assert {path.name: path.read_bytes() for path in figures.iterdir()} == images
+    cli.rewrite_readme(cli.make_parser().parse_args(arguments))
     assert readme.read_text() == first
-    assert {path.name: path.read_bytes() for path in (tmp_path / "figures").iterdir()} == images, "a second time changes nothing"
 
 
 def test_a_table_that_cannot_be_used_is_one_line(tmp_path, capsys):
     (tmp_path / "runs.csv").write_text("a,b\n1,2\n")
-    assert main(["results", "--runs", str(tmp_path / "runs.csv"), "--figures", str(tmp_path)]) == 2
+    assert cli.main(["results", "--runs", str(tmp_path / "runs.csv"), "--figures", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("cifarlib: ") and error.count("\n") == 1
 

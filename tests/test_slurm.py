@@ -52,12 +52,8 @@ def project(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def environment(cluster):
-    """A user's shell on the cluster, with the python of the tests first on PATH.
-
-    All jobs share the cores of this machine: threads that wait should sleep, not spin.
-    """
-    path = os.pathsep.join([str(Path(sys.executable).parent), cluster.environment["PATH"]])
-    return cluster.environment | {"PATH": path, "OMP_WAIT_POLICY": "PASSIVE"}
+    """A user's shell on the cluster, with the python of the tests first on PATH."""
+    return cluster.environment | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), cluster.environment["PATH"]])}
 
 
 @pytest.fixture(scope="session")

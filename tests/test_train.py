@@ -531,9 +531,10 @@ def test_stopped_early_is_finished_too(scripted, load, tmp_path, monkeypatch):
     assert len(history.rows) == 2 and str(run(config, load(config), tmp_path)[0]) == str(history)  # some classes are NaN
 
 
-def test_finished_run_may_have_kept_no_weights(finished, monkeypatch):
+@pytest.mark.parametrize("kept", [(), ("best_val_acc",)])
+def test_finished_run_may_have_kept_few_or_no_weights(kept, finished, monkeypatch):
     config, splits, folder, history, _ = finished
-    for name in CHECKPOINTS:
+    for name in {*CHECKPOINTS} - {*kept}:
         (folder / f"{name}.pt").unlink()
     (folder / "record.json").write_text('{"status": "done"}')
     monkeypatch.setattr(train.Trainer, "train_epoch", lambda *_: pytest.fail("there is nothing left to train"))

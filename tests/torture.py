@@ -166,15 +166,16 @@ def torture(folder: Path, kills: int, workers: int, cells: int, seed: int = 0, m
             pause: float = 0) -> Report:
     """Torture in a new `folder` and return what came of it.
 
-    pause: mean seconds between two kills; 0 takes the time in which the undisturbed grid ends a run. After `minutes`
+    pause: mean seconds between two kills; 0 takes the time in which the undisturbed grid ends a run. `minutes` after that grid
     nothing is killed any more.
     """
     report, chance, started = Report(), random.Random(seed), time.monotonic()
-    jobs, deadline = shares(workers), started + 60 * minutes
+    jobs = shares(workers)
     report.counts.update(cells=cells, workers=workers, runners=len(jobs))
     rounds = [reference := Round(folder / "reference", cells, [workers], report)]
     try:
         reference.runners[0].wait()
+        deadline = time.monotonic() + 60 * minutes
         pause = pause or (time.monotonic() - started) / cells
         if not reference.done():
             report.problems.append("undisturbed grid: " + (reference.folder / "runner_0.log").read_text()[-2000:])
@@ -371,7 +372,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=10, help="runs at a time, by all runners together")
     parser.add_argument("--cells", type=int, default=20, help="cells of the grid, two of which share a run")
     parser.add_argument("--seed", type=int, default=0, help="of what is killed when")
-    parser.add_argument("--minutes", type=float, default=120, help="after so many nothing is killed any more")
+    parser.add_argument("--minutes", type=float, default=120, help="so many after the undisturbed grid nothing is killed any more")
     parser.add_argument("--pause", type=float, default=0, help="mean seconds between kills; 0 goes by the undisturbed grid")
     parser.add_argument("--folder", help="a new folder, which stays; else a temporary one, removed if all is well")
     options = parser.parse_args()
