@@ -102,15 +102,20 @@ class LabInBrowser:
 
     def stop(self):
         """End the browser, and the server with its kernels."""
-        if self.browser:
-            self.browser.quit()
-        if self.server:
-            self.server.terminate()
-            try:
-                self.server.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                self.server.kill()
-                self.server.wait()
+        try:
+            if self.browser:
+                self.browser.quit()
+        finally:
+            if self.server:
+                self._stop_server()
+
+    def _stop_server(self):
+        self.server.terminate()
+        try:
+            self.server.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.server.kill()
+            self.server.wait()
 
     def cells(self):
         """The code cells as they are shown: {prompt, outputs: [{kind, text}]}."""
