@@ -639,30 +639,32 @@ KINDS = (*PER_MODEL, "wrong", *PER_TABLE, "comparison")
 
 @_styled
 def throughput(names: list[str], reference: list[list[float]], ours: list[list[float]], shares: list[float], limit: str) -> Figure:
-    """Images per second of the plain reference and of this package, a pair of bars a model; and how near that is to the machine's limit.
+    """Speed of the plain reference and of this package, a pair of bars a model; and how near that is to the machine's limit.
 
     reference, ours: the rounds' images per second; shares: of the limit, in [0, 1]; limit: what it is, in words.
     """
     figure, (left, right) = _new(1.6 + 0.75 * len(names), 1, 2, width_ratios=(2.2, 1), sharey=True)
-    heads = []
-    for place, (name, *ways, share) in enumerate(zip(names, reference, ours, shares)):
-        for offset, speeds, colour, label in ((-0.17, ways[0], "#BBBBBB", "plain reference"), (0.17, ways[1], COLOURS[name], "this package")):
+    ratios = []
+    for place, (name, theirs, mine, share) in enumerate(zip(names, reference, ours, shares)):
+        unit = float(np.median(theirs))
+        ratios.append(float(np.median(mine)) / unit)
+        for offset, speeds, style in ((-0.17, theirs, dict(color="#BBBBBB", label="plain reference" if place == 0 else None)),
+                                      (0.17, mine, dict(color=COLOURS[name]))):
             middle = float(np.median(speeds))
-            left.barh(place + offset, middle, 0.3, color=colour, label=label if place == 0 and offset < 0 else None)
-            left.plot([min(speeds), max(speeds)], [place + offset] * 2, color="black", linewidth=1)
-            left.text(max(speeds) * 1.06, place + offset, f"{middle:,.0f}" if middle >= 100 else f"{middle:.3g}", va="center", fontsize=8)
-        heads.append(f"{MODELS[name]} {np.median(np.divide(ways[1], ways[0])):.1f}")
+            left.barh(place + offset, middle / unit, 0.3, **style)
+            left.plot(np.array([min(speeds), max(speeds)]) / unit, [place + offset] * 2, color="black", linewidth=1)
+            text = f"{middle:,.0f}" if middle >= 100 else f"{middle:.3g}"
+            left.annotate(f"{text} images/s", (max(speeds) / unit, place + offset), (5, 0), textcoords="offset points", va="center", fontsize=8)
         right.barh(place, share, 0.5, color=COLOURS[name])
         right.text(share + 0.015, place, f"{share:.0%}", va="center", fontsize=8)
-    left.set(xscale="log", xlabel="images per second, training and validation (log scale)", yticks=range(len(names)))
+    left.set(xlabel="times the reference's speed, training and validation", yticks=range(len(names)), xlim=(0, 1.3 * max(ratios)))
     left.set_yticklabels([MODELS[name] for name in names])
     left.invert_yaxis()
-    left.set_xlim(0.5 * min(map(min, reference)), 3 * max(map(max, ours)))
-    _log_ticks(left)
-    right.set(xlim=(0, 1), xlabel="share of the machine's own matrix rate")
+    right.set(xlim=(0, 1.1), xlabel="share of the machine's own matrix rate")
     _percent(right.xaxis)
     _legend(left)
-    return _titled(figure, f"times the plain reference's speed: {', '.join(heads)}",
+    heads = listed(f"{MODELS[name]} {ratio:.1f}" for name, ratio in zip(names, ratios))
+    return _titled(figure, f"times as fast as the plain reference: {heads}",
                    f"Coloured: this package. Bars: medians; black lines: lowest to highest round. Matrix rate: {limit}.")
 
 
