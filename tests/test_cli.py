@@ -121,12 +121,11 @@ def test_train_prints_the_run_folder_last_and_keeps_everything_there(tmp_path):
 
 
 def damaged(folder):
-    """A folder that claims to hold CIFAR-10, with a first batch that is not the official one."""
+    """Make a folder that claims to hold CIFAR-10, with a first batch that is not the official one."""
     batches = folder / "cifar-10-batches-py"
     batches.mkdir(parents=True)
     for name in ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"):
         (batches / name).write_bytes(b"\x80\x04N.")
-    return folder
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -135,7 +134,8 @@ def damaged(folder):
 ])
 def test_what_only_the_kernel_can_tell_is_one_line_and_exit_code_2_too(tmp_path, arguments, message):
     """Two for all: test_notebooks.py has the others without a kernel."""
-    arguments = [word.replace("DAMAGED", str(damaged(tmp_path / "damaged"))) for word in arguments]
+    damaged(tmp_path / "damaged")
+    arguments = [word.replace("DAMAGED", str(tmp_path / "damaged")) for word in arguments]
     ended = train(tmp_path / "executed", *arguments, CUDA_VISIBLE_DEVICES="")
     assert ended.returncode == 2 and message in ended.stderr and ended.stderr.count("\n") == 1, ended.stderr
 
