@@ -14,6 +14,7 @@ from .history import History
 from .runs import FINISHED, check_plan, commit, read_record
 
 
+THOROUGH = ("cpu",)  # devices on which each epoch is written: there it takes far longer than writing does
 CHEAP = 0.1  # seconds of writing that are no loss after any epoch
 WRITING = 10  # where it takes longer: so many times that long is trained before the next writing
 
@@ -28,6 +29,7 @@ class Store:
     def __init__(self, folder: Path | str | None, plan: dict, resume: bool):
         self.folder = folder and Path(folder)
         self.best, self.pending, self.written, self.cost = {}, False, 0.0, 0.0
+        self.thorough = plan["device"] in THOROUGH
         self.stop_file = self.folder and self.folder / STOP
         if not self.folder:
             return
@@ -59,14 +61,14 @@ class Store:
         return History.read(self.folder / HISTORY) if finished else History()
 
     def keep(self, model: nn.Module, optimizer: torch.optim.Optimizer, history: History) -> None:
-        """After an epoch: its weights if they are the best so far, and everything on disk unless that takes longer than training does."""
+        """After an epoch: its weights if they are the best so far, and everything on disk unless that takes longer than a GPU trains."""
         if not self.folder:
             return
         for name in ("best_val_acc", "best_val_loss"):
             if history.best(name) is history.last:
                 self.best[name] = {key: value.clone() for key, value in model.state_dict().items()}
         self.pending = True
-        if time.monotonic() - self.written >= WRITING * self.cost:
+        if self.thorough or time.monotonic() - self.written >= WRITING * self.cost:
             self.write(model, optimizer, history)
 
     def write(self, model: nn.Module, optimizer: torch.optim.Optimizer, history: History) -> None:

@@ -431,7 +431,8 @@ def test_request_in_the_last_epoch_changes_nothing(load, tmp_path, at_loss, unin
 
 @pytest.fixture
 def slow_disk(monkeypatch):
-    """Writing seems to take so long that it is done after the first epoch and when training ends, never in between."""
+    """As on a GPU where writing takes so long that it is done after the first epoch and when training ends, never in between."""
+    monkeypatch.setattr(checkpoint, "THOROUGH", ())
     monkeypatch.setattr(checkpoint, "CHEAP", 0)
     monkeypatch.setattr(checkpoint, "WRITING", 1e9)
 
@@ -443,6 +444,14 @@ def test_epochs_that_are_quicker_than_writing_are_not_all_written(load, tmp_path
     assert len(torch.load(tmp_path / "last.pt", weights_only=True)["rows"]) == 1
     run(INTERRUPTED, load(INTERRUPTED), tmp_path)
     assert_same_run(tmp_path, uninterrupted)
+
+
+def test_on_a_cpu_every_epoch_is_written(load, tmp_path, at_loss, slow_disk, monkeypatch):
+    monkeypatch.setattr(checkpoint, "THOROUGH", ("cpu",))
+    at_loss(2 * BATCHES + 2, lambda: [signal.raise_signal(signal.SIGINT) for _ in range(2)])
+    with pytest.raises(KeyboardInterrupt):
+        run(INTERRUPTED, load(INTERRUPTED), tmp_path)
+    assert len(torch.load(tmp_path / "last.pt", weights_only=True)["rows"]) == 2
 
 
 def test_all_epochs_are_written_before_a_stop(load, tmp_path, at_loss, slow_disk, uninterrupted):
