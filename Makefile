@@ -1,8 +1,8 @@
 # `make demo` and `make test` set everything up in .venv first; nothing is installed elsewhere.
 PYTHON ?= python3
 BIN := .venv/bin
-# the committed study that README.md reports
-STUDY := executed/resnet_24_epochs
+# the committed studies that README.md reports
+STUDIES := resnet_24_epochs equal_compute
 
 .PHONY: help setup demo test lab report clean-demo
 
@@ -28,7 +28,9 @@ test: setup  ## run all tests
 	$(BIN)/python -m pytest
 
 report: setup  ## redraw figures/ and rewrite the README's figures from the committed runs and measurements
-	$(BIN)/python -m cifarlib results --runs $(STUDY)/runs.csv --figures figures --readme README.md
+	for study in $(STUDIES); do \
+	  $(BIN)/python -m cifarlib results --runs executed/$$study/runs.csv --figures figures/$$study --readme README.md --section $$study || exit; \
+	done
 	$(BIN)/python -m cifarlib bench --no-measure --readme README.md
 
 lab: setup  ## open JupyterLab

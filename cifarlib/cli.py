@@ -89,7 +89,8 @@ def make_parser() -> Parser:
     command.add_argument("--study", default="", help="only the rows of this study")
     command.add_argument("--compare-with", default="", metavar="FILE", help="a second table to compare with")
     command.add_argument("-d", "--data_dir", default="", help="folder of the CIFAR-10 batches, to show mistaken test images")
-    command.add_argument("--readme", default="", metavar="FILE", help="rewrite this file's results section, between its markers")
+    command.add_argument("--readme", default="", metavar="FILE", help="rewrite a section of this file, between its markers")
+    command.add_argument("--section", default="results", metavar="NAME", help="that section: <!-- NAME:begin --> to <!-- NAME:end -->")
     command.add_argument("--report", default="", metavar="DIR", help="folder for the executed notebook and its HTML; the table's own if empty")
     command.set_defaults(command=results)
 
@@ -211,20 +212,25 @@ def forecast(runs, cells, options: Options, jobs: int) -> str:
 
 
 def time_left(left, options: Options, jobs: int) -> str:
-    """The time that runs may still take, from the seconds an epoch that recorded runs of the same model took, in any study."""
+    """The time that runs may still take, from the seconds an epoch that recorded runs of the same model and size took, in any study."""
+    from statistics import mean
+
     from .runs import read_record
 
-    seconds: dict[str, list[float]] = {}
+    def kind(config: dict) -> tuple:
+        return config["model"], str(config["model_args"]), config["limit_train"]
+
+    seconds: dict[tuple, list[float]] = {}
     for path in project_path(options.executed_dir).glob("*/*/record.json"):
         record = read_record(path.parent)
-        if record and record["epochs_run"] and record["config"]["limit_train"] == 0 and not record["config"]["model_args"]:
-            seconds.setdefault(record["config"]["model"], []).append(record["seconds"] / record["epochs_run"])
-    unknown = sorted({run.config.model for run in left} - seconds.keys())
+        if record and record["epochs_run"]:
+            seconds.setdefault(kind(record["config"]), []).append(record["seconds"] / record["epochs_run"])
+    kinds = [kind(run.config.to_dict()) for run in left]
     if not left:
         return "nothing is left to do"
-    if unknown:
-        return f"no estimate: no full run of {', '.join(unknown)} is recorded in {options.executed_dir} yet"
-    total = sum(run.config.epochs * sum(seconds[run.config.model]) / len(seconds[run.config.model]) for run in left) / jobs
+    if unknown := sorted({model for model, *sizes in set(kinds) - seconds.keys()}):
+        return f"no estimate: no run of {', '.join(unknown)} of this size is recorded in {options.executed_dir} yet"
+    total = sum(run.config.epochs * mean(seconds[kind]) for run, kind in zip(left, kinds)) / jobs
     return f"about {duration(total)} for the rest, {jobs} at a time, if none stops early"
 
 
@@ -293,7 +299,7 @@ def bench(arguments: argparse.Namespace) -> int:
 
 
 def rewrite_readme(arguments: argparse.Namespace) -> None:
-    """Put the table's results section between the file's markers."""
+    """Put what the table says between the file's markers."""
     import os
 
     from .results import read_table
@@ -301,4 +307,4 @@ def rewrite_readme(arguments: argparse.Namespace) -> None:
 
     table = read_table(arguments.runs, arguments.rank_by, arguments.study)
     folder = os.path.relpath(arguments.figures, Path(arguments.readme).parent)
-    rewrite_between_markers(arguments.readme, "results", "## Results\n\n" + readme_section(table, folder))
+    rewrite_between_markers(arguments.readme, arguments.section, readme_section(table, folder))

@@ -221,9 +221,10 @@ def _markdown(columns: dict[str, list]) -> str:
 
 
 def runs_table(table: Table, best: pd.DataFrame) -> str:
-    """`top` or `overall` as Markdown, with the published best beside ours where each row is another model."""
+    """`top` or `overall` as Markdown; where each row is another model, the published best beside ours of the same size."""
     rows = [row for _, row in best.iterrows()]
     overall, ours = best["model"].nunique() == len(best) > 1, "run" in table.rows and not table.synthetic
+    sizes = table.rows.loc[best.index].get("model_args", ["{}"] * len(best))
     return _markdown({
         "Model": [MODELS[row["model"]] * overall for row in rows],
         "Run": [f"`{row['name']}`" for row in rows],
@@ -233,7 +234,8 @@ def runs_table(table: Table, best: pd.DataFrame) -> str:
         "Per-class accuracy": [percent(row["per_class"]) for row in rows],
         "Mean ± SD (runs)": [f"{100 * row['mean']:.2f} ± {100 * row['sd']:.2f} ({row['runs']})" if row["runs"] > 1
                              else "" for row in rows],
-        "Published best": [percent(PUBLISHED_BEST[row["model"]]) if overall and ours else "" for row in rows]})
+        "Published best, 80 epochs": [percent(PUBLISHED_BEST[row["model"]]) if overall and ours and size == "{}" else ""
+                                      for row, size in zip(rows, sizes)]})
 
 
 def experiments_table(table: Table, model: str, n: int = 5) -> str:

@@ -48,6 +48,24 @@ def test_a_grid_keeps_the_best_weights_unless_told_otherwise():
         "best", "none", "all"]
 
 
+def test_a_dry_run_estimates_from_runs_of_the_same_model_and_size(tmp_path, capsys):
+    (tmp_path / "g.yaml").write_text("fixed: {epochs: 30, scheduler: step}\nrows: [{gamma: [0.9, 0.8, 0.7]}]\n")
+
+    def estimate(*arguments):
+        assert cli.main(["grid", str(tmp_path / "g.yaml"), "--dry-run", "--executed_dir", str(tmp_path), "--jobs", "2", *arguments]) == 0
+        return capsys.readouterr().out.splitlines()[-1]
+
+    assert estimate() == f"no estimate: no run of resnet of this size is recorded in {tmp_path} yet"
+    for folder, seconds, more in ((Config(scheduler="step", gamma=0.9).run_name, 200.0, {}), ("other", 300.0, {"gamma": 0.5}),
+                                  ("small", 1.0, {"model_args": {"depths": [1, 1, 1, 1]}}), ("part", 1.0, {"limit_train": 10})):
+        (tmp_path / "g" / folder).mkdir(parents=True)
+        record = {"status": "done", "config": Config(scheduler="step", **more).to_dict(), "epochs_run": 10, "seconds": seconds}
+        (tmp_path / "g" / folder / "record.json").write_text(json.dumps(record))
+    assert estimate() == "about 12 min for the rest, 2 at a time, if none stops early"  # two runs of 30 epochs of 25 s, side by side
+    assert estimate("--limit_train", "10") == "about 3 s for the rest, 2 at a time, if none stops early"
+    assert "resnet of this size" in estimate("--limit_train", "20")
+
+
 def test_every_field_is_an_option_and_help_shows_its_default(capsys):
     with pytest.raises(SystemExit):
         cli.main(["train", "--help"])

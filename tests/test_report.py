@@ -15,8 +15,8 @@ from cifarlib.results import read_table
 from cifarlib.sentences import readme_section, rewrite_between_markers
 
 ROOT = Path(__file__).parent.parent
-STUDY = Path(re.search(r"^STUDY := (\S+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1])
-EXECUTED = sorted(ROOT.glob(f"{STUDY}/*/experiment.ipynb"))
+STUDIES = re.search(r"^STUDIES := (.+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
+EXECUTED = [path for study in STUDIES for path in sorted(ROOT.glob(f"executed/{study}/*/experiment.ipynb"))]
 
 
 def test_results_draws_the_charts_writes_html_and_the_readme_section(tmp_path, capsys, monkeypatch):
@@ -55,10 +55,11 @@ def test_a_table_that_cannot_be_used_is_one_line(tmp_path, capsys):
     assert error.startswith("cifarlib: ") and error.count("\n") == 1
 
 
-def test_the_readme_says_what_the_committed_runs_give(tmp_path, monkeypatch):
+@pytest.mark.parametrize("study", STUDIES)
+def test_the_readme_says_what_the_committed_runs_give(study, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     copy = shutil.copy("README.md", tmp_path)
-    changed = rewrite_between_markers(copy, "results", "## Results\n\n" + readme_section(read_table(str(STUDY / "runs.csv")), "figures"))
+    changed = rewrite_between_markers(copy, study, readme_section(read_table(f"executed/{study}/runs.csv"), f"figures/{study}"))
     assert not changed, "run `make report` and commit what it changes"
 
 

@@ -411,6 +411,13 @@ def test_only_synthetic_rows_are_called_so_loudly(small):
     assert "Published best" in sentences.readme_section(checked(small))
 
 
+def test_the_published_best_stands_beside_models_of_its_size_only(small):
+    depth = small["Modelname"].map({"cnn": "{}", "resnet": "{}", "vit": '{"depth": 1}'})
+    text = sentences.overall_section(checked(small.assign(model_args=depth)))
+    cells = {line.split(" | ")[0].strip("| "): line.rstrip(" |").split(" | ")[-1] for line in text.splitlines() if line.startswith("| ")}
+    assert (cells["CNN"], cells["ResNet"]) == ("86.97%", "84.22%") and cells["ViT"] != "83.50%"
+
+
 def test_files_that_are_no_table(tmp_path):
     (tmp_path / "empty.csv").write_text("")
     (tmp_path / "binary.csv").write_bytes(bytes(range(256)))
