@@ -89,7 +89,7 @@ def model_table() -> pandas.DataFrame:
 
 # The modules whose outputs are worth showing, by model.
 STAGES = {
-    "cnn": (nn.MaxPool2d, nn.Linear),
+    "cnn": (nn.Conv2d, nn.MaxPool2d, nn.Linear),
     "resnet": ("stem.0", "stem", "stages.0", "stages.1", "stages.2", "stages.3", "pool", "fc"),
     "vit": ("embed", *(f"blocks.{i}" for i in range(8)), "norm", "head"),
 }
@@ -98,12 +98,13 @@ STAGES = {
 def stage_table(name: str) -> pandas.DataFrame:
     """Output shape and parameters of each stage of a published model, for one image."""
     model, image = _published(name)
-    rows = [{"stage": "image", "output": "3 x 32 x 32", "parameters": 0}]
+    rows = [{"stage": "image", "output": "3 x 32 x 32", "parameters": ""}]
 
     def note(module_name):
         def hook(module, inputs, output):
+            parameters = count_parameters(module)
             rows.append({"stage": f"{module_name} ({type(module).__name__})", "output": " x ".join(map(str, output.shape[1:])),
-                         "parameters": count_parameters(module)})
+                         "parameters": f"{parameters:,}" if parameters else ""})
         return hook
 
     for module_name, module in model.named_modules():

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from . import results as r
 from .config import CLASSES
@@ -329,9 +329,9 @@ def expected_best(table: Table) -> Figure | str:
         axis.plot(range(1, len(curve) + 1), curve, color=COLOURS[model], marker=MARKERS[model], markevery=0.15,
                   label=f"{MODELS[model]} ({len(curve)} runs)")
         heads.append(f"{np.argmax(curve >= curve[-1] - 0.01) + 1} for {MODELS[model]}")
-    axis.set(xscale="log", xlabel="runs tried, drawn at random", ylabel=f"expected best {table.score}")
+    axis.set_xscale("log", base=2)
+    axis.set(xlabel="runs tried, drawn at random", ylabel=f"expected best {table.score}")
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
     _percent(axis.yaxis)
     axis.legend(loc="lower right")
     return _titled(figure, f"Random runs needed to come within one point of the grid's best: {listed(heads)}",
@@ -368,6 +368,8 @@ def _curves(axes, history: pd.DataFrame) -> None:
     axes[2].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
     for axis in axes:
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        if len(history) == 1:  # else the axis is a tenth of an epoch wide
+            axis.set_xlim(0.5, 1.5)
 
 
 def _best_epoch(history: pd.DataFrame) -> pd.Series | None:

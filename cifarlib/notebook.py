@@ -8,7 +8,6 @@ import time
 import matplotlib.pyplot as plt
 import pandas
 from IPython.display import display
-from tqdm.auto import tqdm
 
 from .config import CHECKPOINTS, Config, Options, unknown_names
 from .figures import learning_curves
@@ -34,32 +33,42 @@ def injected_names(cells: list[str]) -> list[str]:
 class Live:
     """Shows a run as it trains: in JupyterLab a bar of epochs and one figure that is redrawn, elsewhere a line an epoch.
 
-    Called with the history after every epoch.
+    A context around the training, called with the history after every epoch.
     """
 
     def __init__(self, config: Config):
         self.config = config
         self.interactive = "JPY_SESSION_NAME" in os.environ  # Jupyter's server sets it for kernels that a person looks at
-        self.bar = tqdm(total=config.epochs, unit="epoch") if self.interactive else None
-        self.handle, self.next_drawing = None, 0.0
+        self.bar, self.handle, self.next_drawing = None, None, 0.0
+        if self.interactive:
+            from tqdm.notebook import tqdm  # its widgets would only delay a run that nobody looks at
+
+            self.bar = tqdm(total=config.epochs, unit="epoch")
+
+    def __enter__(self) -> "Live":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self.bar is None:
+            return
+        if self.bar.n == 0:  # nothing was trained: the run was finished already
+            self.bar.container.layout.display = "none"
+        self.bar.close()
 
     def __call__(self, history: History) -> None:
         if not self.interactive:
             print(epoch_line(history.last, self.config.epochs), flush=True)
             return
-        finished = history.finished(self.config)
-        self._advance(history, finished)
-        if finished or time.monotonic() >= self.next_drawing:
+        self._advance(history)
+        if history.finished(self.config) or time.monotonic() >= self.next_drawing:
             self._draw(history)
 
-    def _advance(self, history: History, finished: bool) -> None:
+    def _advance(self, history: History) -> None:
         if self.bar.n == 0:
             self.bar.initial = self.bar.n = len(history.rows) - 1  # epochs of an earlier session don't count for the speed
         self.bar.update()
         row = history.last
         self.bar.set_postfix({name: f"{row[name]:.3f}" for name in ("train_accuracy", "val_accuracy") if name in row})
-        if finished:
-            self.bar.close()
 
     def _draw(self, history: History) -> None:
         started = time.monotonic()

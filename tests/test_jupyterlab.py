@@ -43,6 +43,8 @@ def test_run_all_trains_the_experiment_with_a_bar_and_a_figure_up_to_the_table(l
     cells = lab.run_all()
     assert errors(cells) == []
     seen = lab.seen()
+    (bar,) = lab.find(".jp-OutputArea-output .widget-hbox")
+    assert bar.is_displayed()
     for epoch in range(EPOCHS + 1):
         assert any(f" {epoch}/{EPOCHS} " in text for text in seen["bars"]), f"epoch {epoch} in {seen['bars']}"
     assert len(seen["pictures"]) >= 2, "the figure of the first epoch is redrawn at the end at the latest"
@@ -57,6 +59,14 @@ def test_run_all_trains_the_experiment_with_a_bar_and_a_figure_up_to_the_table(l
     header, *rows = [[cell.text for cell in lab.find("th, td", row)] for row in lab.find("tr", table)]
     shown = {row[0]: float(row[header.index("test_accuracy")]) for row in rows}
     assert shown == {name: round(metrics[f"test_accuracy_{name}"], 4) for name in ("best_val_acc", "best_val_loss", "terminal")}
+
+
+def test_run_all_of_a_finished_run_only_shows_it(lab):
+    lab.open("experiment.ipynb", CODE_CELLS["experiment.ipynb"])
+    assert errors(lab.run_all()) == []
+    (bar,) = lab.find(".jp-OutputArea-output .widget-hbox")
+    assert not bar.is_displayed(), "a bar at 0 would look like something that hangs"
+    assert len(lab.pictures()) == 3, "learning curves, per-class accuracy, confusion"
 
 
 def test_run_all_shows_the_data_and_the_models(lab):
