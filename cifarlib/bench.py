@@ -60,7 +60,7 @@ class Ours:
         self.splits, self.config, self.number = splits, config, 0
         device = splits.train.images.device
         self.model = build_model(config).to(device, memory_format=torch.channels_last)
-        self.trainer = Trainer(self.model, make_optimizer(self.model, config, device), splits.train, config,
+        self.trainer = Trainer(self.model, make_optimizer(self.model, config), splits.train, config,
                                pick_precision(config.precision, device))
 
     def epoch(self) -> None:

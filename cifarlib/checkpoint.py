@@ -11,6 +11,7 @@ from torch import nn
 from .config import CHECKPOINTS, InputError
 from .files import HISTORY, PLAN, PREDICTIONS, RECORD, STATE, STOP, replacing, write_json
 from .history import History
+from .optimizer import AdamW
 from .runs import FINISHED, check_plan, commit, read_record
 
 
@@ -44,7 +45,7 @@ class Store:
         except OSError as error:
             raise InputError(f"{self.folder} can't be written ({error.strerror}); choose another executed_dir or study")
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> History:
+    def restore(self, model: nn.Module, optimizer: AdamW) -> History:
         """Load the latest state into model and optimizer; an empty history if there is none."""
         if not self.folder:
             return History()
@@ -60,7 +61,7 @@ class Store:
         finished = terminal.exists() or record and record["status"] in FINISHED  # a finished run may have kept no weights
         return History.read(self.folder / HISTORY) if finished else History()
 
-    def keep(self, model: nn.Module, optimizer: torch.optim.Optimizer, history: History) -> None:
+    def keep(self, model: nn.Module, optimizer: AdamW, history: History) -> None:
         """After an epoch: its weights if they are the best so far, and everything on disk unless that takes longer than a GPU trains."""
         if not self.folder:
             return
@@ -71,7 +72,7 @@ class Store:
         if self.thorough or time.monotonic() - self.written >= WRITING * self.cost:
             self.write(model, optimizer, history)
 
-    def write(self, model: nn.Module, optimizer: torch.optim.Optimizer, history: History) -> None:
+    def write(self, model: nn.Module, optimizer: AdamW, history: History) -> None:
         """What `keep` left unwritten. The state comes last: the epochs are done once that is there."""
         if not self.folder or not self.pending:
             return

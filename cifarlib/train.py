@@ -17,6 +17,7 @@ from .device import autocast, pick_precision
 from .files import STATE
 from .history import History
 from .metrics import Scores, Tally
+from .optimizer import AdamW
 from .schedule import lr_at
 
 EVALUATION_BATCH = 500  # images, on a CPU, whose caches hold their maps; a GPU is fed more at once
@@ -37,7 +38,7 @@ def fit(model: nn.Module, splits: Splits, config: Config, folder: Path | str | N
     precision = pick_precision(config.precision, device)
     callbacks = [on_epoch] if callable(on_epoch) else list(on_epoch)
     model.to(device, memory_format=torch.channels_last)
-    optimizer = make_optimizer(model, config, device)
+    optimizer = make_optimizer(model, config)
     store = Store(folder, {**config.identity(), "device": device.type, "precision": precision, "data": splits.fingerprint}, resume)
     history = store.restore(model, optimizer)
     trainer = Trainer(model, optimizer, train, config, precision)
@@ -69,7 +70,7 @@ class Trainer:
     draws, the places in them that make up the next batch, the learning rate, and the tally.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, split: Split, config: Config, precision: str):
+    def __init__(self, model: nn.Module, optimizer: AdamW, split: Split, config: Config, precision: str):
         self.model, self.optimizer, self.split, self.config, self.precision = model, optimizer, split, config, precision
         self.device = split.images.device
         self.packed = augment.pack(split.images)
@@ -202,11 +203,10 @@ def loss_of(logits: Tensor, labels: Tensor, config: Config) -> Tensor:
     return F.cross_entropy(logits, labels)
 
 
-def make_optimizer(model: nn.Module, config: Config, device: torch.device) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, config: Config) -> AdamW:
     """AdamW with amsgrad. The corrected protocol decays weight matrices and kernels only, the published one biases and norms too."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     other_decay = config.weight_decay if config.protocol == "published" else 0.0
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": other_decay}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, amsgrad=True, fused=device.type in ("cpu", "cuda"),
-                             capturable=device.type == "cuda")
+    return AdamW([{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": other_decay}],
+                 config.learning_rate)

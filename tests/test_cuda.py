@@ -54,7 +54,7 @@ def test_a_step_never_waits_for_the_gpu(augmentation):
     config = tiny("resnet", device="cuda", augmentation=augmentation)
     model, splits = build_model(config), load_cifar10(config)
     model.to("cuda", memory_format=torch.channels_last)
-    trainer = train.Trainer(model, train.make_optimizer(model, config, torch.device("cuda")), splits.train, config, "fp32")
+    trainer = train.Trainer(model, train.make_optimizer(model, config), splits.train, config, "fp32")
     trainer.train_epoch(0)
     trainer.train_epoch(1)
     trainer._begin(2)  # back to the first batch: beyond the last there are no images
