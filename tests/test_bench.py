@@ -67,7 +67,7 @@ def test_bench_executes_its_notebook_and_rewrites_the_readme(tmp_path, capfd):
     readme = tmp_path / "README.md"
     readme.write_text("<!-- throughput:begin -->\n<!-- throughput:end -->\n")
     arguments = ["bench", "--folder", str(tmp_path), "--figures", str(tmp_path / "figures"), "--readme", str(readme)]
-    assert main([*arguments, "--models", "resnet", "--rounds", "1", "--share", "0.01", "--dataset", "synthetic"]) == 0
+    assert main([*arguments, "--models", "resnet", "--rounds", "1", "--share", "0.01", "--dataset", "synthetic", "--device", "cpu"]) == 0
     results = json.loads((tmp_path / "throughput.json").read_text())
     assert capfd.readouterr().out.splitlines()[-1] == str(tmp_path / "throughput.json")
     found = results["models"]["resnet"]

@@ -11,6 +11,13 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
 
+@pytest.fixture(autouse=True)
+def exact():
+    """The same sums each time, in whole fp32: convolutions round to TF32 by default, and may add in any order."""
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        yield
+
+
 def rows(config, folder=None, **options):
     """The metrics of each epoch."""
     history = fit(build_model(config), load_cifar10(config), config, folder, **options)
@@ -34,7 +41,7 @@ def test_a_graph_computes_what_single_launches_do(model, augmentation, monkeypat
 def test_a_gpu_trains_like_a_cpu(model):
     config = tiny(model, augmentation=True, epochs=3, learning_rate=0.001)
     for gpu, cpu in zip(rows(config.replace(device="cuda")), rows(config), strict=True):
-        assert gpu == pytest.approx(cpu, rel=0.02)
+        assert gpu == pytest.approx(cpu, rel=0.02, abs=0.06)  # a tie or two of some forty images may fall otherwise
 
 
 def test_a_run_on_a_gpu_goes_on_after_a_stop(tmp_path):
@@ -57,6 +64,7 @@ def test_a_step_never_waits_for_the_gpu(augmentation):
     trainer = train.Trainer(model, train.make_optimizer(model, config), splits.train, config, "fp32")
     trainer.train_epoch(0)
     trainer.train_epoch(1)
+    trainer.graph = None  # a replay could not tell
     trainer._begin(2)  # back to the first batch: beyond the last there are no images
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
