@@ -27,7 +27,7 @@ demo: setup  ## train a mini-grid of all three models and draw its charts
 test: setup  ## run all tests
 	$(BIN)/python -m pytest
 
-report: setup  ## redraw figures/ and rewrite the README's figures from the committed runs and measurements
+report: setup  ## redraw the studies' charts and rewrite the README from the committed runs and measurements
 	for study in $(STUDIES); do \
 	  $(BIN)/python -m cifarlib results --runs executed/$$study/runs.csv --figures figures/$$study --readme README.md --section $$study || exit; \
 	done

@@ -43,7 +43,7 @@ class Stopping:
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
     def __init__(self):
-        self.requested, self.running, self.before = False, {}, {}
+        self.requested, self.killed, self.running, self.before = False, False, {}, {}
 
     def __enter__(self) -> "Stopping":
         if threading.current_thread() is threading.main_thread():
@@ -56,6 +56,7 @@ class Stopping:
 
     def _on_signal(self, number, frame) -> None:
         if self.requested and number == signal.SIGINT:
+            self.killed = True
             for process in list(self.running.values()):
                 os.killpg(process.pid, signal.SIGKILL)
             return
@@ -108,8 +109,8 @@ def execute_run(run: Run, options: Options, stopping: Stopping, threads: int = 0
             if echo:
                 echo(line)
     del stopping.running[folder]
-    if claim and claim.lost:
-        return PREEMPTED  # the folder is another runner's now
+    if claim and claim.lost or stopping.killed and process.returncode < 0:
+        return PREEMPTED  # the folder is another runner's now, or the user killed the run: nothing has failed
     return _outcome(process.returncode, folder, run.config, list(lines))
 
 
@@ -126,7 +127,7 @@ def _outcome(code: int, folder: Path, config: Config, lines: list[str]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Slots:
-    """How many runs go on at a time, and what each gets: a share of the cores, and a card in turn."""
+    """How many runs go on at a time, and what each gets: a share of the cores, and a card in turn (one with more room more often)."""
 
     jobs: int
     threads: int
@@ -135,11 +136,11 @@ class Slots:
     @classmethod
     def of_this_machine(cls, jobs: int = 0, device: str = "auto") -> "Slots":
         """`jobs` at a time, or as many as the cores and the memory, or the cards' memory, have room for."""
-        cores, gpus = _cores(), {} if device in ("cpu", "mps") else _gpu_memory()
-        if gpus:
-            jobs = jobs or sum(max(1, int(memory // GPU_MEMORY_A_RUN)) for memory in gpus.values())
-        jobs = jobs or max(1, min(cores, int(_free_memory() // MEMORY_A_RUN)))
-        return cls(jobs, max(1, cores // jobs), tuple(gpus))
+        cores, memory = _cores(), {} if device in ("cpu", "mps") else _gpu_memory()
+        room = {name: max(1, int(size // GPU_MEMORY_A_RUN)) for name, size in memory.items()}
+        gpus = tuple(name for turn in range(max(room.values(), default=0)) for name in room if turn < room[name])
+        jobs = jobs or len(gpus) or max(1, min(cores, int(_free_memory() // MEMORY_A_RUN)))
+        return cls(jobs, max(1, cores // jobs), gpus)
 
 
 def _cores() -> int:
@@ -197,29 +198,36 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
                 futures[future] = run, claim, slot, time.monotonic()
             if not futures and not (waiting and wait_for_others):
                 break
-            finished, _ = wait(futures, timeout=POLL, return_when=FIRST_COMPLETED) if futures else (time.sleep(POLL), ())
-            for future in finished or ():
+            if not futures:
+                time.sleep(POLL)
+                continue
+            for future in wait(futures, timeout=POLL, return_when=FIRST_COMPLETED).done:
                 run, claim, slot, started = futures.pop(future)
                 free.append(slot)
                 codes[run.name] = future.result()
                 if claim.lost:
                     waiting.append(run)
                 else:  # before the release: another runner that tries a failed run again removes its record
-                    write_table(study)
+                    _update_table(study)
                     _report(bar, run, options, codes[run.name], time.monotonic() - started, echo is None)
                 claim.release()
                 if fail_fast and codes[run.name] in (FAILED, BAD_INPUT):
                     stopping.request()
-    if any(study.glob(f"*/{RECORD}")):
-        write_table(study)  # also when nothing was trained: cells that share a finished run may be new
+    _update_table(study)  # also when nothing was trained: cells that share a finished run may be new
     return _exit_code(runs, options, codes, fail_fast)
+
+
+def _update_table(study: Path) -> None:
+    """The table of runs anew, if there is anything to put in it."""
+    if any(study.glob(f"*/{RECORD}")):
+        write_table(study)
 
 
 def _exit_code(runs: list[Run], options: Options, codes: dict[str, int], fail_fast: bool) -> int:
     if codes and set(codes.values()) == {BAD_INPUT}:
         return BAD_INPUT
     statuses = {status_of(options.run_folder(run.config)) for run in runs}
-    if "failed" in statuses and (fail_fast or "preempted" not in statuses):
+    if "failed" in statuses and (fail_fast or not statuses & {"preempted", "pending"}):
         return FAILED
     return PREEMPTED if statuses & {"preempted", "pending"} else OK
 
@@ -263,7 +271,7 @@ def _grid_bar(runs: list[Run], options: Options, shown: bool) -> tqdm:
 
 def _report(bar: tqdm, run: Run, options: Options, code: int, seconds: float, shown: bool) -> None:
     """One line for a run that ended: name, status, best validation accuracy, seconds."""
-    record = read_record(options.run_folder(run.config)) or {"status": "failed", "metrics": {}}
+    record = read_record(options.run_folder(run.config)) or {"status": "preempted", "metrics": {}}  # killed by the user
     accuracy = record["metrics"].get("val_accuracy_best_val_acc")
     best = f"best validation accuracy {accuracy:.4f}" if accuracy is not None else "no validation"
     if shown:

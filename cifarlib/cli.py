@@ -32,6 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"cifarlib: {error}", file=sys.stderr)
         return BAD_INPUT
+    except KeyboardInterrupt:
+        print("cifarlib: interrupted", file=sys.stderr)
+        return 130
     except ImportError as error:
         print(f"cifarlib: a package is missing or broken ({error}); set the environment up by `make setup` or from environment.yml",
               file=sys.stderr)
@@ -55,7 +58,7 @@ def make_parser() -> Parser:
     command = commands.add_parser("grid", help="train the runs of a grid file", formatter_class=formatter,
                                   description="Train every run of a grid; what is done is skipped, what was cut off goes on.")
     command.add_argument("file", help="a grid file such as parameters/demo.yaml")
-    command.add_argument("--jobs", type=positive, default=0, help="runs at a time; 0 goes by cores and memory, or the cards' memory")
+    command.add_argument("--jobs", type=whole, default=0, help="runs at a time; 0 goes by cores and memory, or the cards' memory")
     command.add_argument("--only", default="", metavar="NAME=VALUE,...", help="only the cells with these values; empty takes all")
     command.add_argument("--retry-failed", action="store_true", help="try failed runs again")
     command.add_argument("--fail-fast", action="store_true", help="stop at the first failure")
@@ -97,7 +100,7 @@ def make_parser() -> Parser:
     command = commands.add_parser("bench", help="measure how fast this machine trains", formatter_class=formatter,
                                   description="Execute the throughput notebook; the last line printed is the file of the measurements.")
     command.add_argument("--models", default="cnn,resnet,vit", metavar="NAME,...", help="models to measure")
-    command.add_argument("--rounds", type=positive, default=5, help="times each measurement is taken")
+    command.add_argument("--rounds", type=lambda text: whole(text, 1), default=5, help="times each measurement is taken")
     command.add_argument("--share", type=float, default=1.0, help="part of the usual number of images a round")
     command.add_argument("--dataset", default="cifar10", metavar="cifar10|synthetic|auto", help="images; their content hardly matters here")
     command.add_argument("-d", "--data_dir", default="", help="folder of the CIFAR-10 batches")
@@ -136,10 +139,10 @@ def add_no_checkpoints(parser: argparse.ArgumentParser) -> None:
                         help="the same as --checkpoints none")
 
 
-def positive(text: str) -> int:
-    """A whole number from 0."""
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}")
+def whole(text: str, minimum: int = 0) -> int:
+    """A whole number, `minimum` or more."""
+    if not text.isdecimal() or int(text) < minimum:
+        raise argparse.ArgumentTypeError(f"expected a whole number from {minimum}, got {text!r}")
     return int(text)
 
 
@@ -180,7 +183,7 @@ def grid(arguments: argparse.Namespace) -> int:
     from .batch import Slots, run_all
     from .grid import chunk, distinct_runs, read_grid, select, write_sets
 
-    cells = [cell.replace(**fields_of(Config, arguments)) for cell in read_grid(arguments.file)]
+    cells = read_grid(arguments.file, fields_of(Config, arguments))
     cells = select(cells, arguments.only) if arguments.only else cells
     if arguments.write_sets:
         print(*write_sets(cells, Path(arguments.write_sets)), sep="\n")
@@ -202,11 +205,12 @@ def forecast(runs, cells, options: Options, jobs: int) -> str:
     from collections import Counter
 
     from .batch import Slots
-    from .runs import status_of
+    from .runs import FINISHED, STATUSES, status_of
 
-    counts = Counter(status_of(options.run_folder(run.config)) for run in runs)
-    states = ", ".join(f"{counts[name]} {name}" for name in ("done", "diverged", "failed", "running", "preempted", "pending"))
-    left = [run for run in runs if status_of(options.run_folder(run.config)) not in ("done", "diverged")]
+    status = {run.name: status_of(options.run_folder(run.config)) for run in runs}
+    counts = Counter(status.values())
+    states = ", ".join(f"{counts[name]} {name}" for name in STATUSES)
+    left = [run for run in runs if status[run.name] not in FINISHED]
     jobs = Slots.of_this_machine(jobs, cells[0].device).jobs
     return f"{sum(len(run.cells) for run in runs)} cells, {len(runs)} distinct runs: {states}\n{time_left(left, options, jobs)}"
 

@@ -137,10 +137,12 @@ def _arrays(config: Config):
     """(dataset, (images, labels, test images, test labels), text that identifies the content)."""
     if config.dataset != "synthetic":
         try:
-            return "cifar10", read_batches(find_cifar10(config.data_dir)), "cifar10 " + " ".join(MD5.values())
-        except InputError:
-            if config.dataset == "cifar10" or config.data_dir:
+            folder = find_cifar10(config.data_dir)
+        except InputError:  # a folder that was named must hold the batches; without one, they could not be downloaded
+            if config.dataset == "cifar10" or config.data_dir or os.environ.get("CIFAR10_DIR"):
                 raise
+        else:
+            return "cifar10", read_batches(folder), "cifar10 " + " ".join(MD5.values())
     return "synthetic", synthetic(), f"synthetic {SYNTHETIC_VERSION}"
 
 

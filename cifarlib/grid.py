@@ -33,13 +33,13 @@ class Run:
         return self.config.run_name
 
 
-def read_grid(path: str | Path) -> list[Config]:
-    """The cells of a grid file in order. Raises InputError for a file that isn't one, or values that don't fit."""
+def read_grid(path: str | Path, overrides: dict | None = None) -> list[Config]:
+    """The cells of a grid file in order, each with the `overrides`. Raises InputError for a file that isn't one, or values that don't fit."""
     try:
         content = yaml.safe_load(Path(path).read_text())
     except OSError as error:
         raise InputError(f"{path} can't be read ({error.strerror}); expected a grid file such as parameters/demo.yaml")
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML ({' '.join(str(error).split())})")
     if not isinstance(content, dict) or not content or content.keys() - SECTIONS.keys():
         raise InputError(f"{path}: expected the sections {', '.join(SECTIONS)} and nothing else")
@@ -49,13 +49,15 @@ def read_grid(path: str | Path) -> list[Config]:
     fixed, product, rows = (content.get(name, kind()) for name, kind in SECTIONS.items())
     if not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{path}: each of the rows should be a mapping of names to values")
-    cells = [Config.from_dict({**fixed, **cell}) for row in rows or [{}] for cell in _combinations({**product, **row})]
-    names = [cell.cell_name for cell in cells]
+    values = [{**fixed, **cell} for row in rows or [{}] for cell in _combinations({**product, **row})]
+    if not values:
+        raise InputError(f"{path}: a list without values leaves no cell")
+    names = [Config.from_dict(cell).cell_name for cell in values]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"{path}: two cells are called {twice}; cells of one grid differ in model, scheduler, augmentation, "
                          "learning_rate, weight_decay, gamma, model_args or seed, anything else makes another study")
-    return cells
+    return [Config.from_dict({**cell, **(overrides or {})}) for cell in values]
 
 
 def _combinations(values: dict) -> list[dict]:
@@ -95,7 +97,7 @@ def _is(value, text: str) -> bool:
 def chunk(runs: list[Run], share: str) -> list[Run]:
     """Every Nth run from the Ith for `share` "I/N": the chunks of all I are disjoint, and each has its part of every model."""
     first, _, step = share.partition("/")
-    if not (first.isdigit() and step.isdigit() and 1 <= int(first) <= int(step)):
+    if not (first.isdecimal() and step.isdecimal() and 1 <= int(first) <= int(step)):
         raise InputError(f"--chunk: expected I/N with I from 1 to N, such as 2/20, got {share!r}")
     return runs[int(first) - 1::int(step)]
 
@@ -105,11 +107,14 @@ SET_SIZE = 50  # cells in a published set
 
 def write_sets(cells: list[Config], folder: Path) -> list[Path]:
     """The cells in sets of 50, `set_01.yaml` onwards: grid files with explicit rows; values that all cells share stand once."""
-    folder.mkdir(parents=True, exist_ok=True)
-    default = Config().to_dict()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--write-sets: {folder} can't be written ({error.strerror})")
+    default = Config(protocol=cells[0].protocol).to_dict() | {"protocol": Config.protocol}
     varied = [name for name in default if len({str(getattr(cell, name)) for cell in cells}) > 1]
     shared = {name: value for name, value in cells[0].to_dict().items() if name not in varied}
-    fixed = {name: value for name, value in shared.items() if value != default[name] and name != "split" or name in ("epochs", "batch_size")}
+    fixed = {name: value for name, value in shared.items() if value != default[name] or name in ("epochs", "batch_size")}
     paths = []
     for first in range(0, len(cells), SET_SIZE):
         rows = [{name: getattr(cell, name) for name in varied} for cell in cells[first:first + SET_SIZE]]

@@ -21,7 +21,7 @@ def execute_notebook(name: str, parameters: dict, folder: str) -> Path:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{output.parent} can't be written ({error.strerror}); choose another folder with --report")
+        raise InputError(f"{output.parent} can't be written ({error.strerror}); choose another folder")
     environment = {**ALLOCATOR, **os.environ}
     if os.path.isabs(parameters["data_dir"]):  # would be published with the executed notebook
         environment["CIFAR10_DIR"], parameters = parameters["data_dir"], {**parameters, "data_dir": ""}

@@ -123,7 +123,7 @@ def note_planned(study: Path, cells: list[Config]) -> None:
 
 def planned_cells(study: Path) -> dict[str, list[Config]]:
     """The cells that were asked for in a study, by the name of their run."""
-    cells = [Config(**cell) for path in sorted((study / PLANNED).glob("*.json")) for cell in json.loads(path.read_text())]
+    cells = [Config.from_dict(cell) for path in sorted((study / PLANNED).glob("*.json")) for cell in json.loads(path.read_text())]
     runs: dict[str, dict[str, Config]] = {}
     for cell in cells:
         runs.setdefault(cell.run_name, {})[cell.cell_name] = cell

@@ -15,7 +15,7 @@ import torch
 
 from cifarlib import batch, claim
 from cifarlib.claim import Claim, is_claimed
-from cifarlib.config import Config
+from cifarlib.config import Config, Options
 from cifarlib.grid import Run
 from cifarlib.runs import read_record, status_of
 
@@ -154,6 +154,26 @@ def test_kill_9_of_everything_loses_at_most_the_epoch_in_progress(tmp_path, unin
     assert_same_numbers(folder, uninterrupted)
 
 
+def test_what_a_second_interrupt_kills_has_not_failed(tmp_path):
+    process = grid(tmp_path, LONG.replace("limit_train: 1024", "limit_train: 8192"), wait=False)  # epochs of seconds
+    folder = begun(tmp_path)
+    for _ in range(2):
+        time.sleep(0.2)  # into the next epoch, and for the first signal to be taken
+        process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 75 and read_record(folder) is None, output
+    until(lambda: status_of(folder) == "preempted")
+
+
+@pytest.mark.parametrize("statuses, fail_fast, code", [
+    (["done"], False, 0), (["done", "diverged"], False, 0), (["done", "failed"], False, 1), (["failed", "preempted"], False, 75),
+    (["failed", "pending"], False, 75), (["failed", "pending"], True, 1), (["done", "pending"], False, 75)])
+def test_the_exit_code_says_first_what_is_left_to_do(statuses, fail_fast, code, monkeypatch, tmp_path):
+    runs = [Run(Config(seed=seed), ()) for seed in range(len(statuses))]
+    monkeypatch.setattr(batch, "status_of", lambda folder: statuses[int(folder.name.rpartition("_")[2])])
+    assert batch._exit_code(runs, Options(executed_dir=str(tmp_path)), {}, fail_fast) == code
+
+
 def descendants(pid):
     """Process ids below `pid`, nearest first."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -255,8 +275,8 @@ def machine(monkeypatch):
 
 
 def test_slots_share_cores_and_cards(machine):
-    assert batch.Slots.of_this_machine() == batch.Slots(10, 1, ("0", "1"))
-    assert batch.Slots.of_this_machine(2) == batch.Slots(2, 4, ("0", "1"))
+    assert batch.Slots.of_this_machine() == batch.Slots(10, 1, ("0", "1") * 5)
+    assert batch.Slots.of_this_machine(2) == batch.Slots(2, 4, ("0", "1") * 5)
     assert batch.Slots.of_this_machine(0, "cpu") == batch.Slots(8, 1, ())
     machine.setattr(batch, "_free_memory", lambda: 7.0)
     assert batch.Slots.of_this_machine(0, "cpu") == batch.Slots(2, 4, ())
@@ -266,7 +286,7 @@ def test_slots_share_cores_and_cards(machine):
 def test_slots_take_no_card_or_core_of_another_job(machine, visible, cards):
     machine.setenv("CUDA_VISIBLE_DEVICES", visible)
     machine.setenv("SLURM_CPUS_PER_TASK", "4")
-    assert batch.Slots.of_this_machine(4) == batch.Slots(4, 1, cards)
+    assert batch.Slots.of_this_machine(4) == batch.Slots(4, 1, cards * 5)
 
 
 def test_an_absolute_data_folder_is_not_published(tmp_path, monkeypatch):

@@ -173,14 +173,15 @@ def test_search_order(batches, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("how", ["data_dir", "$CIFAR10_DIR"])
 @pytest.mark.parametrize("exists", [True, False])
-def test_folder_without_batches(batches, how, exists, tmp_path, monkeypatch):
+@pytest.mark.parametrize("dataset", ["cifar10", "auto"])
+def test_folder_without_batches(batches, how, exists, dataset, tmp_path, monkeypatch):
     if exists:
         (tmp_path / "elsewhere").mkdir()
     if how == "$CIFAR10_DIR":
         monkeypatch.setenv("CIFAR10_DIR", str(tmp_path / "elsewhere"))
     monkeypatch.setattr(data, "download", lambda home: pytest.fail("a folder was named: nothing is to be downloaded"))
     with pytest.raises(InputError) as caught:
-        load_cifar10(Config(data_dir=str(tmp_path / "elsewhere") if how == "data_dir" else "", device="cpu"))
+        load_cifar10(Config(dataset=dataset, data_dir=str(tmp_path / "elsewhere") if how == "data_dir" else "", device="cpu"))
     assert str(caught.value).startswith(f"{how}: no CIFAR-10 in ") and "\n" not in str(caught.value)
 
 

@@ -51,9 +51,17 @@ def test_committed_sets_are_what_the_command_writes(tmp_path, capsys):
     assert [len(read_grid(path)) for path in committed] == [50] * 17 + [14]
 
 
-def test_sets_keep_what_every_cell_shares(tmp_path):
-    cells = [Config(seed=seed, epochs=3, model="vit", model_args={"depth": 1}, dataset="synthetic") for seed in (1, 2)]
+@pytest.mark.parametrize("shared", [{"epochs": 3, "model": "vit", "model_args": {"depth": 1}, "dataset": "synthetic"},
+                                    {"split": "published"}, {"protocol": "published"}, {"protocol": "published", "split": "stratified"}])
+def test_sets_keep_what_every_cell_shares(tmp_path, shared):
+    cells = [Config(seed=seed, **shared) for seed in (1, 2)]
     assert read_grid(write_sets(cells, tmp_path)[0]) == cells
+
+
+def test_an_override_counts_as_if_it_stood_in_the_file(tmp_path):
+    path = write(tmp_path, "rows: [{seed: [1, 2]}]")
+    assert read_grid(path, {"protocol": "published", "epochs": 2}) == [
+        Config(seed=seed, protocol="published", split="published", epochs=2) for seed in (1, 2)]
 
 
 @pytest.mark.parametrize("name", ["demo", "finalists"])
@@ -80,6 +88,7 @@ def test_product_varies_its_last_list_fastest_and_rows_join_it(tmp_path):
     ("fixed: {modle: cnn}", "did you mean model"),
     ("fixed: {model: [unclosed", "is not YAML"),
     ("product: {epochs: [1, 2]}", "makes another study"),
+    ("product: {model: []}", "no cell"),
 ])
 def test_a_bad_grid_file_is_one_clear_line(tmp_path, text, message):
     with pytest.raises(InputError, match=message) as caught:
@@ -109,6 +118,6 @@ def test_chunks_are_disjoint_and_together_everything():
     names = [run.name for part in chunks for run in part]
     assert sorted(names) == sorted(run.name for run in runs) and {len(part) for part in chunks} == {33, 34}
     assert all({run.config.model for run in part} == {"cnn", "resnet", "vit"} for part in chunks)
-    for share in ("0/2", "3/2", "1", "x/y"):
+    for share in ("0/2", "3/2", "1", "x/y", "²/²"):
         with pytest.raises(InputError, match="--chunk"):
             chunk(runs, share)

@@ -13,6 +13,7 @@ no_more_arguments() {  # no_more_arguments [WORD]: after the positional argument
 }
 
 run_or_submit() {  # run_or_submit ARGUMENT...: run `command` in a job; elsewhere check it and queue this script
+    [[ " ${command[*]} " != *" --no-resume "* ]] || fail "--no-resume would start anew whenever the job is requeued; remove the run folders instead"
     cd "$root" || exit 2
     activate
     if [[ ${SLURM_JOB_ID:-} ]]; then
