@@ -205,44 +205,14 @@ def forecast(runs, cells, options: Options, jobs: int) -> str:
     from collections import Counter
 
     from .batch import Slots
-    from .runs import FINISHED, STATUSES, status_of
+    from .runs import FINISHED, STATUSES, status_of, time_left
 
     status = {run.name: status_of(options.run_folder(run.config)) for run in runs}
     counts = Counter(status.values())
     states = ", ".join(f"{counts[name]} {name}" for name in STATUSES)
     left = [run for run in runs if status[run.name] not in FINISHED]
     jobs = Slots.of_this_machine(jobs, cells[0].device).jobs
-    return f"{sum(len(run.cells) for run in runs)} cells, {len(runs)} distinct runs: {states}\n{time_left(left, options, jobs)}"
-
-
-def time_left(left, options: Options, jobs: int) -> str:
-    """The time that runs may still take, from the seconds an epoch that recorded runs of the same model and size took, in any study."""
-    from statistics import mean
-
-    from .runs import read_record
-
-    def kind(config: dict) -> tuple:
-        return config["model"], str(config["model_args"]), config["limit_train"]
-
-    seconds: dict[tuple, list[float]] = {}
-    for path in project_path(options.executed_dir).glob("*/*/record.json"):
-        record = read_record(path.parent)
-        if record and record["epochs_run"]:
-            seconds.setdefault(kind(record["config"]), []).append(record["seconds"] / record["epochs_run"])
-    kinds = [kind(run.config.to_dict()) for run in left]
-    if not left:
-        return "nothing is left to do"
-    if unknown := sorted({model for model, *sizes in set(kinds) - seconds.keys()}):
-        return f"no estimate: no run of {', '.join(unknown)} of this size is recorded in {options.executed_dir} yet"
-    total = sum(run.config.epochs * mean(seconds[kind]) for run, kind in zip(left, kinds)) / jobs
-    return f"about {duration(total)} for the rest, {jobs} at a time, if none stops early"
-
-
-def duration(seconds: float) -> str:
-    """A length of time as people say it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+    return f"{sum(len(run.cells) for run in runs)} cells, {len(runs)} distinct runs: {states}\n{time_left([run.config for run in left], project_path(options.executed_dir), jobs)}"
 
 
 def status(arguments: argparse.Namespace) -> int:

@@ -11,12 +11,13 @@ import pandas as pd
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from PIL import Image
 
 from . import results as r
 from .config import CLASSES
 from .results import KNOBS, MODELS, Table, wilson
 from .sentences import chance_sentence
-from .words import counted, in_words, knob_value, listed, percent, points, signed
+from .words import counted, duration, in_words, knob_value, listed, percent, points, signed
 
 # Okabe and Ito's colours for the colour blind, of different lightness for a print in black and white; a marker each.
 COLOURS = {"cnn": "#E69F00", "resnet": "#0072B2", "vit": "#009E73"}
@@ -41,6 +42,8 @@ def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
         for axes in figure.axes:  # the layout's last digits differ from run to run, and the SVG's ids with them
             axes.set_position(np.round(axes.get_position(original=True).bounds, 6))
         figure.savefig(places[0], dpi=120, metadata={"Software": None})
+        with Image.open(places[0]) as picture:  # 256 colours look the same at a third of the size
+            picture.convert("RGB").quantize(dither=Image.Dither.NONE).save(places[0], optimize=True)
         figure.savefig(places[1], metadata={"Date": None, "Creator": None})
     return places
 
@@ -572,7 +575,7 @@ def cost(table: Table) -> Figure | str:
     _percent(axes[0, 0].yaxis)
     _legend(axes[0, -1])
     heads = [f"{MODELS[row['model']]}'s best run reaches {percent(row[table.tested])}"
-             + (f" in {_duration(row['seconds'])}" if "seconds" in shown else "") for _, row in best.iterrows()]
+             + (f" in {duration(row['seconds'])}" if "seconds" in shown else "") for _, row in best.iterrows()]
     several = "device" in rows and rows["device"].nunique() > 1
     return _titled(figure, "; ".join(heads), "Large: the best runs." + " Times are of different devices." * several,
                    table)
@@ -590,11 +593,6 @@ def _log_ticks(axis) -> None:
     axis.set_xticks(ticks, [f"{t / 1e6:.4g}M" if t >= 1e6 else f"{t / 1e3:.4g}k" if t >= 1e4 else f"{t:.4g}"
                             for t in ticks])
     axis.minorticks_off()
-
-
-def _duration(seconds: float) -> str:
-    size, unit = next((s, u) for s, u in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= 1.67 * s or s == 1)
-    return f"{seconds / size:.{int(unit == 'h')}f} {unit}"
 
 
 # ------------------------------------------------------------------ two tables

@@ -111,7 +111,7 @@ def write_sets(cells: list[Config], folder: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--write-sets: {folder} can't be written ({error.strerror})")
-    default = Config(protocol=cells[0].protocol).to_dict() | {"protocol": Config.protocol}
+    default = Config().to_dict() | {"split": Config(protocol=cells[0].protocol).split}  # what `auto` comes to
     varied = [name for name in default if len({str(getattr(cell, name)) for cell in cells}) > 1]
     shared = {name: value for name, value in cells[0].to_dict().items() if name not in varied}
     fixed = {name: value for name, value in shared.items() if value != default[name] or name in ("epochs", "batch_size")}

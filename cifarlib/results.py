@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .config import CHECKPOINTS, CLASSES, InputError, project_path
+from .files import HISTORY, PREDICTIONS
 from .words import counted, knob_value, plain, points, some
 
 MODELS = {"cnn": "CNN", "resnet": "ResNet", "vit": "ViT"}
@@ -348,24 +349,18 @@ def selection_bias(scores, sd: float, draws: int = 4000, seed: int = 0) -> float
 
 
 def read_history(table: Table, run: str) -> pd.DataFrame | None:
-    """A run's epochs, from its folder or from the study's histories.csv.gz; None if neither has them."""
-    if (place := table.folder / run / "history.csv").is_file() and run:
-        return pd.read_csv(place)
-    if not (place := table.folder / "histories.csv.gz").exists():
-        return None
-    every = pd.read_csv(place, dtype={"run": str})
-    mine = every[every["run"] == run].drop(columns="run").reset_index(drop=True)
-    return mine if len(mine) else None
+    """A run's epochs from its folder beside the table; None if it isn't there."""
+    place = table.folder / run / HISTORY
+    return pd.read_csv(place) if run and place.is_file() else None
 
 
 def read_predictions(table: Table, run: str) -> tuple[np.ndarray, np.ndarray] | None:
     """(labels (N,), logits float64 (N, 10)) of the reported checkpoint on the test images, or None."""
-    for place in (table.folder / run / "predictions.npz", table.folder / "predictions" / f"{run}.npz"):
-        if run and place.exists():
-            with np.load(place) as stored:
-                if table.checkpoint in stored:
-                    return stored["labels"].astype(int), stored[table.checkpoint].astype(float)
-    return None
+    place = table.folder / run / PREDICTIONS
+    if not (run and place.is_file()):
+        return None
+    with np.load(place) as stored:
+        return (stored["labels"].astype(int), stored[table.checkpoint].astype(float)) if table.checkpoint in stored else None
 
 
 def best_with(table: Table, read, model: str, n: int = 1) -> list[tuple[pd.Series, object]]:

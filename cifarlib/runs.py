@@ -11,6 +11,7 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
+from statistics import mean
 
 import pandas
 
@@ -18,6 +19,7 @@ from .claim import STALE, is_claimed
 from .config import CHECKPOINTS, Config, InputError
 from .files import HISTORY, PLAN, PLANNED, RECORD, STATE, TABLE, replacing, write_json
 from .history import History
+from .words import duration
 
 FINISHED = ("done", "diverged")
 STATUSES = ("done", "diverged", "failed", "running", "preempted", "pending")
@@ -181,7 +183,8 @@ def _records(study: Path) -> dict[Path, int]:
 
 def summary(study: Path) -> str:
     """How a study stands: runs by model and status, the best so far, and the time the rest may take."""
-    names = sorted(planned_cells(study).keys() | {path.parent.name for path in study.glob(f"*/{RECORD}")})
+    planned = planned_cells(study)
+    names = sorted(planned.keys() | {path.parent.name for path in study.glob(f"*/{RECORD}")})
     if not names:
         raise InputError(f"no runs in {study}; expected the name of a study, such as that of a grid that was begun")
     rows = [{"run": name, "model": name.split("_")[0], "status": status_of(study / name)} for name in names]
@@ -194,15 +197,24 @@ def summary(study: Path) -> str:
     if scores:
         best = max(scores, key=scores.get)
         lines.append(f"best so far: {best}, validation accuracy {scores[best]:.4f}")
-    return "\n".join([*lines, *_eta(table, records)])
+    left = [planned[run.run][0] for run in table.itertuples() if run.run in planned and run.status in ("pending", "preempted", "running")]
+    return "\n".join([*lines, time_left(left, study.parent, max(1, int(counts.loc["all", "running"])))])
 
 
-def _eta(table: pandas.DataFrame, records: dict[str, dict]) -> list[str]:
-    """A line with the time that the runs which are left may take, from the mean of the finished runs of each model."""
-    finished = table[table.status.isin(FINISHED)]
-    left = table[table.status.isin(("pending", "preempted", "running"))]
-    seconds = finished.run.map(lambda name: records[name]["seconds"]).groupby(finished.model).mean()
-    if left.empty or not set(left.model) <= set(seconds.index):
-        return []
-    at_once = max(1, int((table.status == "running").sum()))
-    return [f"time left: about {left.model.map(seconds).sum() / at_once / 60:.0f} min, {at_once} at a time"]
+def time_left(configs: list[Config], executed: Path, jobs: int) -> str:
+    """The time that runs may still take, from the seconds an epoch that recorded runs of the same model and size took, in any study."""
+    def kind(config: dict) -> tuple:
+        return config["model"], str(config["model_args"]), config["limit_train"]
+
+    seconds: dict[tuple, list[float]] = {}
+    for path in executed.glob(f"*/*/{RECORD}"):
+        record = read_record(path.parent)
+        if record and record["epochs_run"]:
+            seconds.setdefault(kind(record["config"]), []).append(record["seconds"] / record["epochs_run"])
+    kinds = [kind(config.to_dict()) for config in configs]
+    if not configs:
+        return "nothing is left to do"
+    if unknown := sorted({model for model, *_ in set(kinds) - seconds.keys()}):
+        return f"no estimate: no run of {', '.join(unknown)} of this size is recorded in {executed} yet"
+    total = sum(config.epochs * mean(seconds[kind]) for config, kind in zip(configs, kinds)) / jobs
+    return f"about {duration(total)} for the rest, {jobs} at a time, if none stops early"

@@ -17,6 +17,12 @@ def signed(difference: float) -> str:
     return f"{100 * difference:+.2f}"
 
 
+def duration(seconds: float) -> str:
+    """A length of time as people say it: `90 s`, `12 min`, `2.7 h`."""
+    size, unit = next((s, u) for s, u in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= 1.67 * s or s == 1)
+    return f"{seconds / size:.{int(unit == 'h')}f} {unit}"
+
+
 def in_words(n: int) -> str:
     """`no`, `one` to `ten`, then figures."""
     words = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

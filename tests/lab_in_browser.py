@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from slurm_cluster import wait_for
+from services import Service, wait_for
 
 # What the notebook that is open shows: of each code cell its prompt, and of each output its kind and text. Tracebacks and
 # stderr have MIME types of JupyterLab's own; a widget has none.
@@ -47,24 +47,16 @@ def missing_programs():
     return missing + ["selenium"] * (importlib.util.find_spec("selenium") is None)
 
 
-class LabInBrowser:
+class LabInBrowser(Service):
     """JupyterLab with the folder `notebooks` of a project's folder as `make lab` starts it, and one browser."""
 
     def __init__(self, project: Path, folder: Path):
         self.project, self.folder = project, folder
         self.server = self.browser = None
 
-    def __enter__(self):
-        try:
-            self._start_server()
-            self._start_browser()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *exception):
-        self.stop()
+    def start(self):
+        self._start_server()
+        self._start_browser()
 
     def _start_server(self):
         names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR",

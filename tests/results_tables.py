@@ -72,24 +72,18 @@ def accuracy(config: Config, noise: np.random.Generator) -> float:
     return peak - 0.07 * steps**2 + noise.normal(0, 0.002)
 
 
-def write_study(folder: Path, frame: pd.DataFrame, compact: bool = False, images: int = 10_000, runs: int = 1000,
-                labels=None) -> Path:
-    """runs.csv, and histories and predictions of the best runs: in run folders, or compact as in a committed study."""
+def write_study(folder: Path, frame: pd.DataFrame, images: int = 10_000, runs: int = 1000, labels=None) -> Path:
+    """runs.csv, and the run folders of the best runs with their histories and predictions."""
     folder.mkdir(parents=True, exist_ok=True)
     frame.to_csv(folder / "runs.csv", index=False)
     real = frame[(frame["shared_with"] == "") & (frame["status"] == "done")].nlargest(runs, "val_accuracy_best_val_acc")
     labels = np.random.default_rng(1).permutation(np.arange(images) % 10) if labels is None else labels
-    histories = []
     for number, (_, cell) in enumerate(real.iterrows()):
-        place = folder / "predictions" / f"{cell['run']}.npz" if compact else folder / cell["run"] / "predictions.npz"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(place, labels=labels,
+        place = folder / cell["run"]
+        place.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(place / "predictions.npz", labels=labels,
                             **{c: logits(labels, cell[f"test_accuracy_{c}"], number) for c in CHECKPOINTS})
-        histories.append(history(cell).assign(run=cell["run"]))
-        if not compact:
-            histories[-1].drop(columns="run").to_csv(place.with_name("history.csv"), index=False)
-    if compact:
-        pd.concat(histories).to_csv(folder / "histories.csv.gz", index=False)
+        history(cell).to_csv(place / "history.csv", index=False)
     return folder / "runs.csv"
 
 

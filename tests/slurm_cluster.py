@@ -9,8 +9,9 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import time
 from pathlib import Path
+
+from services import Service, wait_for
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "scancel", "sinfo")
 USER = pwd.getpwuid(os.getuid()).pw_name
@@ -70,17 +71,7 @@ def version():
     return tuple(int(number) for number in re.search(r"\d[\d.]*\d", words).group().split("."))
 
 
-def wait_for(condition, timeout, what, interval=0.2):
-    """Return the first true value of condition(). Raises TimeoutError after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(interval)
-    raise TimeoutError(f"waited {timeout} s for {what}")
-
-
-class SlurmCluster:
+class SlurmCluster(Service):
     """A running cluster with one node (16 CPUs, 4 GPUs by name only) and two partitions: `urgent` preempts `main`."""
 
     def __init__(self):
@@ -88,17 +79,6 @@ class SlurmCluster:
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))
         self.folder.chmod(0o755)
         self.daemons = []
-
-    def __enter__(self):
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *exception):
-        self.stop()
 
     @property
     def environment(self):

@@ -114,7 +114,7 @@ rows:
 
     status = subprocess.run([sys.executable, "-m", "cifarlib", "status", "g", "--executed_dir", str(tmp_path / "executed")],
                             capture_output=True, text=True)
-    assert status.returncode == 0 and "best so far" in status.stdout
+    assert status.returncode == 0 and "best so far" in status.stdout and "nothing is left to do" in status.stdout
     counts = {line.split()[0]: line.split()[1:] for line in status.stdout.splitlines()[1:5]}
     assert counts["all"] == ["2", "0", "1", "0", "0", "0"], status.stdout
 

@@ -255,9 +255,8 @@ def test_augmentation_pairs_compare_like_with_like():
 # ------------------------------------------------------------------ predictions and histories
 
 
-@pytest.mark.parametrize("compact", [False, True])
-def test_histories_and_predictions_are_found_beside_the_table(tmp_path, compact):
-    made.write_study(tmp_path, made.table(models=("cnn", "resnet"), **SMALL), compact=compact, images=1000)
+def test_histories_and_predictions_are_found_beside_the_table(tmp_path):
+    made.write_study(tmp_path, made.table(models=("cnn", "resnet"), **SMALL), images=1000)
     table = results.read_table(tmp_path)
     best = results.ranked(table, "cnn").iloc[0]
     assert results.read_history(table, best["run"])["epoch"].iloc[-1] == 80

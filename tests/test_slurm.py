@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from slurm_cluster import SlurmCluster, missing_programs, wait_for
+from services import wait_for
+from slurm_cluster import SlurmCluster, missing_programs
 
 pytestmark = pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {', '.join(missing_programs())} "
                                 "(Debian: .ci/install_packages.sh)")
