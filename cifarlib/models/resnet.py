@@ -22,8 +22,8 @@ class SmallMapConv2d(nn.Conv2d):
         first = range(pad, pad - (size + 2 * pad - kernel) // stride * stride - 1, -stride)
         if maps.shape[-2] != size or first[0] + size > kernel or first[-1] < 0:
             return super().forward(maps)
-        weight = torch.stack([self.weight[:, :, y:y + size, x:x + size] for y in first for x in first])  # (outputs, C', C, size, size)
-        weight = weight.permute(0, 1, 3, 4, 2).flatten(2).flatten(0, 1)
+        taps = self.weight.permute(0, 2, 3, 1)  # channels last, as they lie in memory: whole rows are copied
+        weight = torch.stack([taps[:, y:y + size, x:x + size] for y in first for x in first]).flatten(2).flatten(0, 1)
         bias = None if self.bias is None else self.bias.repeat(len(first) ** 2)
         output = F.linear(maps.permute(0, 2, 3, 1).flatten(1), weight, bias)  # (B, outputs * C'), channels last as the maps are
         return output.view(len(maps), len(first), len(first), -1).permute(0, 3, 1, 2)
