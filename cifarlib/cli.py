@@ -211,8 +211,9 @@ def forecast(runs, cells, options: Options, jobs: int) -> str:
     counts = Counter(status.values())
     states = ", ".join(f"{counts[name]} {name}" for name in STATUSES)
     left = [run for run in runs if status[run.name] not in FINISHED]
-    jobs = Slots.of_this_machine(jobs, cells[0].device).jobs
-    return f"{sum(len(run.cells) for run in runs)} cells, {len(runs)} distinct runs: {states}\n{time_left([run.config for run in left], project_path(options.executed_dir), jobs)}"
+    time = time_left([run.config for run in left], project_path(options.executed_dir), Slots.of_this_machine(jobs, cells[0].device).jobs)
+    here = sum(len(run.cells) for run in runs)
+    return f"{here} cell{'s' * (here != 1)}, {len(runs)} distinct run{'s' * (len(runs) != 1)}: {states}\n{time}"
 
 
 def status(arguments: argparse.Namespace) -> int:

@@ -216,5 +216,6 @@ def time_left(configs: list[Config], executed: Path, jobs: int) -> str:
         return "nothing is left to do"
     if unknown := sorted({model for model, *_ in set(kinds) - seconds.keys()}):
         return f"no estimate: no run of {', '.join(unknown)} of this size is recorded in {executed} yet"
-    total = sum(config.epochs * mean(seconds[kind]) for config, kind in zip(configs, kinds)) / jobs
-    return f"about {duration(total)} for the rest, {jobs} at a time, if none stops early"
+    jobs = min(jobs, len(configs))
+    total = sum(config.epochs * mean(seconds[kind]) for config, kind in zip(configs, kinds))
+    return f"about {duration(total / jobs)} for the rest, {jobs} at a time, if none stops early"

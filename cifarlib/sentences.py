@@ -158,13 +158,12 @@ def overall_observations(table: Table) -> list[str]:
     """Key observations across models; says which models are missing and where conditions differ."""
     best, every, lines = overall(table), experiments(table), []
     missing = [label for model, label in MODELS.items() if model not in set(best["model"])]
-    if len(best):
+    if len(best) > 1:
         first = best.iloc[0]
         order = ", ".join(f"{MODELS[row['model']]} {percent(row['test'])}" for _, row in best.iterrows())
         lines = [f"**Best model:** {MODELS[first['model']]} with `{first['name']}`, test accuracy "
                  f"{percent(first['test'])}.", f"**Ranking** by {table.score}, with test accuracies: {order}."]
         lines += [f"**Gap:** {gap_sentence(table, first, row)}" for _, row in best.iloc[1:].iterrows()]
-    if len(best) > 1:
         lines.append(f"**What the winners share:** {shared_knobs(table.rows.loc[best.index])}")
         lines += [f"**Image by image:** {text}" for text in paired_sentences(table)]
         winners = table.rows.loc[best.index].set_index("model")
@@ -271,9 +270,9 @@ def model_section(table: Table, model: str, figures: str = "") -> str:
 
 
 def overall_section(table: Table, figures: str = "") -> str:
-    """The best run of each model as Markdown, as in model_section."""
+    """The best run of each model as Markdown, as in model_section; of a single model that says nothing new."""
     best, chart = overall(table), f"![The best run of each model]({figures}/overall_top5.png)"
-    shown = [chart] * bool(figures) + [runs_table(table, best)] if len(best) else []
+    shown = [chart] * bool(figures) + [runs_table(table, best)] if len(best) > 1 else []
     return "\n\n".join(["### Overall results", *shown, bullets(overall_observations(table))])
 
 

@@ -62,6 +62,7 @@ def test_a_dry_run_estimates_from_runs_of_the_same_model_and_size(tmp_path, caps
         record = {"status": "done", "config": Config(scheduler="step", **more).to_dict(), "epochs_run": 10, "seconds": seconds}
         (tmp_path / "g" / folder / "record.json").write_text(json.dumps(record))
     assert estimate() == "about 12 min for the rest, 2 at a time, if none stops early"  # two runs of 30 epochs of 25 s, side by side
+    assert estimate("--only", "gamma=0.7") == "about 12 min for the rest, 1 at a time, if none stops early"  # nothing is beside it
     assert estimate("--limit_train", "10") == "about 3 s for the rest, 2 at a time, if none stops early"
     assert "resnet of this size" in estimate("--limit_train", "20")
 
