@@ -57,7 +57,7 @@ def _record(model: nn.Module, splits: Splits, config: Config, history: History, 
 
 
 def _write_predictions(folder: Path, scores: dict[str, Scores]) -> None:
-    """Labels and the logits of each checkpoint; half precision moves no prediction that is not a tie."""
-    logits = {name: score.logits.cpu().numpy().astype(np.float16) for name, score in scores.items()}
+    """Labels and the logits of each checkpoint, less each image's highest: so half precision can't make another class the highest."""
+    logits = {name: (score.logits - score.logits.amax(dim=1, keepdim=True)).cpu().numpy().astype(np.float16) for name, score in scores.items()}
     with replacing(folder / PREDICTIONS) as part, part.open("wb") as handle:
         np.savez_compressed(handle, labels=next(iter(scores.values())).labels.cpu().numpy(), **logits)
