@@ -112,9 +112,10 @@ def top5(table: Table, model: str) -> Figure:
     gap = best["test"].max() - best["test"].min()
     title = f"the one run reaches {percent(best['test'].iloc[0])}"
     if len(best) > 1:
-        more = "more" if gap > noise.margin else "no more"
+        margin = noise.margin(len(best))
+        more = "more" if gap > margin else "no more"
         title = f"the best {in_words(len(best))} runs differ by {points(gap)}, {more} than the {noise.name} "
-        title += f"({points(noise.margin)})"
+        title += f"({points(margin)})"
     return _bars(table, best, noise, f"{MODELS[model]}: {title}")
 
 
@@ -151,7 +152,7 @@ def _bars(table: Table, best: pd.DataFrame, noise: r.Noise, title: str) -> Figur
             right.errorbar(row["mean"], place + 0.25, xerr=row["sd"], fmt="D", color="black", markersize=3.5, capsize=2,
                            linewidth=1)
     middle = best["test"].iloc[0]
-    right.axvspan(middle - noise.margin, middle + noise.margin, color=LIGHT, zorder=0,
+    right.axvspan(middle - noise.margin(), middle + noise.margin(), color=LIGHT, zorder=0,
                   label=noise.name.replace("noise", "noise floor"))
     left.set(ylim=(len(best) - 0.5, -0.6), xlim=(0, 1.13), yticks=[])
     _percent(left.xaxis, ticks=6)
@@ -185,9 +186,11 @@ def finalists(table: Table) -> Figure | str:
     axis.margins(x=0.08)
     axis.grid(axis="y", visible=False)
     _percent(axis.xaxis, ticks=8)
-    first, gap = shown.iloc[0], shown["test"].iloc[0] - shown["test"].iloc[-1 if len(shown) < 2 else 1]
-    title = f"{MODELS[first['model']]} leads: {percent(first['test'])} on average over {counted(first['runs'], 'seed')}"
-    title += f", {points(gap)} {'above' if gap >= 0 else 'below'} the next" * (len(shown) > 1)
+    first = shown.iloc[0]
+    title = f"a {MODELS[first['model']]} reaches {percent(first['test'])} on average over {counted(first['runs'], 'seed')}"
+    if len(shown) > 1:
+        gap = first["test"] - shown["test"].iloc[1]
+        title += f", {points(gap)} {'above' if gap >= 0 else 'below'} the next configuration"
     return _titled(figure, title, f"Ordered by mean {table.rank_by}. Diamonds: mean and SD over seeds.", table)
 
 

@@ -10,6 +10,7 @@ from .batch import ALLOCATOR, notebook_path
 from .config import InputError, project_path
 from .execute import BAD_INPUT, OK
 from .files import replacing
+from .results import read_table
 
 
 def execute_notebook(name: str, parameters: dict, folder: str) -> Path:
@@ -37,6 +38,7 @@ def execute_notebook(name: str, parameters: dict, folder: str) -> Path:
 
 def make_report(parameters: dict, folder: str) -> Path:
     """Execute the results notebook into `folder`, write results.html beside it and return the HTML's path."""
+    read_table(parameters["runs"], parameters["rank_by"], parameters["study"])  # what can't be used ends here, with nothing written
     return _html(execute_notebook("results.ipynb", parameters, folder))
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from .config import CHECKPOINTS, CLASSES, InputError, project_path
 from .files import HISTORY, PREDICTIONS
-from .words import counted, knob_value, plain, points, some
+from .words import counted, knob_value, listed, plain, points, some
 
 MODELS = {"cnn": "CNN", "resnet": "ResNet", "vit": "ViT"}
 KNOBS = {"learning_rate": "learning rate", "weight_decay": "weight decay", "gamma": "gamma", "scheduler": "scheduler",
@@ -23,6 +23,8 @@ CONDITIONS = ("dataset", "protocol", "split", "model_args", "epochs", "batch_siz
 PUBLISHED_BEST = {"cnn": 0.8697, "resnet": 0.8422, "vit": 0.8350}  # github.com/eliasmarcon/CIFAR-10, "Overall Results"
 CHANCE = 1 / len(CLASSES)
 Z = 1.959964  # two-sided 95%
+T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  # the same of Student's t, for 1 to 10 degrees of freedom
+RANGE = {2: 2.772, 3: 3.314, 4: 3.633, 5: 3.858}  # that 5% of ranges of so many equal normal variables exceed, in SDs; J. Tukey
 
 
 # ------------------------------------------------------------------ reading and checking
@@ -115,7 +117,12 @@ def check_table(frame: pd.DataFrame, rank_by: str = "auto", study: str = "", fol
     if rows.empty:
         raise InputError("nothing to report: " + " ".join(notes))
     table = Table(rows, (), folder, _ranking_column(rows, rank_by, notes), name)
+    if missing := [column for column in (table.tested, table.per_class) if column not in rows]:
+        raise InputError(f"rank_by: {table.rank_by} goes with {listed(missing)}, which the table lacks; rank by another checkpoint")
     rows = _marked(rows, table.tested, notes)
+    late = rows["status"].eq("diverged") & rows[table.rank_by].notna() if "status" in rows else pd.Series(False, rows.index)
+    if late.any():
+        notes.append(f"{counted(late.sum(), 'row')} diverged after a checkpoint, by which it ranks: {some(rows.loc[late, 'Full_Modelname'])}.")
     return Table(rows, tuple(notes), folder, table.rank_by, name)
 
 
@@ -212,7 +219,7 @@ def _marked(rows: pd.DataFrame, tested: str, notes: list[str]) -> pd.DataFrame:
         rows.loc[group.index, "main"] = group["condition"] == sizes.index[0]
         if len(others := group[group["condition"] != sizes.index[0]]):
             ours, differing = group.drop(others.index).iloc[0], [c for c in CONDITIONS if c in group
-                                                                 and group[c].nunique() > 1]
+                                                                 and group[c].nunique(dropna=False) > 1]
             how = "; ".join(f"{c} {' or '.join(sorted(set(map(plain, others[c]))))}, not {plain(ours[c])}"
                             for c in differing)
             notes.append(f"{MODELS[model]}: {counted(len(others), 'row')} under other conditions ({how}) do not enter "
@@ -226,15 +233,15 @@ def _marked(rows: pd.DataFrame, tested: str, notes: list[str]) -> pd.DataFrame:
 def candidates(table: Table, model: str | None = None) -> pd.DataFrame:
     """The runs that compete: under the main conditions, each run once.
 
-    Further seeds of a configuration are repeats, not competitors: one that got five draws would win by luck. The
-    published table has no seeds, and each of its rows was trained: there all rows compete, as in its report.
+    Further seeds of a configuration are repeats, not competitors: one that got five draws would win by luck. They stand
+    in for a seed that has no score. The published table has no seeds, and each of its rows was trained: there all rows compete, as in its report.
     """
     rows = table.rows[table.rows["main"] & ~table.rows["copy"]]
     rows = rows if model is None else rows[rows["model"] == model]
     if "seed" not in rows:
         return rows
-    other = rows["seed"] != table.rows["seed"].mode().iloc[0]
-    first = rows.assign(other=other).sort_values(["other", "seed"], kind="stable").drop_duplicates("experiment")
+    marks = rows.assign(lost=rows[table.rank_by].isna(), other=rows["seed"] != table.rows["seed"].mode().iloc[0])
+    first = marks.sort_values(["lost", "other", "seed"], kind="stable").drop_duplicates("experiment")
     return rows.loc[first.index.sort_values()]
 
 
@@ -275,13 +282,13 @@ def wilson(accuracy, n, z: float = Z):
 def experiments(table: Table, model: str | None = None) -> pd.DataFrame:
     """Rows that are one configuration under several names, seeds or repeats, collapsed; best mean score first.
 
-    Columns: model, name (the first run's), rows, runs, score (mean), test (mean), sd, chance (all runs).
+    Columns: model, name (the first run's), rows, runs (with a test), score (mean), test (mean), sd, chance (all runs).
     """
     rows = table.rows[table.rows["main"] & (True if model is None else table.rows["model"] == model)]
     runs = rows[~rows["copy"]].groupby("experiment", sort=False)
     test = runs[table.tested]
     every = pd.DataFrame({"model": runs["model"].first(), "name": runs["Full_Modelname"].first(),
-                          "rows": rows.groupby("experiment").size(), "runs": runs.size(),
+                          "rows": rows.groupby("experiment").size(), "runs": test.count(),
                           "score": runs[table.rank_by].mean(),
                           "test": test.mean(), "sd": test.std(ddof=1), "chance": runs["chance"].all()})
     return every.sort_values("score", ascending=table.lower_is_better, kind="stable")
@@ -304,17 +311,19 @@ def identical_rows(table: Table) -> int:
 class Noise:
     """How far two runs of one configuration lie apart.
 
-    sd: of a single run's test accuracy; margin: what the difference of two single runs exceeds in 5% of cases; name:
-    `noise`, or `sampling error` where that of the test images has to stand in; text: where it comes from.
+    sd: of a single run's test accuracy; name: `noise`, or `sampling error` where that of the test images has to stand in;
+    text: where it comes from; freedom: the degrees of freedom of `sd`, 0 where it is no estimate.
     """
 
     sd: float
     name: str
     text: str
+    freedom: int = 0
 
-    @property
-    def margin(self) -> float:
-        return Z * math.sqrt(2) * self.sd
+    def margin(self, runs: int = 2) -> float:
+        """What the range of so many single runs (the difference of two) exceeds in 5% of cases; more for an `sd` of few repeats."""
+        wider = T[self.freedom - 1] / Z if 0 < self.freedom <= len(T) else 1
+        return RANGE[min(runs, max(RANGE))] * wider * self.sd
 
 
 def noise_floor(table: Table, model: str) -> Noise:
@@ -325,10 +334,10 @@ def noise_floor(table: Table, model: str) -> Noise:
         freedom = good["runs"] - 1
         sd = math.sqrt((freedom * good["sd"] ** 2).sum() / freedom.sum())
         runs = f"{good['runs'].sum()} runs of {counted(len(good), 'configuration')}"
-        return Noise(sd, "noise", f"{points(sd)} SD between repeats ({runs})")
+        return Noise(sd, "noise", f"{points(sd)} SD between repeats ({runs})", int(freedom.sum()))
     best = ranked(table, model).iloc[0]
     sd = math.sqrt(best[table.tested] * (1 - best[table.tested]) / best["images"])
-    why = "its repeats agree in every digit: they used one seed" if len(good) else "nothing was run twice"
+    why = "its repeats agree in every digit" if len(good) else "nothing was run twice"
     return Noise(sd, "sampling error", f"not measured ({why}); the sampling error of {best['images']:,} test images "
                                        f"stands in, {points(sd)} SD")
 
@@ -485,8 +494,7 @@ def main_effects(grid: pd.DataFrame, knobs: list[str], score: str = "score") -> 
 
 def edges(table: Table, model: str) -> list[str]:
     """A warning for each numeric knob whose best value is the smallest or largest one tried."""
-    rows = ranked(table, model)
-    best, warnings = rows.iloc[0], []
+    rows, best, warnings = candidates(table, model), ranked(table, model).iloc[0], []  # values that diverged were tried too
     for knob in ("learning_rate", "weight_decay", "gamma"):
         values = acting(rows, knob)[knob]
         if values.nunique() > 1 and best.name in values.index and best[knob] in (values.min(), values.max()):

@@ -8,7 +8,7 @@ import pandas as pd
 from .config import InputError
 from .files import replacing
 from .results import (
-    CONDITIONS, KNOBS, MODELS, Noise, PUBLISHED_BEST, Table, Z, acting, augmentation_pairs, compare, edges,
+    CONDITIONS, KNOBS, MODELS, Noise, PUBLISHED_BEST, Table, acting, augmentation_pairs, compare, edges,
     experiments, identical_rows, noise_floor, overall, paired_tests, ranked, selection_bias, top,
 )
 from .words import counted, in_words, knob_value, listed, percent, plain, points, signed
@@ -27,8 +27,8 @@ def comparison_sentences(first: Table, second: Table) -> list[str]:
             noise = noise_floor(first, model)
             winners = [f"`{row['name']}` ({percent(row['test'])})" for table in (first, second)
                        for _, row in top(table, model, 1).iterrows()]
-            lines.append(f"{MODELS[model]}: {(change.abs() > noise.margin).sum()} differences exceed the first table's "
-                         f"{noise.name} ({points(noise.margin)}). The winners: {', then '.join(winners)}.")
+            lines.append(f"{MODELS[model]}: {(change.abs() > noise.margin()).sum()} differences exceed the first table's "
+                         f"{noise.name} ({points(noise.margin())}). The winners: {', then '.join(winners)}.")
     return lines if len(both) else [*lines, "The two tables have no cell in common."]
 
 
@@ -63,7 +63,7 @@ def chance_sentence(table: Table) -> str:
     for knob in KNOBS:
         value, group = lost[knob].iloc[0], runs[runs["model"] == lost["model"].iloc[0]]
         if 1 < group[knob].nunique() and set(group.index[group[knob] == value]) == set(lost.index):
-            text += f": every {MODELS[lost['model'].iloc[0]]} run with {KNOBS[knob]} {knob_value(value)}"
+            return f"{text}: every {MODELS[lost['model'].iloc[0]]} run with {KNOBS[knob]} {knob_value(value)}."
     return text + "."
 
 
@@ -100,8 +100,10 @@ def observations(table: Table, model: str, n: int = 5) -> list[str]:
     if best.empty:
         return [f"No run of {MODELS[model]} in this table can be ranked."]
     first, noise = best.iloc[0], noise_floor(table, model)
-    how = f"{'lowest' if table.lower_is_better else 'highest'} {table.score} of {len(rows)} runs"
-    how = "the only run" if len(rows) == 1 else how
+    repeated = "seed" in table.rows and (experiments(table, model)["runs"] > 1).any()
+    competitors = counted(len(rows), "configuration") + ", one seed of each" if repeated else f"{len(rows)} runs"
+    how = f"{'lowest' if table.lower_is_better else 'highest'} {table.score} of {competitors}"
+    how = f"the only {'configuration' if repeated else 'run'}" if len(rows) == 1 else how
     score = f"{table.score} {_score(table, first['score'])}, " * (table.rank_by != table.tested)
     lines = [f"**Best run:** `{first['name']}` ({how}): {score}test accuracy {percent(first['test'])} (95% interval "
              f"{percent(first['low'])} to {percent(first['high'])})."]
@@ -114,8 +116,8 @@ def observations(table: Table, model: str, n: int = 5) -> list[str]:
         gap = best["test"].max() - best["test"].min()
         lines.append(f"**Range:** the best {in_words(len(best))} reach {percent(best['test'].min())} to "
                      f"{percent(best['test'].max())} on the test images: {points(gap)} apart, "
-                     f"{'more' if gap > noise.margin else 'no more'} than the {noise.name} between two runs of one "
-                     f"configuration ({points(noise.margin)}).")
+                     f"{'more' if gap > noise.margin(len(best)) else 'no more'} than the {noise.name} among "
+                     f"{in_words(len(best))} runs of one configuration ({points(noise.margin(len(best)))}).")
     lines.append(f"**Noise floor:** {noise.text}.")
     if (distinct := best["experiment"].nunique()) < len(best):
         lines.append(f"**One experiment, several names:** the best {in_words(len(best))} rows are "
@@ -124,6 +126,8 @@ def observations(table: Table, model: str, n: int = 5) -> list[str]:
     lines.append(f"**Hyperparameters:** {shared_knobs(rows.head(n))}")
     lines.append(f"**Augmentation:** {_augmentation_sentence(table, model)}")
     lines += [f"**Edge of the grid:** {text}" for text in edges(table, model)]
+    if len(kinds := table.rows.loc[rows.index].get("precision", pd.Series(dtype=object)).dropna().unique()) > 1:
+        lines.append(f"**Not like for like:** the runs multiply in {listed(sorted(kinds))}; differences may come from that.")
     return lines + [f"**Choice:** {_choice_sentence(table, rows, noise)}"] * (len(rows) > 1)
 
 
@@ -134,7 +138,7 @@ def _score(table: Table, value: float) -> str:
 def _augmentation_sentence(table: Table, model: str) -> str:
     best = ranked(table, model).groupby("augmentation")[table.tested].max()
     if len(best) < 2:
-        return f"its benefit can't be told, {'every' if best.index[0] else 'no'} run uses it."
+        return f"its benefit can't be told, {'every' if best.index[0] else 'no'} ranked run uses it."
     gain = signed(best[True] - best[False])
     text = f"at best {percent(best[True])} with it, {percent(best[False])} without it ({gain} points)"
     if len(pairs := augmentation_pairs(table, model)):
@@ -146,8 +150,8 @@ def _augmentation_sentence(table: Table, model: str) -> str:
 def _choice_sentence(table: Table, rows: pd.DataFrame, noise: Noise) -> str:
     if not table.rank_by.startswith("test_"):
         gap = rows[table.tested].max() - rows.iloc[0][table.tested]
-        return ("made on validation; the test images were not used. The highest test accuracy, "
-                f"{percent(rows[table.tested].max())}, is "
+        return (f"made on validation; the test images were not used. The highest test accuracy of the {in_words(len(rows))} that "
+                f"compete, {percent(rows[table.tested].max())}, is "
                 + (f"{points(gap)} higher." if gap else "that of the chosen run."))
     draws = rows.drop_duplicates(["experiment", table.tested])  # repeats that agree in every digit are one draw
     return (f"made by test score among {len(rows)} runs, so the best one's accuracy is too high, by about "
@@ -173,11 +177,11 @@ def overall_observations(table: Table) -> list[str]:
     if missing:
         lines.append(f"**Missing:** the table has no ranked run of {listed(missing)}.")
     if spare := every["rows"].sum() - len(every):
-        lines.append(f"**Experiments:** {every['rows'].sum()} rows are {counted(len(every), 'experiment')}; {spare} "
-                     "repeat another with a further seed or under another name (gamma does nothing under the cosine "
-                     "schedule).")
+        lines.append(f"**Experiments:** {every['rows'].sum()} rows are {counted(len(every), 'experiment')}; {in_words(spare)} "
+                     f"{'repeats' if spare == 1 else 'repeat'} another with a further seed or under another name (gamma does "
+                     "nothing under the cosine schedule).")
     if same := identical_rows(table):
-        lines.append(f"**Same digits:** {counted(same, 'experiment')} repeat another's metrics in every digit: what "
+        lines.append(f"**Same digits:** {counted(same, 'experiment')} {'repeats' if same == 1 else 'repeat'} another's metrics in every digit: what "
                      "tells them apart had no effect (a weight decay too small to change a float32 weight, for one).")
     return [*lines, f"**Chance:** {chance_sentence(table)}"]
 
@@ -187,9 +191,11 @@ def gap_sentence(table: Table, first: pd.Series, second: pd.Series) -> str:
     gap, names = first["test"] - second["test"], [MODELS[row["model"]] for row in (first, second)]
     if gap == 0:
         return f"{names[0]} and {names[1]} tie on the test images."
-    margin = Z * math.hypot(*(noise_floor(table, row["model"]).sd for row in (first, second)))
+    noises = [noise_floor(table, row["model"]) for row in (first, second)]
+    margin = math.hypot(*(noise.margin() for noise in noises)) / math.sqrt(2)
+    name = "noise" if all(noise.name == "noise" for noise in noises) else "sampling error"
     return (f"{names[0]} is {points(gap)} {'above' if gap > 0 else 'below'} {names[1]} on the test images, "
-            f"{'more' if abs(gap) > margin else 'no more'} than the noise ({points(margin)}).")
+            f"{'more' if abs(gap) > margin else 'no more'} than the {name} ({points(margin)}).")
 
 
 def paired_sentences(table: Table) -> list[str]:
@@ -239,7 +245,7 @@ def runs_table(table: Table, best: pd.DataFrame) -> str:
 
 def experiments_table(table: Table, model: str, n: int = 5) -> str:
     """A model's best experiments as Markdown."""
-    rows = [row for _, row in experiments(table, model).head(n).iterrows()]
+    rows = [row for _, row in experiments(table, model).dropna(subset=["test"]).head(n).iterrows()]
     return _markdown({f"{MODELS[model]}: experiment": [f"`{row['name']}`" for row in rows],
                       "Rows": [str(row["rows"]) for row in rows],
                       "Runs": [str(row["runs"]) for row in rows],

@@ -47,10 +47,10 @@ def test_top5_shows_the_table_it_stands_for(study):
                                                                for value in best["test"])
     noise = results.noise_floor(study, "resnet")
     band = figure.axes[1].patches[0]
-    assert band.get_width() == pytest.approx(2 * noise.margin)
+    assert band.get_width() == pytest.approx(2 * noise.margin())
     gap = best["test"].max() - best["test"].min()
     title = figure.get_suptitle().replace("\n", " ")
-    assert ("no more than" in title) == (gap <= noise.margin) and words.points(gap) in title
+    assert ("no more than" in title) == (gap <= noise.margin(5)) and words.points(gap) in title
 
 
 def test_a_model_has_its_colour_everywhere(study):

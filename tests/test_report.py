@@ -50,9 +50,11 @@ def test_results_draws_the_charts_writes_html_and_the_readme_section(tmp_path, c
 
 def test_a_table_that_cannot_be_used_is_one_line(tmp_path, capsys):
     (tmp_path / "runs.csv").write_text("a,b\n1,2\n")
-    assert cli.main(["results", "--runs", str(tmp_path / "runs.csv"), "--figures", str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("cifarlib: ") and error.count("\n") == 1
+    for name in ("runs.csv", "typo/runs.csv"):
+        assert cli.main(["results", "--runs", str(tmp_path / name), "--figures", str(tmp_path)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("cifarlib: ") and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["runs.csv"]
 
 
 @pytest.mark.parametrize("study", STUDIES)

@@ -216,10 +216,21 @@ def test_noise_floor_pools_the_repeats():
     frame = pd.DataFrame([made.row(config.replace(seed=seed), accuracy, noise) for seed,
                           accuracy in ((100, 0.80), (1, 0.82), (2, 0.84))])
     floor = results.noise_floor(checked(frame), "resnet")
-    assert floor.sd == pytest.approx(0.02) and floor.margin == pytest.approx(1.96 * math.sqrt(2) * 0.02,
-                                                                             rel=1e-4) and floor.name == "noise"
+    assert floor.sd == pytest.approx(0.02) and floor.name == "noise"
+    assert floor.margin() == pytest.approx(4.3027 * math.sqrt(2) * 0.02, rel=1e-3)  # Student's t of two degrees of freedom
     alone = results.noise_floor(checked(frame.head(1)), "resnet")
     assert alone.sd == pytest.approx(0.004) and alone.name == "sampling error"  # sqrt(0.8 * 0.2 / 10,000)
+    assert alone.margin() == pytest.approx(1.96 * math.sqrt(2) * 0.004, rel=1e-3)
+
+
+@pytest.mark.parametrize("runs", [2, 3, 4, 5])
+@pytest.mark.parametrize("repeats", [0, 3, 9])
+def test_one_in_twenty_ranges_of_equal_runs_exceeds_the_margin(runs, repeats):
+    rng, trials = np.random.default_rng(1), 40_000
+    ranges = np.ptp(rng.normal(size=(trials, runs)), axis=1)
+    sd = rng.normal(size=(trials, repeats)).std(axis=1, ddof=1) if repeats else np.ones(trials)
+    margin = results.Noise(1, "noise", "", max(0, repeats - 1)).margin(runs)
+    assert (ranges > margin * sd).mean() == pytest.approx(0.05, abs=0.005 if not repeats or runs == 2 else 0.03)
 
 
 def test_other_conditions_stay_out_of_the_ranking_and_are_named(small):
@@ -320,6 +331,51 @@ def test_a_diverged_run_is_shown_but_not_ranked(small):
     assert any("can't be ranked" in note for note in table.notes)
     assert "1 of 54 runs (1 of CNN's) is no better" in sentences.chance_sentence(table)
     assert sentences.readme_section(table)
+
+
+def repeats(rates=(0.001,), seeds=(100, 101, 102)) -> pd.DataFrame:
+    """A ResNet at each learning rate with each seed."""
+    return made.table(models=("resnet",), seeds=seeds, **{**ONE, "learning_rate": rates})
+
+
+def diverge(frame: pd.DataFrame, *rows: int) -> pd.DataFrame:
+    """The same table with some rows diverged before their first checkpoint."""
+    scores = [c for c in frame if c.startswith(("test_accuracy", "test_per_class", "test_loss", "val_a", "val_l", "epoch_"))]
+    frame = frame.copy()
+    frame.loc[list(rows), scores], frame.loc[list(rows), "status"] = np.nan, "diverged"
+    return frame
+
+
+def test_a_repeat_that_diverged_is_no_repeat():
+    table = checked(diverge(repeats(), 1))
+    assert results.experiments(table)["runs"].tolist() == [2] and results.noise_floor(table, "resnet").freedom == 1
+    alone = checked(diverge(repeats(), 1, 2))
+    assert results.finalists(alone).empty and "nan" not in sentences.readme_section(alone)
+    assert "nan" not in sentences.experiments_table(checked(diverge(repeats((0.001, 0.01)), 1, 3, 5)), "resnet")
+
+
+def test_another_seed_stands_in_for_one_that_diverged():
+    table = checked(diverge(repeats((0.001, 0.0001)), 0))
+    assert results.ranked(table)["seed"].tolist() == [101, 100] and results.ranked(table)["learning_rate"].iloc[0] == 0.001
+
+
+def test_a_value_that_diverged_was_tried():
+    table = checked(diverge(repeats((0.01, 0.001, 0.0001), (100,)), 0))
+    assert results.ranked(table)["learning_rate"].tolist() == [0.001, 0.0001] and results.edges(table, "resnet") == []
+
+
+def test_a_run_that_diverged_after_a_checkpoint_ranks_and_is_named():
+    table = checked(repeats((0.001, 0.0001), (100,)).assign(status=["diverged", "done"]))
+    assert len(results.ranked(table)) == 2 and "one row diverged after a checkpoint" in " ".join(table.notes)
+
+
+def test_sentences_about_a_cell_with_several_seeds():
+    frame = repeats((0.001, 0.0001)).assign(precision=["bf16"] + ["fp32"] * 5)
+    text = " ".join(sentences.observations(checked(frame), "resnet"))
+    assert "of two configurations, one seed of each" in text and "over 3 seeds" in text and "of the two that compete" in text
+    assert "**Not like for like:** the runs multiply in bf16 and fp32" in text
+    assert "(the only configuration)" in " ".join(sentences.observations(checked(repeats()), "resnet"))
+    assert "Not like for like" not in " ".join(sentences.observations(checked(repeats()), "resnet"))
 
 
 def test_a_model_without_any_rank_has_its_sentence(small):
@@ -432,6 +488,8 @@ def test_unknown_study_and_ranking_column(small):
     assert len(checked(small, study="made_up").rows) == len(small)
     with pytest.raises(InputError, match="did you mean test_accuracy_terminal"):
         checked(small, rank_by="test_acuracy_terminal")
+    with pytest.raises(InputError, match="goes with test_accuracy_terminal, which the table lacks"):
+        checked(small.drop(columns="test_accuracy_terminal"), rank_by="val_accuracy_terminal")
 
 
 def test_importing_it_does_not_import_torch():

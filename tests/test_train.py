@@ -9,13 +9,14 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import tiny
 from torch import nn
 
-from cifarlib import Config, InputError, augment, build_model, checkpoint, device, evaluate, files, fit, load_cifar10, runs, test_checkpoints, train
+from cifarlib import Config, InputError, augment, build_model, checkpoint, device, evaluate, files, fit, load_cifar10, record, runs, test_checkpoints, train
 from cifarlib.config import CHECKPOINTS, CLASSES
 from cifarlib.history import History
 from cifarlib.metrics import Scores
@@ -311,6 +312,14 @@ def test_checkpoints_are_tested_each_with_its_weights(load, tmp_path):
         other = build_model(config.replace(seed=1))
         other.load_state_dict(torch.load(tmp_path / f"{name}.pt", weights_only=True))
         assert torch.equal(scores[name].logits, evaluate(other, splits.test, config).logits)
+
+
+def test_stored_logits_name_the_class_that_was_scored(tmp_path):
+    logits = torch.tensor([[9.0001, 9.0003, 0], [-7.002, -7.0018, -7.0019]])
+    assert logits.half().argmax(dim=1).tolist() != logits.argmax(dim=1).tolist()  # half precision alone would move them
+    record._write_predictions(tmp_path, {"terminal": Scores(0.0, torch.zeros(10, 10), logits, torch.tensor([1, 1]))})
+    stored = torch.from_numpy(np.load(tmp_path / "predictions.npz")["terminal"]).float()
+    assert stored.argmax(dim=1).tolist() == [1, 1] and torch.allclose(stored.softmax(dim=1), logits.softmax(dim=1), atol=1e-3)
 
 
 def test_record_names_the_commit_that_training_began_with(load, tmp_path, monkeypatch):
