@@ -116,7 +116,7 @@ def observations(table: Table, model: str, n: int = 5) -> list[str]:
         gap = best["test"].max() - best["test"].min()
         lines.append(f"**Range:** the best {in_words(len(best))} reach {percent(best['test'].min())} to "
                      f"{percent(best['test'].max())} on the test images: {points(gap)} apart, "
-                     f"{'more' if gap > noise.margin(len(best)) else 'no more'} than the {noise.name} among "
+                     f"{'more' if gap > noise.margin(len(best)) else 'no more'} than the {noise.name} {'among' if len(best) > 2 else 'between'} "
                      f"{in_words(len(best))} runs of one configuration ({points(noise.margin(len(best)))}).")
     lines.append(f"**Noise floor:** {noise.text}.")
     if (distinct := best["experiment"].nunique()) < len(best):
