@@ -22,10 +22,11 @@ from .execute import BAD_INPUT, FAILED, OK, PREEMPTED
 from .files import LOG, NOTEBOOK, RECORD, STOP
 from .grid import Run
 from .runs import FINISHED, check_plan, note_planned, read_record, status_of, write_failure, write_table
+from .words import counted
 
 LAST_LINES = 20  # of a failed run's log, kept in its record
 POLL = 2.0  # seconds between two looks at runs that other runners train
-MEMORY_A_RUN = 3.0  # GiB of main memory that a run on the CPU may need
+MEMORY_A_RUN = 3.0  # GiB of main memory that a run may need
 GPU_MEMORY_A_RUN = 16.0  # GiB of a card
 # glibc returns every large block to the kernel and has it zeroed again at the next step; kept, a step is up to a quarter faster.
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(2**26)}
@@ -88,6 +89,7 @@ def execute_run(run: Run, options: Options, stopping: Stopping, threads: int = 0
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu
+        parameters["device"] = run.config.device.partition(":")[0]  # the only card it sees
     command = [sys.executable, "-m", "cifarlib.execute", str(notebook_path(NOTEBOOK)), str(folder / NOTEBOOK), str(os.getpid())]
     if claim:
         command += [str(claim.path), str(claim.lock)]
@@ -135,11 +137,19 @@ class Slots:
 
     @classmethod
     def of_this_machine(cls, jobs: int = 0, device: str = "auto") -> "Slots":
-        """`jobs` at a time, or as many as the cores and the memory, or the cards' memory, have room for."""
+        """`jobs` at a time, or as many as the memory and the cores, or the cards' memory, have room for.
+
+        Raises InputError if `device` is a card that isn't there.
+        """
         cores, memory = _cores(), {} if device in ("cpu", "mps") else _gpu_memory()
+        if memory and ":" in device:
+            number = int(device.partition(":")[2])
+            if number >= len(memory):
+                raise InputError(f"device: {device} is not there (cards found: {len(memory)}); choose another or auto")
+            memory = dict([list(memory.items())[number]])
         room = {name: max(1, int(size // GPU_MEMORY_A_RUN)) for name, size in memory.items()}
         gpus = tuple(name for turn in range(max(room.values(), default=0)) for name in room if turn < room[name])
-        jobs = jobs or len(gpus) or max(1, min(cores, int(_free_memory() // MEMORY_A_RUN)))
+        jobs = jobs or max(1, min(len(gpus) or cores, int(_free_memory() // MEMORY_A_RUN)))
         return cls(jobs, max(1, cores // jobs), gpus)
 
 
@@ -150,10 +160,11 @@ def _cores() -> int:
 
 
 def _free_memory() -> float:
-    """GiB of main memory that can be used."""
+    """GiB of main memory that can be used: what is free, within what a SLURM job was given."""
+    given = float(os.environ.get("SLURM_MEM_PER_NODE", "inf")) / 1024
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) / 2**20
+        return min(given, int(lines["MemAvailable"].split()[0]) / 2**20)
     except (OSError, KeyError, ValueError):
         return 8.0
 
@@ -179,14 +190,15 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
     """Train what is pending of `runs`, print a line for each that ends, rebuild the table, and return the exit code.
 
     0 if all are finished, 1 if some failed, 2 if none could start for bad input, 75 if some were stopped before their end.
-    Runs that another runner trains are waited for (its owner may die) unless told otherwise. Raises InputError, before anything starts, if a folder holds another run.
+    Runs that another runner trains are waited for (its owner may die) unless told otherwise. Raises InputError, before anything
+    starts, if a folder holds another run.
     """
     study = project_path(options.executed_dir) / options.study
     _prepare(study, runs, options)
     codes: dict[str, int] = {}
     with Stopping() as stopping, ThreadPoolExecutor(slots.jobs) as pool, _grid_bar(runs, options, echo is None) as bar:
         waiting = deque(run for run in runs if _wanted(options.run_folder(run.config), options, retry_failed))
-        free, futures = deque(range(slots.jobs)), {}
+        free, futures, told = deque(range(slots.jobs)), {}, False
         while (waiting or futures) and not (stopping.requested and not futures):
             while waiting and free and not stopping.requested:
                 if not (taken := _claim_next(waiting, options, retry_failed)):
@@ -199,6 +211,9 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
             if not futures and not (waiting and wait_for_others):
                 break
             if not futures:
+                if not told:
+                    tqdm.write(f"waiting for {counted(len(waiting), 'run')} that other runners train", file=sys.stderr)
+                told = True
                 time.sleep(POLL)
                 continue
             for future in wait(futures, timeout=POLL, return_when=FIRST_COMPLETED).done:
@@ -214,7 +229,7 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
                 if fail_fast and codes[run.name] in (FAILED, BAD_INPUT):
                     stopping.request()
     _update_table(study)  # also when nothing was trained: cells that share a finished run may be new
-    return _exit_code(runs, options, codes, fail_fast)
+    return _exit_code(runs, options, codes, fail_fast, stopping.requested)
 
 
 def _update_table(study: Path) -> None:
@@ -223,20 +238,27 @@ def _update_table(study: Path) -> None:
         write_table(study)
 
 
-def _exit_code(runs: list[Run], options: Options, codes: dict[str, int], fail_fast: bool) -> int:
+def _exit_code(runs: list[Run], options: Options, codes: dict[str, int], fail_fast: bool, stopped: bool) -> int:
     if codes and set(codes.values()) == {BAD_INPUT}:
         return BAD_INPUT
     statuses = {status_of(options.run_folder(run.config)) for run in runs}
-    if "failed" in statuses and (fail_fast or not statuses & {"preempted", "pending"}):
+    # A run that somebody else trains is left to them, unless this runner was stopped while it waited for them.
+    unfinished = statuses & {"preempted", "pending", *["running"] * stopped}
+    if "failed" in statuses and (fail_fast or not unfinished):
         return FAILED
-    return PREEMPTED if statuses & {"preempted", "pending"} else OK
+    return PREEMPTED if unfinished else OK
+
+
+def check_plans(runs: list[Run], options: Options) -> None:
+    """Raise InputError if the folder of one of `runs` holds another run that would be continued."""
+    for run in runs if options.resume else ():
+        check_plan(options.run_folder(run.config), run.config.identity())
 
 
 def _prepare(study: Path, runs: list[Run], options: Options) -> None:
     """Make the study's folder and note what is planned in it; nothing is touched if a run folder holds another run."""
     try:
-        for run in runs if options.resume else ():
-            check_plan(options.run_folder(run.config), run.config.identity())
+        check_plans(runs, options)
         note_planned(study, [cell for run in runs for cell in run.cells])
     except OSError as error:
         raise InputError(f"{study} can't be written ({error.strerror}); choose another executed_dir or study")
@@ -279,5 +301,7 @@ def _report(bar: tqdm, run: Run, options: Options, code: int, seconds: float, sh
         bar.write(f"{run.name}  {record['status']}  {best}  {seconds:.0f} s")
         if record["status"] == "failed":
             bar.write("    " + record["error"].splitlines()[-1])
+        elif code == PREEMPTED and "name" not in record:
+            bar.write(f"    it was killed, or begun by another kind of machine: see {LOG}")
         elif code not in (OK, PREEMPTED):
             bar.write(f"    its notebook broke off when the run was recorded: see {LOG}")

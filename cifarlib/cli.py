@@ -32,6 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"cifarlib: {error}", file=sys.stderr)
         return BAD_INPUT
+    except OSError as error:
+        print(f"cifarlib: {error.filename or 'output'}: {error.strerror}; is it yours to write, and is there room?", file=sys.stderr)
+        return BAD_INPUT
     except KeyboardInterrupt:
         print("cifarlib: interrupted", file=sys.stderr)
         return 130
@@ -120,7 +123,7 @@ def add_fields(parser: argparse.ArgumentParser, cls: type, skip: tuple[str, ...]
         if spec.name in skip:
             continue
         long = f"--{spec.name}"
-        flags = [flag for flag in (*PUBLISHED_FLAGS.get(spec.name, ()), long) if not overrides or flag == long]
+        flags = *PUBLISHED_FLAGS.get(spec.name, ()), long
         details = {"dest": spec.name, "help": spec.metadata["help"].replace("%", "%%")}
         default = {} if spec.type is dict else spec.default
         details["default"] = argparse.SUPPRESS if overrides else default
@@ -164,23 +167,26 @@ def fields_of(cls: type, options: argparse.Namespace) -> dict:
 
 def train(arguments: argparse.Namespace) -> int:
     config, options = Config(**fields_of(Config, arguments)), Options(**fields_of(Options, arguments))
+    from .batch import Slots, check_plans, run_all
+    from .grid import distinct_runs
+
+    runs = distinct_runs([config])
     if arguments.dry_run:
+        check_plans(runs, options)
         print(options.run_folder(config))
         return 0
-    from .batch import Slots, run_all
-    from .grid import distinct_runs
 
     def echo(line: str) -> None:
         print(line, end="", flush=True, file=sys.stderr if line.startswith("cifarlib: ") else sys.stdout)
 
-    code = run_all(distinct_runs([config]), options, Slots(1, 0, ()), retry_failed=True, echo=echo)
+    code = run_all(runs, options, Slots(1, 0, ()), retry_failed=True, echo=echo)
     if code != BAD_INPUT:
         print(options.run_folder(config))
     return code
 
 
 def grid(arguments: argparse.Namespace) -> int:
-    from .batch import Slots, run_all
+    from .batch import Slots, check_plans, run_all
     from .grid import chunk, distinct_runs, read_grid, select, write_sets
 
     cells = read_grid(arguments.file, fields_of(Config, arguments))
@@ -191,6 +197,7 @@ def grid(arguments: argparse.Namespace) -> int:
     options = Options(**{**fields_of(Options, arguments), "study": arguments.study or Path(arguments.file).stem})
     runs = chunk(distinct_runs(cells), arguments.chunk)
     if arguments.dry_run:
+        check_plans(runs, options)
         print(forecast(runs, cells, options, arguments.jobs))
         return 0
     slots = Slots.of_this_machine(arguments.jobs, cells[0].device)

@@ -112,7 +112,7 @@ class Config(_Fields):
     dataset: str = knob("cifar10", "images; auto takes the synthetic stand-in where CIFAR-10 can't be had",
                         choices=("cifar10", "synthetic", "auto"))
     data_dir: str = knob("", "folder of the CIFAR-10 batches; empty searches $CIFAR10_DIR and ./cifar-10, then downloads")
-    device: str = knob("auto", "auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:N or mps", pattern=r"auto|cpu|mps|cuda(:\d+)?")
+    device: str = knob("auto", "auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:N or mps", pattern=r"auto|cpu|mps|cuda(:(0|[1-9]\d?))?")
     precision: str = knob("auto", "auto takes bf16 where the hardware is fast at it", choices=("auto", "fp32", "bf16"))
     limit_train: int = knob(0, "use only so many training images (0 takes all)", minimum=0)
     limit_val: int = knob(0, "use only so many validation images (0 takes all)", minimum=0)

@@ -47,7 +47,7 @@ def execute(notebook: str, output: str, parameters: dict, sockets: str, locks: l
                                        stdout_file=sys.stdout, stderr_file=sys.stderr, config=traits, kernel_manager_class=Kernel)
             return OK
         except PapermillExecutionError as error:
-            code = {"InputError": BAD_INPUT, "Preempted": PREEMPTED}.get(error.ename, FAILED)
+            code = {"InputError": BAD_INPUT, "Preempted": PREEMPTED, "OtherMachine": PREEMPTED}.get(error.ename, FAILED)
             print(f"{error.ename if code == FAILED else 'cifarlib'}: {error.evalue}", file=sys.stderr)
             return code
         except Exception as error:

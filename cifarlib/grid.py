@@ -49,9 +49,9 @@ def read_grid(path: str | Path, overrides: dict | None = None) -> list[Config]:
     fixed, product, rows = (content.get(name, kind()) for name, kind in SECTIONS.items())
     if not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{path}: each of the rows should be a mapping of names to values")
+    if empty := [name for values in (product, *rows) for name, value in values.items() if value == []]:
+        raise InputError(f"{path}: {empty[0]} is a list without values; give it one, or leave it out")
     values = [{**fixed, **cell} for row in rows or [{}] for cell in _combinations({**product, **row})]
-    if not values:
-        raise InputError(f"{path}: a list without values leaves no cell")
     names = [Config.from_dict(cell).cell_name for cell in values]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -107,10 +107,7 @@ SET_SIZE = 50  # cells in a published set
 
 def write_sets(cells: list[Config], folder: Path) -> list[Path]:
     """The cells in sets of 50, `set_01.yaml` onwards: grid files with explicit rows; values that all cells share stand once."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--write-sets: {folder} can't be written ({error.strerror})")
+    folder.mkdir(parents=True, exist_ok=True)
     default = Config().to_dict() | {"split": Config(protocol=cells[0].protocol).split}  # what `auto` comes to
     varied = [name for name in default if len({str(getattr(cell, name)) for cell in cells}) > 1]
     shared = {name: value for name, value in cells[0].to_dict().items() if name not in varied}

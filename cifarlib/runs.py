@@ -25,6 +25,10 @@ FINISHED = ("done", "diverged")
 STATUSES = ("done", "diverged", "failed", "running", "preempted", "pending")
 
 
+class OtherMachine(InputError):
+    """A run was begun with another kind of device or in another precision: it waits for a machine of that kind."""
+
+
 def read_record(folder: Path) -> dict | None:
     """The record in a run folder; None if there is none that can be read."""
     try:
@@ -44,14 +48,18 @@ def status_of(folder: Path) -> str:
 
 
 def check_plan(folder: Path, plan: dict) -> None:
-    """Raise InputError if the run that `folder` holds differs from `plan` in any of the names that both have."""
+    """Raise InputError if the run that `folder` holds differs from `plan` in any of the names that both have.
+
+    Raises OtherMachine if only a machine tells them apart.
+    """
     try:
         before = json.loads((folder / PLAN).read_text())
     except FileNotFoundError:
         return
     for name, value in json.loads(json.dumps(plan)).items():  # as it reads back: tuples are lists
         if name in before and before[name] != value:
-            raise InputError(f"{folder} holds a run with {name} {before[name]!r}, this one has {value!r}; "
+            kind = OtherMachine if name in ("device", "precision") else InputError
+            raise kind(f"{folder} holds a run with {name} {before[name]!r}, this one has {value!r}; "
                              "use another study, or train anew with resume False (--no-resume)")
 
 

@@ -15,7 +15,7 @@ import torch
 
 from cifarlib import batch, claim
 from cifarlib.claim import Claim, is_claimed
-from cifarlib.config import Config, Options
+from cifarlib.config import Config, InputError, Options
 from cifarlib.grid import Run
 from cifarlib.runs import read_record, status_of
 
@@ -134,6 +134,9 @@ def test_a_stop_request_ends_at_an_epoch_and_the_rest_gives_the_same_numbers(tmp
     record = read_record(folder)
     assert record["status"] == "preempted" and 2 <= record["epochs_run"] == epochs_in(folder) < 12
     assert "test_accuracy_best_val_acc" not in record["metrics"], "the test images wait until training is finished"
+    other = grid(tmp_path, LONG, "--precision", "bf16")  # as on a machine of another kind: it leaves the run to its own kind
+    assert other.returncode == 75 and "another kind of machine" in other.output and status_of(folder) == "preempted"
+    assert "holds a run with precision 'fp32', this one has 'bf16'" in (folder / "run.log").read_text()
     assert grid(tmp_path, LONG).returncode == 0
     assert_same_numbers(folder, uninterrupted)
 
@@ -167,11 +170,13 @@ def test_what_a_second_interrupt_kills_has_not_failed(tmp_path):
 
 @pytest.mark.parametrize("statuses, fail_fast, code", [
     (["done"], False, 0), (["done", "diverged"], False, 0), (["done", "failed"], False, 1), (["failed", "preempted"], False, 75),
-    (["failed", "pending"], False, 75), (["failed", "pending"], True, 1), (["done", "pending"], False, 75)])
+    (["failed", "pending"], False, 75), (["failed", "pending"], True, 1), (["done", "pending"], False, 75), (["done", "running"], False, 0)])
 def test_the_exit_code_says_first_what_is_left_to_do(statuses, fail_fast, code, monkeypatch, tmp_path):
     runs = [Run(Config(seed=seed), ()) for seed in range(len(statuses))]
     monkeypatch.setattr(batch, "status_of", lambda folder: statuses[int(folder.name.rpartition("_")[2])])
-    assert batch._exit_code(runs, Options(executed_dir=str(tmp_path)), {}, fail_fast) == code
+    assert batch._exit_code(runs, Options(executed_dir=str(tmp_path)), {}, fail_fast, False) == code
+    if "running" in statuses:  # others train it: stopped while waiting for them, not all is done
+        assert batch._exit_code(runs, Options(executed_dir=str(tmp_path)), {}, fail_fast, True) == 75
 
 
 def descendants(pid):
@@ -278,8 +283,18 @@ def test_slots_share_cores_and_cards(machine):
     assert batch.Slots.of_this_machine() == batch.Slots(10, 1, ("0", "1") * 5)
     assert batch.Slots.of_this_machine(2) == batch.Slots(2, 4, ("0", "1") * 5)
     assert batch.Slots.of_this_machine(0, "cpu") == batch.Slots(8, 1, ())
+    assert batch.Slots.of_this_machine(0, "cuda:1") == batch.Slots(5, 1, ("1",) * 5)
+    with pytest.raises(InputError, match="device: cuda:2 is not there"):
+        batch.Slots.of_this_machine(0, "cuda:2")
     machine.setattr(batch, "_free_memory", lambda: 7.0)
     assert batch.Slots.of_this_machine(0, "cpu") == batch.Slots(2, 4, ())
+    assert batch.Slots.of_this_machine() == batch.Slots(2, 4, ("0", "1") * 5)
+
+
+def test_memory_is_what_a_slurm_job_was_given(monkeypatch):
+    assert batch._free_memory() > 1
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "512")
+    assert batch._free_memory() == 0.5
 
 
 @pytest.mark.parametrize("visible, cards", [("1", ("1",)), ("GPU-bb", ("GPU-bb",)), ("", ())])
@@ -310,8 +325,10 @@ def test_an_absolute_data_folder_is_not_published(tmp_path, monkeypatch):
 
     monkeypatch.setattr(batch.subprocess, "Popen", Process)
     monkeypatch.setattr("cifarlib.runs.commit", lambda: None)
-    config = Config(data_dir=str(tmp_path))
+    config = Config(data_dir=str(tmp_path), device="cuda:1")
     options = batch.Options(executed_dir=str(tmp_path / "executed"))
     options.run_folder(config).mkdir(parents=True)
     batch.execute_run(Run(config, (config,)), options, batch.Stopping())
-    assert seen["parameters"]["data_dir"] == "" and seen["CIFAR10_DIR"] == str(tmp_path)
+    assert seen["parameters"]["data_dir"] == "" and seen["CIFAR10_DIR"] == str(tmp_path) and seen["parameters"]["device"] == "cuda:1"
+    batch.execute_run(Run(config, (config,)), options, batch.Stopping(), gpu="1")  # which is the first, and only, card that the run sees
+    assert seen["CUDA_VISIBLE_DEVICES"] == "1" and seen["parameters"]["device"] == "cuda"

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -163,6 +164,31 @@ def test_a_folder_that_cannot_be_written_is_one_line_and_exit_code_2(tmp_path):
     (tmp_path / "executed").write_text("a file in the folder's place")
     ended = train(tmp_path / "executed")
     assert ended.returncode == 2 and "can't be written" in ended.stderr and ended.stderr.count("\n") == 1
+
+
+def test_files_that_cannot_be_written_are_one_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert cli.main(["grid", "parameters/demo.yaml", "--write-sets", str(tmp_path / "file" / "sets")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("cifarlib: ") and "file/sets: Not a directory" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [["train"], ["grid", "g.yaml", "--study", "single"]])
+def test_a_dry_run_finds_another_run_in_its_folder(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    Path("g.yaml").write_text("fixed: {epochs: 80}\n")
+    assert cli.main([*command, "--dry-run"]) == 0
+    folder = Options().run_folder(Config())
+    folder.mkdir(parents=True)
+    (folder / "plan.json").write_text(json.dumps(Config(epochs=3).identity()))
+    assert cli.main([*command, "--dry-run"]) == 2 and "holds a run with epochs 3, this one has 80" in capsys.readouterr().err
+    assert cli.main([*command, "--dry-run", "--no-resume"]) == 0
+
+
+def test_grid_takes_the_short_options_of_train(tmp_path, capsys):
+    (tmp_path / "g.yaml").write_text("rows: [{}]\n")
+    arguments = cli.make_parser().parse_args(["grid", str(tmp_path / "g.yaml"), "-d", "here", "--num_epochs", "3", "-a"])
+    assert cli.fields_of(Config, arguments) == {"data_dir": "here", "epochs": 3, "augmentation": True}
 
 
 def test_a_broken_environment_is_one_line(tmp_path):

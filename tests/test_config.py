@@ -57,7 +57,7 @@ def test_a_path_is_text(tmp_path):
     ("augmentation", "false"), ("augmentation", "True"), ("augmentation", 1), ("augmentation", None),
     ("epochs", True), ("epochs", 1.0), ("epochs", "3"), ("seed", None),
     ("model", 1), ("model", "vgg"), ("model", "CNN"), ("scheduler", "linear"), ("protocol", ""), ("data_dir", None),
-    ("device", "gpu"), ("device", "cuda:"), ("device", "cuda:x"), ("device", "cpu:0 "), ("precision", "fp16"),
+    ("device", "gpu"), ("device", "cuda:"), ("device", "cuda:x"), ("device", "cuda:01"), ("device", "cpu:0 "), ("precision", "fp16"),
     ("model_args", "depth=2"), ("model_args", None), ("model_args", [("depth", 2)]),
     ("model_args", {1: 2}), ("model_args", {1: 2, "depth": 3}), ("model_args", {"../depth": 2}), ("model_args", {"": 2}),
 ])

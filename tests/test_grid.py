@@ -88,7 +88,8 @@ def test_product_varies_its_last_list_fastest_and_rows_join_it(tmp_path):
     ("fixed: {modle: cnn}", "did you mean model"),
     ("fixed: {model: [unclosed", "is not YAML"),
     ("product: {epochs: [1, 2]}", "makes another study"),
-    ("product: {model: []}", "no cell"),
+    ("product: {model: []}", "model is a list without values"),
+    ("rows: [{model: resnet, seed: []}, {model: cnn}]", "seed is a list without values"),
 ])
 def test_a_bad_grid_file_is_one_clear_line(tmp_path, text, message):
     with pytest.raises(InputError, match=message) as caught:

@@ -48,7 +48,7 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """Images (B, 3, 32, 32) to logits (B, 10).
 
-    widths: channels of the stages, 8 or more; depths: blocks in each. Raises ValueError for narrower stages.
+    widths: channels of the stages, 8 or more; depths: blocks in each, 1 or more. Raises ValueError for less.
     """
 
     def __init__(self, widths: tuple[int, ...] = (64, 128, 256, 512), depths: tuple[int, ...] = (2, 2, 2, 2), num_classes: int = 10):
@@ -56,6 +56,8 @@ class ResNet(nn.Module):
         if min(widths) < 8:
             # oneDNN writes past its memory in strided 1x1 convolutions of fewer channels (torch 2.14 on processors with AVX2).
             raise ValueError("each of widths must be 8 channels or more")
+        if min(depths) < 1:
+            raise ValueError("each of depths must be 1 block or more")
         self.stem = nn.Sequential(
             nn.Conv2d(3, widths[0], 7, stride=2, padding=3), nn.BatchNorm2d(widths[0]), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1)
         )
