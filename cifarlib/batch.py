@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -161,7 +162,7 @@ def _cores() -> int:
 
 def _free_memory() -> float:
     """GiB of main memory that can be used: what is free, within what a SLURM job was given."""
-    given = float(os.environ.get("SLURM_MEM_PER_NODE", "inf")) / 1024
+    given = int(os.environ.get("SLURM_MEM_PER_NODE", 0)) / 1024 or math.inf  # 0, too, is all of the node's
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         return min(given, int(lines["MemAvailable"].split()[0]) / 2**20)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .config import Config, Options
 from .history import History
+from .runs import FINISHED, read_record
 
 PROJECT = "cifar-10"
 
@@ -36,6 +37,9 @@ class Tracker:
             self._safely(lambda: self.run.summary.update({**final, "status": record["status"]}))
 
     def _start(self) -> None:
+        record = read_record(self.folder) if self.options.resume else None
+        if record and record["status"] in FINISHED:  # only shown again
+            return
         mode = self._mode()
         if mode == "disabled":
             return

@@ -172,3 +172,10 @@ def test_without_a_login_the_real_one_is_offline(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     assert Tracker(tiny(), Options(), tmp_path)._mode() == "offline"
+
+
+def test_a_finished_run_that_is_only_shown_again_is_not_mirrored_again(tmp_path):
+    (tmp_path / "record.json").write_text(json.dumps(RECORD))
+    for resume in (True, False):
+        with Tracker(tiny(), Options(wandb_mode="offline", resume=resume), tmp_path) as tracker:
+            assert (tracker.run is None) == resume
