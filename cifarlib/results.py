@@ -23,7 +23,7 @@ CONDITIONS = ("dataset", "protocol", "split", "model_args", "epochs", "batch_siz
 PUBLISHED_BEST = {"cnn": 0.8697, "resnet": 0.8422, "vit": 0.8350}  # github.com/eliasmarcon/CIFAR-10, "Overall Results"
 CHANCE = 1 / len(CLASSES)
 Z = 1.959964  # two-sided 95%
-T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  # the same of Student's t, for 1 to 10 degrees of freedom
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  # the same of t with 1 to 10 degrees of freedom
 RANGE = {2: 2.772, 3: 3.314, 4: 3.633, 5: 3.858}  # that 5% of ranges of so many equal normal variables exceed, in SDs; J. Tukey
 
 
@@ -234,7 +234,8 @@ def candidates(table: Table, model: str | None = None) -> pd.DataFrame:
     """The runs that compete: under the main conditions, each run once.
 
     Further seeds of a configuration are repeats, not competitors: one that got five draws would win by luck. They stand
-    in for a seed that has no score. The published table has no seeds, and each of its rows was trained: there all rows compete, as in its report.
+    in for a seed that has no score. The published table has no seeds, and each of its rows was trained: there all rows
+    compete, as in its report.
     """
     rows = table.rows[table.rows["main"] & ~table.rows["copy"]]
     rows = rows if model is None else rows[rows["model"] == model]
@@ -322,7 +323,9 @@ class Noise:
 
     def margin(self, runs: int = 2) -> float:
         """What the range of so many single runs (the difference of two) exceeds in 5% of cases; more for an `sd` of few repeats."""
-        wider = T[self.freedom - 1] / Z if 0 < self.freedom <= len(T) else 1
+        wider = 1 + (Z**2 + 1) / (4 * self.freedom) if self.freedom else 1  # where t's expansion in 1/freedom can stop
+        if 0 < self.freedom <= len(STUDENT):
+            wider = STUDENT[self.freedom - 1] / Z
         return RANGE[min(runs, max(RANGE))] * wider * self.sd
 
 

@@ -224,7 +224,7 @@ def test_noise_floor_pools_the_repeats():
 
 
 @pytest.mark.parametrize("runs", [2, 3, 4, 5])
-@pytest.mark.parametrize("repeats", [0, 3, 9])
+@pytest.mark.parametrize("repeats", [0, 3, 9, 15])
 def test_one_in_twenty_ranges_of_equal_runs_exceeds_the_margin(runs, repeats):
     rng, trials = np.random.default_rng(1), 40_000
     ranges = np.ptp(rng.normal(size=(trials, runs)), axis=1)
