@@ -647,10 +647,11 @@ def throughput(names: list[str], reference: list[list[float]], ours: list[list[f
     reference, ours: the rounds' images per second; shares: of the limit, in [0, 1]; limit: what it is, in words.
     """
     figure, (left, right) = _new(1.6 + 0.75 * len(names), 1, 2, width_ratios=(2.2, 1), sharey=True)
-    ratios = []
+    ratios, longest = [], 1.0
     for place, (name, theirs, mine, share) in enumerate(zip(names, reference, ours, shares)):
         unit = float(np.median(theirs))
         ratios.append(float(np.median(mine)) / unit)
+        longest = max(longest, max(mine) / unit)
         for offset, speeds, style in ((-0.17, theirs, dict(color="#BBBBBB", label="plain reference" if place == 0 else None)),
                                       (0.17, mine, dict(color=COLOURS[name]))):
             middle = float(np.median(speeds))
@@ -660,7 +661,7 @@ def throughput(names: list[str], reference: list[list[float]], ours: list[list[f
             left.annotate(f"{text} images/s", (max(speeds) / unit, place + offset), (5, 0), textcoords="offset points", va="center", fontsize=8)
         right.barh(place, share, 0.5, color=COLOURS[name])
         right.text(share + 0.015, place, f"{share:.0%}", va="center", fontsize=8)
-    left.set(xlabel="times the reference's speed, training and validation", yticks=range(len(names)), xlim=(0, 1.3 * max(ratios)))
+    left.set(xlabel="times the reference's speed, training and validation", yticks=range(len(names)), xlim=(0, 1.25 * longest))
     left.set_yticklabels([MODELS[name] for name in names])
     left.invert_yaxis()
     right.set(xlim=(0, 1.1), xlabel="share of the machine's own matrix rate")
