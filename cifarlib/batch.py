@@ -144,10 +144,10 @@ class Slots:
         """
         cores, memory = _cores(), {} if device in ("cpu", "mps") else _gpu_memory()
         if memory and ":" in device:
-            number = int(device.partition(":")[2])
-            if number >= len(memory):
-                raise InputError(f"device: {device} is not there (cards found: {len(memory)}); choose another or auto")
-            memory = dict([list(memory.items())[number]])
+            names, number = list(memory), int(device.partition(":")[2])
+            if number >= len(names):
+                raise InputError(f"device: {device} is not there (cards found: {len(names)}); choose another or auto")
+            memory = {names[number]: memory[names[number]]}
         room = {name: max(1, int(size // GPU_MEMORY_A_RUN)) for name, size in memory.items()}
         gpus = tuple(name for turn in range(max(room.values(), default=0)) for name in room if turn < room[name])
         jobs = jobs or max(1, min(len(gpus) or cores, int(_free_memory() // MEMORY_A_RUN)))
@@ -195,7 +195,8 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
     starts, if a folder holds another run.
     """
     study = project_path(options.executed_dir) / options.study
-    _prepare(study, runs, options)
+    check_plans(runs, options)
+    note_planned(study, [cell for run in runs for cell in run.cells])
     codes: dict[str, int] = {}
     with Stopping() as stopping, ThreadPoolExecutor(slots.jobs) as pool, _grid_bar(runs, options, echo is None) as bar:
         waiting = deque(run for run in runs if _wanted(options.run_folder(run.config), options, retry_failed))
@@ -256,15 +257,6 @@ def check_plans(runs: list[Run], options: Options) -> None:
         check_plan(options.run_folder(run.config), run.config.identity())
 
 
-def _prepare(study: Path, runs: list[Run], options: Options) -> None:
-    """Make the study's folder and note what is planned in it; nothing is touched if a run folder holds another run."""
-    try:
-        check_plans(runs, options)
-        note_planned(study, [cell for run in runs for cell in run.cells])
-    except OSError as error:
-        raise InputError(f"{study} can't be written ({error.strerror}); choose another executed_dir or study")
-
-
 def _wanted(folder: Path, options: Options, retry_failed: bool) -> bool:
     """Whether a run is still to be trained (or to be waited for, while somebody else trains it): the record alone decides."""
     status = (read_record(folder) or {}).get("status")
@@ -294,15 +286,14 @@ def _grid_bar(runs: list[Run], options: Options, shown: bool) -> tqdm:
 
 def _report(bar: tqdm, run: Run, options: Options, code: int, seconds: float, shown: bool) -> None:
     """One line for a run that ended: name, status, best validation accuracy, seconds."""
-    record = read_record(options.run_folder(run.config)) or {"status": "preempted", "metrics": {}}  # killed by the user
+    record = read_record(options.run_folder(run.config)) or {
+        "status": "preempted", "metrics": {}, "error": f"it was killed, or begun by another kind of machine: see {LOG}"}
     accuracy = record["metrics"].get("val_accuracy_best_val_acc")
     best = f"best validation accuracy {accuracy:.4f}" if accuracy is not None else "no validation"
     if shown:
         bar.update()
         bar.write(f"{run.name}  {record['status']}  {best}  {seconds:.0f} s")
-        if record["status"] == "failed":
+        if "error" in record:
             bar.write("    " + record["error"].splitlines()[-1])
-        elif code == PREEMPTED and "name" not in record:
-            bar.write(f"    it was killed, or begun by another kind of machine: see {LOG}")
         elif code not in (OK, PREEMPTED):
             bar.write(f"    its notebook broke off when the run was recorded: see {LOG}")

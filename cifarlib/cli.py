@@ -33,7 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"cifarlib: {error}", file=sys.stderr)
         return BAD_INPUT
     except OSError as error:
-        print(f"cifarlib: {error.filename or 'output'}: {error.strerror}; is it yours to write, and is there room?", file=sys.stderr)
+        print(f"cifarlib: {error.filename or 'output'}: {error.strerror}; it can't be written or read: is it yours, is there room?",
+              file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("cifarlib: interrupted", file=sys.stderr)

@@ -19,10 +19,7 @@ def execute_notebook(name: str, parameters: dict, folder: str) -> Path:
     Raises InputError for what can't be used, with the notebook's own line.
     """
     output = project_path(folder) / name
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{output.parent} can't be written ({error.strerror}); choose another folder")
+    output.parent.mkdir(parents=True, exist_ok=True)
     environment = {**ALLOCATOR, **os.environ}
     if os.path.isabs(parameters["data_dir"]):  # would be published with the executed notebook
         environment["CIFAR10_DIR"], parameters = parameters["data_dir"], {**parameters, "data_dir": ""}

@@ -120,7 +120,7 @@ def check_table(frame: pd.DataFrame, rank_by: str = "auto", study: str = "", fol
     if missing := [column for column in (table.tested, table.per_class) if column not in rows]:
         raise InputError(f"rank_by: {table.rank_by} goes with {listed(missing)}, which the table lacks; rank by another checkpoint")
     rows = _marked(rows, table.tested, notes)
-    late = rows["status"].eq("diverged") & rows[table.rank_by].notna() if "status" in rows else pd.Series(False, rows.index)
+    late = rows.get("status", pd.Series("done", rows.index)).eq("diverged") & rows[table.rank_by].notna()
     if late.any():
         notes.append(f"{counted(late.sum(), 'row')} diverged after a checkpoint, by which it ranks: {some(rows.loc[late, 'Full_Modelname'])}.")
     return Table(rows, tuple(notes), folder, table.rank_by, name)

@@ -50,7 +50,7 @@ def status_of(folder: Path) -> str:
 def check_plan(folder: Path, plan: dict) -> None:
     """Raise InputError if the run that `folder` holds differs from `plan` in any of the names that both have.
 
-    Raises OtherMachine if only a machine tells them apart.
+    Raises OtherMachine if that is the kind of device or the precision.
     """
     try:
         before = json.loads((folder / PLAN).read_text())
@@ -225,5 +225,5 @@ def time_left(configs: list[Config], executed: Path, jobs: int) -> str:
     if unknown := sorted({model for model, *_ in set(kinds) - seconds.keys()}):
         return f"no estimate: no run of {', '.join(unknown)} of this size is recorded in {executed} yet"
     jobs = min(jobs, len(configs))
-    total = sum(config.epochs * mean(seconds[kind]) for config, kind in zip(configs, kinds))
+    total = sum(config.epochs * mean(seconds[of]) for config, of in zip(configs, kinds))
     return f"about {duration(total / jobs)} for the rest, {jobs} at a time, if none stops early"

@@ -113,11 +113,11 @@ def observations(table: Table, model: str, n: int = 5) -> list[str]:
         lines.append(f"**Repeats:** over {first['runs']} seeds the best run's configuration reaches "
                      f"{percent(first['mean'])} on average, SD {points(first['sd'])}.")
     if len(best) > 1:
-        gap = best["test"].max() - best["test"].min()
-        lines.append(f"**Range:** the best {in_words(len(best))} reach {percent(best['test'].min())} to "
+        gap, margin, several = best["test"].max() - best["test"].min(), noise.margin(len(best)), in_words(len(best))
+        lines.append(f"**Range:** the best {several} reach {percent(best['test'].min())} to "
                      f"{percent(best['test'].max())} on the test images: {points(gap)} apart, "
-                     f"{'more' if gap > noise.margin(len(best)) else 'no more'} than the {noise.name} {'among' if len(best) > 2 else 'between'} "
-                     f"{in_words(len(best))} runs of one configuration ({points(noise.margin(len(best)))}).")
+                     f"{'more' if gap > margin else 'no more'} than the {noise.name} {'among' if len(best) > 2 else 'between'} "
+                     f"{several} runs of one configuration ({points(margin)}).")
     lines.append(f"**Noise floor:** {noise.text}.")
     if (distinct := best["experiment"].nunique()) < len(best):
         lines.append(f"**One experiment, several names:** the best {in_words(len(best))} rows are "

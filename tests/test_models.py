@@ -130,7 +130,8 @@ def test_model_args(name, model_args, parameters):
     ("vit", {"depth": "2"}, "can't be built"), ("vit", {"patch": 5, "dim": 16}, "can't be built"), ("vit", {"heads": -1}, "can't be built"),
     ("vit", {**TINY["vit"], "heads": 0}, "can't be built"),
     ("cnn", {"dropout": 1.5}, "can't be built"), ("cnn", {"channels": [4, 8]}, "can't be built"), ("cnn", {"hidden": 8}, "can't be built"),
-    ("resnet", {"widths": [8, 8], "depths": [1]}, "can't be built"), ("resnet", {"depths": [0, 2, 2, 2]}, "1 block or more"), ("resnet", {"widths": [], "depths": []}, "can't be built"),
+    ("resnet", {"widths": [8, 8], "depths": [1]}, "can't be built"), ("resnet", {"widths": [], "depths": []}, "can't be built"),
+    ("resnet", {"depths": [0, 2, 2, 2]}, "1 block or more"),
     ("resnet", {"widths": [4, 8, 8, 8]}, "8 channels or more"),
 ])
 @pytest.mark.filterwarnings("ignore:Initializing zero-element")
