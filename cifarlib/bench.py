@@ -29,11 +29,11 @@ from . import augment
 from .batch import notebook_path
 from .config import Config, project_path
 from .data import Split, Splits, load_cifar10
-from .device import describe, pick_device, pick_precision
+from .device import autocast, describe, pick_device, pick_precision
 from .figures import throughput
 from .files import NOTEBOOK, write_json
 from .models import build_model
-from .models.resnet import SmallMapConv2d
+from .models.conv import Conv2d
 from .runs import commit
 from .train import Trainer, evaluate, make_optimizer
 from .words import listed
@@ -79,7 +79,7 @@ class Reference:
         self.device = splits.train.images.device
         self.model = build_model(config).to(self.device)
         for module in self.model.modules():
-            if isinstance(module, SmallMapConv2d):
+            if isinstance(module, Conv2d):
                 module.forward = partial(nn.Conv2d.forward, module)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), config.learning_rate, weight_decay=config.weight_decay, amsgrad=True)
         to_tensor = [transforms.ToTensor(), transforms.Normalize(splits.train.mean.tolist(), splits.train.std.tolist())]
@@ -161,15 +161,16 @@ def measure(config: Config, rounds: int) -> dict:
             "gflop_per_image": flops(config) / 1e9, "loader_share": _loader_share(ours), "waits_per_epoch": _waits(ours)}
 
 
-def flops(config: Config) -> float:
-    """Multiplications and additions to train on an image and validate a quarter of one, as our models compute them."""
-    model, images = build_model(config), torch.zeros(2, 3, 32, 32)
-    with sdpa_kernel(SDPBackend.MATH):  # the others are not counted on a CPU
+def flops(config: Config, count: int = 16) -> float:
+    """Multiplications and additions to train on an image and validate a quarter of one, as our models compute them, in a batch of `count`."""
+    device = pick_device(config.device)
+    model, images = build_model(config).to(device), torch.zeros(count, 3, 32, 32, device=device)
+    with sdpa_kernel(SDPBackend.MATH), autocast(device, pick_precision(config.precision, device)):  # other kernels are not counted on a CPU
         with FlopCounterMode(display=False) as training:
             model(images).sum().backward()
         with FlopCounterMode(display=False) as validation, torch.no_grad():
             model.eval()(images)
-    return (training.get_total_flops() + validation.get_total_flops() / 4) / len(images)
+    return (training.get_total_flops() + validation.get_total_flops() / 4) / count
 
 
 def limits(device: torch.device, seconds: float = 1.0) -> dict:

@@ -13,7 +13,8 @@ from torchvision.models import resnet18
 from cifarlib import Config, InputError, build_model
 from cifarlib.models import MODELS, count_parameters, predict_proba
 from cifarlib.models.cnn import CNN
-from cifarlib.models.resnet import ResNet, SmallMapConv2d
+from cifarlib.models.conv import Conv2d
+from cifarlib.models.resnet import ResNet
 from cifarlib.models.vit import Block, ViT, sincos_positions
 
 LEAVES = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.LayerNorm)
@@ -38,7 +39,7 @@ def leaves(model, images=None):
 
 def shape(layer):
     """E.g. conv 64 3 7 7 +bias."""
-    kind = {nn.Conv2d: "conv", SmallMapConv2d: "conv", nn.BatchNorm2d: "norm", nn.Linear: "linear", nn.LayerNorm: "norm"}[type(layer)]
+    kind = {nn.Conv2d: "conv", Conv2d: "conv", nn.BatchNorm2d: "norm", nn.Linear: "linear", nn.LayerNorm: "norm"}[type(layer)]
     return " ".join([kind, *map(str, layer.weight.shape), *["+bias"] * (layer.bias is not None)])
 
 
@@ -208,7 +209,7 @@ CONVOLUTIONS = [(size, kernel, stride, pad) for size, kernel, stride, pad in ite
 def test_small_map_convolution_is_the_whole_one():
     smaller = 0
     for size, kernel, stride, pad in CONVOLUTIONS:
-        ours = SmallMapConv2d(2, 3, kernel, stride, pad).double()
+        ours = Conv2d(2, 3, kernel, stride, pad).double()
         results = []
         for function in (ours, lambda x: F.conv2d(x, ours.weight, ours.bias, stride, pad)):
             maps = torch.randn(2, 2, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(size)).requires_grad_()
@@ -223,8 +224,37 @@ def test_small_map_convolution_is_the_whole_one():
 
 @pytest.mark.parametrize("maps", [(2, 2, 1, 4), (2, 2, 4, 1)])
 def test_small_map_convolution_of_oblong_maps(maps):
-    layer, x = SmallMapConv2d(2, 3, 3, 1, 1).double(), torch.randn(*maps, dtype=torch.float64)
+    layer, x = Conv2d(2, 3, 3, 1, 1).double(), torch.randn(*maps, dtype=torch.float64)
     torch.testing.assert_close(layer(x), F.conv2d(x, layer.weight, layer.bias, 1, 1))
+
+
+@pytest.mark.parametrize("inside, outside, maps, bias", [(96, 160, (2, 8, 8), True), (128, 96, (3, 4, 12), False), (97, 96, (1, 4, 4), True)])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_winograds_filtering_is_the_convolution(inside, outside, maps, bias, layout, monkeypatch):
+    """In single precision against torch's convolution in double: outputs and all gradients."""
+    ours = Conv2d(inside, outside, 3, padding=1, bias=bias).to(memory_format=layout)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(maps[0], inside, *maps[1:], generator=generator).to(memory_format=layout).requires_grad_()
+    weights = [x, *ours.parameters()]
+    doubles = [tensor.detach().double().requires_grad_() for tensor in weights]
+    wanted = F.conv2d(*doubles, padding=1)
+    upstream = torch.randn(wanted.shape, generator=generator)
+    wanted.backward(upstream.double())
+    monkeypatch.setattr(nn.Conv2d, "forward", None)  # so that it can't be what is compared
+    output = ours(x)
+    output.backward(upstream)
+    for one, other in zip([output, *(tensor.grad for tensor in weights)], [wanted, *(tensor.grad for tensor in doubles)], strict=True):
+        assert (one - other).abs().max() < 2e-5 * other.abs().max()
+
+
+@pytest.mark.parametrize("channels, side, stride, dtype, bf16", [
+    (64, 8, 1, torch.float32, False), (96, 6, 1, torch.float32, False), (96, 8, 2, torch.float32, False), (96, 8, 1, torch.float64, False),
+    (96, 8, 1, torch.float32, True),
+])
+def test_convolutions_that_winograds_filtering_does_not_serve_are_torchs(channels, side, stride, dtype, bf16):
+    layer, x = Conv2d(channels, channels, 3, stride, 1).to(dtype), torch.randn(2, channels, side, side, dtype=dtype)
+    with torch.autocast("cpu", enabled=bf16):
+        assert torch.equal(layer(x), nn.Conv2d.forward(layer, x))
 
 
 def plain_cnn(layers, images, training):

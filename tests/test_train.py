@@ -1,5 +1,6 @@
 """Training against a plain loop; the same numbers after any interruption; checkpoints, early stopping, bad folders."""
 
+import functools
 import math
 import os
 import pickle
@@ -127,6 +128,17 @@ def test_equals_a_plain_loop(model, protocol, augmentation, load):
         assert {name: row[name] for name in plain_row} == pytest.approx(plain_row, rel=1e-5)
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-6, msg=lambda text: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("model, sizes", [("cnn", {"channels": [4, 8, 96, 96, 96, 96], "dropout": 0.0}), ("resnet", {"widths": [8, 96, 96, 96]})])
+def test_convolutions_with_fewer_multiplications_train_the_same(model, sizes, load):
+    config = tiny(model, model_args=sizes, augmentation=True, learning_rate=1e-4, epochs=3)  # larger steps amplify any rounding
+    splits, ours, plain = load(config), build_model(config), build_model(config)
+    for module in plain.modules():
+        if isinstance(module, nn.Conv2d):
+            module.forward = functools.partial(nn.Conv2d.forward, module)
+    for row, wanted in zip(fit(ours, splits, config).rows, fit(plain, splits, config).rows, strict=True):
+        assert {name: row[name] for name in ("train_loss", "val_loss")} == pytest.approx({name: wanted[name] for name in ("train_loss", "val_loss")}, rel=1e-4)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -5,12 +5,14 @@ Source: the architecture of the published CNNBasic (13,243,146 parameters).
 
 from torch import Tensor, nn
 
+from .conv import Conv2d
+
 
 def conv_block(inside: int, between: int, outside: int) -> list[nn.Module]:
     """Two 3x3 convolutions, each with batch norm and GELU, then a 2x2 pooling that halves the map."""
     return [
-        nn.Conv2d(inside, between, 3, padding=1), nn.BatchNorm2d(between), nn.GELU(),
-        nn.Conv2d(between, outside, 3, padding=1), nn.BatchNorm2d(outside), nn.GELU(),
+        Conv2d(inside, between, 3, padding=1), nn.BatchNorm2d(between), nn.GELU(),
+        Conv2d(between, outside, 3, padding=1), nn.BatchNorm2d(outside), nn.GELU(),
         nn.MaxPool2d(2),
     ]
 

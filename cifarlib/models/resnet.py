@@ -4,29 +4,10 @@ Source: K. He et al., "Deep Residual Learning for Image Recognition", 2015, with
 published variant (11,186,442 parameters).
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class SmallMapConv2d(nn.Conv2d):
-    """A convolution that is one matrix product where its kernel covers the whole map from each output.
-
-    On a 32x32 image the last stages work on 2x2 and 1x1 maps, where most of a 3x3 kernel multiplies padding. Only the taps that
-    fall on the map are used then: outputs and gradients are those of the whole kernel, whose other taps get none either way.
-    """
-
-    def forward(self, maps: Tensor) -> Tensor:
-        (kernel, _), (stride, _), (pad, _), size = self.kernel_size, self.stride, self.padding, maps.shape[-1]
-        # For each row (and column) of the output: the tap that falls on the map's first row.
-        first = range(pad, pad - (size + 2 * pad - kernel) // stride * stride - 1, -stride)
-        if maps.shape[-2] != size or first[0] + size > kernel or first[-1] < 0:
-            return super().forward(maps)
-        taps = self.weight.permute(0, 2, 3, 1)  # channels last, as they lie in memory: whole rows are copied
-        weight = torch.stack([taps[:, y:y + size, x:x + size] for y in first for x in first]).flatten(2).flatten(0, 1)
-        bias = None if self.bias is None else self.bias.repeat(len(first) ** 2)
-        output = F.linear(maps.permute(0, 2, 3, 1).flatten(1), weight, bias)  # (B, outputs * C'), channels last as the maps are
-        return output.view(len(maps), len(first), len(first), -1).permute(0, 3, 1, 2)
+from .conv import Conv2d
 
 
 class BasicBlock(nn.Module):
@@ -35,8 +16,8 @@ class BasicBlock(nn.Module):
     def __init__(self, inside: int, outside: int, stride: int):
         super().__init__()
         self.residual = nn.Sequential(
-            SmallMapConv2d(inside, outside, 3, stride, padding=1), nn.BatchNorm2d(outside), nn.ReLU(),
-            SmallMapConv2d(outside, outside, 3, padding=1), nn.BatchNorm2d(outside),
+            Conv2d(inside, outside, 3, stride, padding=1), nn.BatchNorm2d(outside), nn.ReLU(),
+            Conv2d(outside, outside, 3, padding=1), nn.BatchNorm2d(outside),
         )
         same = stride == 1 and inside == outside
         self.shortcut = nn.Sequential() if same else nn.Sequential(nn.Conv2d(inside, outside, 1, stride), nn.BatchNorm2d(outside))
