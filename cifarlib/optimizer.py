@@ -35,9 +35,10 @@ class AdamW:
     @torch.no_grad()
     def step(self) -> None:
         for group, state in zip(self.param_groups, self.state):
-            params, grads = group["params"], [p.grad for p in group["params"]]
-            adamw(params, grads, **state, fused=True, amsgrad=True, beta1=0.9, beta2=0.999, eps=1e-8, lr=group["lr"],
-                  weight_decay=group["weight_decay"], maximize=False)
+            params = group["params"]
+            lists = {"params": params, "grads": [p.grad for p in params], **state}
+            adamw(**{name: _as_stored(tensors, params) for name, tensors in lists.items()}, fused=True, amsgrad=True, beta1=0.9, beta2=0.999,
+                  eps=1e-8, lr=group["lr"], weight_decay=group["weight_decay"], maximize=False)
 
     def state_dict(self) -> list[dict[str, list[Tensor]]]:
         """Of each group the lists of tensors that the next step builds on; the learning rate is the schedule's."""
@@ -49,3 +50,8 @@ class AdamW:
             for name in STATE:
                 for into, tensor in zip(own[name], other[name], strict=True):
                     into.copy_(tensor)
+
+
+def _as_stored(tensors: list[Tensor], params: list[Tensor]) -> list[Tensor]:
+    """Views with channels last of what belongs to parameters that are stored so: torch's CPU kernel copies other gradients first."""
+    return [t.permute(0, 2, 3, 1) if p.ndim == t.ndim == 4 and not p.is_contiguous() else t for t, p in zip(tensors, params, strict=True)]

@@ -1,7 +1,5 @@
 """Convolutions with fewer multiplications: nn.Conv2d's weights, outputs and gradients, up to rounding, by matrix products."""
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,8 +38,8 @@ class Conv2d(nn.Conv2d):
     def _product(self, maps: Tensor, first: range) -> Tensor:
         """All outputs as one product of the flattened maps with the taps that fall on them."""
         size = maps.shape[-1]
-        taps = self.weight.permute(0, 2, 3, 1)  # channels last, as they lie in memory: whole rows are copied
-        weight = torch.stack([taps[:, y:y + size, x:x + size] for y in first for x in first]).flatten(2).flatten(0, 1)
+        places = [(slice(y, y + size), slice(x, x + size)) for y in first for x in first]
+        weight = _Parts.apply(self.weight.permute(0, 2, 3, 1), places).flatten(2).flatten(0, 1)
         bias = None if self.bias is None else self.bias.repeat(len(first) ** 2)
         output = F.linear(maps.permute(0, 2, 3, 1).flatten(1), weight, bias)  # (B, outputs * C'), channels last as the maps are
         return output.view(len(maps), len(first), len(first), -1).permute(0, 3, 1, 2)
@@ -55,34 +53,32 @@ class Conv2d(nn.Conv2d):
 
     def _winograd(self, maps: Tensor) -> Tensor:
         """Tiles of 4x4 outputs from overlapping tiles of 6x6 inputs, channels last."""
-        count, rows, columns = len(maps), maps.shape[2] // 4, maps.shape[3] // 4
-        tiles = _Tiles.apply(F.pad(maps.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)))  # (36, B * tiles * C)
+        count, _, height, width = maps.shape
+        places = [(slice(y, y + height - 3, 4), slice(x, x + width - 3, 4)) for y in range(6) for x in range(6)]
+        tiles = _Parts.apply(F.pad(maps.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)), places)  # (36, B, H/4, W/4, C)
         kernels = FROM_KERNEL @ self.weight.permute(2, 3, 0, 1).flatten(2).flatten(0, 1)  # (36, C' * C)
-        inputs = (FROM_INPUT @ tiles).view(36, -1, self.in_channels)
+        inputs = (FROM_INPUT @ tiles.flatten(1)).view(36, -1, self.in_channels)
         products = inputs @ kernels.view(36, self.out_channels, self.in_channels).mT  # (36, B * tiles, C')
-        output = (TO_OUTPUT @ products.flatten(1)).view(4, 4, count, rows, columns, self.out_channels).permute(2, 3, 0, 4, 1, 5)
-        output = output.reshape(count, 4 * rows, 4 * columns, self.out_channels)
+        output = (TO_OUTPUT @ products.flatten(1)).view(4, 4, count, height // 4, width // 4, -1).permute(2, 3, 0, 4, 1, 5)
+        output = output.reshape(count, height, width, -1)
         return (output if self.bias is None else output + self.bias).permute(0, 3, 1, 2)
 
 
-class _Tiles(torch.autograd.Function):
-    """Padded maps (B, H + 2, W + 2, C) as their overlapping tiles (6 * 6, B * H/4 * W/4 * C); the gradient adds up where they overlap."""
+class _Parts(torch.autograd.Function):
+    """Parts of a tensor (N, H, W, C), equal in size, in a row: (parts, N, h, w, C); the gradient adds up where they overlap.
+
+    places: (rows, columns) of each part, as slices. Channels are last as they lie in memory, so that whole rows are copied. torch's
+    own slices give each part a gradient of the whole tensor's size.
+    """
 
     @staticmethod
-    def forward(ctx, maps: Tensor) -> Tensor:
-        ctx.shape = maps.shape
-        return torch.stack(list(_Tiles.parts(maps))).flatten(1)
+    def forward(ctx, whole: Tensor, places: list[tuple[slice, slice]]) -> Tensor:
+        ctx.shape, ctx.places = whole.shape, places
+        return torch.stack([whole[:, rows, columns] for rows, columns in places])
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        maps = gradient.new_zeros(ctx.shape)
-        parts = list(_Tiles.parts(maps))
-        for part, tile in zip(parts, gradient.view(36, *parts[0].shape)):
-            part += tile
-        return maps
-
-    @staticmethod
-    def parts(maps: Tensor) -> Iterator[Tensor]:
-        """For each place in a tile the values that all tiles have there (B, H/4, W/4, C), as views."""
-        height, width = maps.shape[1] - 2, maps.shape[2] - 2
-        return (maps[:, y:y + height - 3:4, x:x + width - 3:4] for y in range(6) for x in range(6))
+    def backward(ctx, gradients: Tensor) -> tuple[Tensor, None]:
+        whole = gradients.new_zeros(ctx.shape)
+        for (rows, columns), gradient in zip(ctx.places, gradients):
+            whole[:, rows, columns] += gradient
+        return whole, None
