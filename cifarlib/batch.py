@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -27,7 +27,8 @@ from .words import counted
 
 LAST_LINES = 20  # of a failed run's log, kept in its record
 POLL = 2.0  # seconds between two looks at runs that other runners train
-MEMORY_A_RUN = 3.0  # GiB of main memory that a run may need
+MEMORY_A_RUN = 3.5  # GiB of main memory that a run may need
+MEMORY_A_VIT = 13.0  # GiB, in batches of 256 on a CPU
 GPU_MEMORY_A_RUN = 16.0  # GiB of a card
 # glibc returns every large block to the kernel and has it zeroed again at the next step; kept, a step is up to a quarter faster.
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(2**26)}
@@ -137,8 +138,8 @@ class Slots:
     gpus: tuple[str, ...]
 
     @classmethod
-    def of_this_machine(cls, jobs: int = 0, device: str = "auto") -> "Slots":
-        """`jobs` at a time, or as many as the memory and the cores, or the cards' memory, have room for.
+    def of_this_machine(cls, jobs: int = 0, device: str = "auto", configs: Iterable[Config] = ()) -> "Slots":
+        """`jobs` at a time, or as many of `configs` as the memory and the cores, or the cards' memory, have room for.
 
         Raises InputError if `device` is a card that isn't there.
         """
@@ -150,7 +151,8 @@ class Slots:
             memory = {names[number]: memory[names[number]]}
         room = {name: max(1, int(size // GPU_MEMORY_A_RUN)) for name, size in memory.items()}
         gpus = tuple(name for turn in range(max(room.values(), default=0)) for name in room if turn < room[name])
-        jobs = jobs or max(1, min(len(gpus) or cores, int(_free_memory() // MEMORY_A_RUN)))
+        large = not gpus and any(config.model == "vit" and not config.model_args for config in configs)
+        jobs = jobs or max(1, min(len(gpus) or cores, int(_free_memory() // (MEMORY_A_VIT if large else MEMORY_A_RUN))))
         return cls(jobs, max(1, cores // jobs), gpus)
 
 

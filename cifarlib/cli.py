@@ -197,29 +197,28 @@ def grid(arguments: argparse.Namespace) -> int:
         return 0
     options = Options(**{**fields_of(Options, arguments), "study": arguments.study or Path(arguments.file).stem})
     runs = chunk(distinct_runs(cells), arguments.chunk)
+    slots = Slots.of_this_machine(arguments.jobs, cells[0].device, cells)
     if arguments.dry_run:
         check_plans(runs, options)
-        print(forecast(runs, cells, options, arguments.jobs))
+        print(forecast(runs, options, slots.jobs))
         return 0
-    slots = Slots.of_this_machine(arguments.jobs, cells[0].device)
     code = run_all(runs, options, slots, retry_failed=arguments.retry_failed, fail_fast=arguments.fail_fast,
                    wait_for_others=not arguments.no_wait)
     print(project_path(options.executed_dir) / options.study / "runs.csv")
     return code
 
 
-def forecast(runs, cells, options: Options, jobs: int) -> str:
+def forecast(runs, options: Options, jobs: int) -> str:
     """What a grid amounts to: cells, distinct runs, how many are done, failed and pending, and the time the rest may take."""
     from collections import Counter
 
-    from .batch import Slots
     from .runs import FINISHED, STATUSES, status_of, time_left
 
     status = {run.name: status_of(options.run_folder(run.config)) for run in runs}
     counts = Counter(status.values())
     states = ", ".join(f"{counts[name]} {name}" for name in STATUSES)
     left = [run for run in runs if status[run.name] not in FINISHED]
-    time = time_left([run.config for run in left], project_path(options.executed_dir), Slots.of_this_machine(jobs, cells[0].device).jobs)
+    time = time_left([run.config for run in left], project_path(options.executed_dir), jobs)
     here = sum(len(run.cells) for run in runs)
     return f"{here} cell{'s' * (here != 1)}, {len(runs)} distinct run{'s' * (len(runs) != 1)}: {states}\n{time}"
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
+from conftest import TINY
 
 from cifarlib import batch, claim
 from cifarlib.claim import Claim, is_claimed
@@ -286,9 +287,15 @@ def test_slots_share_cores_and_cards(machine):
     assert batch.Slots.of_this_machine(0, "cuda:1") == batch.Slots(5, 1, ("1",) * 5)
     with pytest.raises(InputError, match="device: cuda:2 is not there"):
         batch.Slots.of_this_machine(0, "cuda:2")
-    machine.setattr(batch, "_free_memory", lambda: 7.0)
+    machine.setattr(batch, "_free_memory", lambda: 8.0)
     assert batch.Slots.of_this_machine(0, "cpu") == batch.Slots(2, 4, ())
     assert batch.Slots.of_this_machine() == batch.Slots(2, 4, ("0", "1") * 5)
+
+
+def test_a_vit_of_the_published_size_needs_more_memory_on_a_cpu(machine):
+    runs, small = [Config(model="cnn"), Config(model="vit")], [Config(model="vit", model_args=TINY["vit"])]
+    assert batch.Slots.of_this_machine(0, "cpu", runs).jobs == 7 and batch.Slots.of_this_machine(0, "cpu", small).jobs == 8
+    assert batch.Slots.of_this_machine(0, "auto", runs).jobs == 10
 
 
 def test_memory_is_what_a_slurm_job_was_given(monkeypatch):
