@@ -288,5 +288,5 @@ def rewrite_readme(arguments: argparse.Namespace) -> None:
     from .sentences import readme_section, rewrite_between_markers
 
     table = read_table(arguments.runs, arguments.rank_by, arguments.study)
-    folder = os.path.relpath(arguments.figures, Path(arguments.readme).parent)
-    rewrite_between_markers(arguments.readme, arguments.section, readme_section(table, folder))
+    figures, folder = (os.path.relpath(place, Path(arguments.readme).parent) for place in (arguments.figures, table.folder))
+    rewrite_between_markers(arguments.readme, arguments.section, readme_section(table, figures, folder))

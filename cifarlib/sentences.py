@@ -6,12 +6,14 @@ from pathlib import Path
 import pandas as pd
 
 from .config import InputError
-from .files import replacing
+from .files import NOTEBOOK, replacing
 from .results import (
     CONDITIONS, KNOBS, MODELS, Noise, PUBLISHED_BEST, Table, acting, augmentation_pairs, compare, edges,
     experiments, identical_rows, noise_floor, overall, paired_tests, ranked, selection_bias, top,
 )
-from .words import counted, in_words, knob_value, listed, percent, plain, points, signed
+from .words import counted, duration, in_words, knob_value, listed, percent, plain, points, signed
+
+MOST_RUNS = 25  # that a README lists one by one
 
 
 def comparison_sentences(first: Table, second: Table) -> list[str]:
@@ -282,12 +284,36 @@ def overall_section(table: Table, figures: str = "") -> str:
     return "\n\n".join(["### Overall results", *shown, bullets(overall_observations(table))])
 
 
-def readme_section(table: Table, figures: str = "figures") -> str:
-    """The results as Markdown: conditions, each model, all models; figures: the charts' folder as a README sees it."""
+def every_run_section(table: Table, folder: str) -> str:
+    """What each run took and reached, with a link to its notebook; of many runs, and of a table without times, nothing.
+
+    folder: where the run folders are, as a README sees it.
+    """
+    runs = table.rows[~table.rows["copy"]]
+    if not {"run", "seconds", "epochs_run", "precision"} <= set(runs) or len(runs) > MOST_RUNS:
+        return ""
+    rows = [row for _, row in runs.sort_values(table.rank_by, ascending=table.lower_is_better, kind="stable").iterrows()]
+    notebooks = [f"{row['run']}/{NOTEBOOK}" for row in rows]
+    return "### Every run\n\n" + _markdown({
+        "Run": [f"[`{row['run']}`]({folder}/{notebook})" if (table.folder / notebook).exists() else f"`{row['run']}`"
+                for row, notebook in zip(rows, notebooks)],
+        table.score.capitalize(): [_score(table, row[table.rank_by]) if pd.notna(row[table.rank_by]) else "diverged" for row in rows],
+        "Test accuracy": [percent(row[table.tested]) if pd.notna(row[table.tested]) else "" for row in rows],
+        "Epochs": [plain(row["epochs_run"]) for row in rows],
+        "Precision": [row["precision"] for row in rows],
+        "Time": [duration(row["seconds"]) for row in rows],
+    }) + f"\n\nTogether {duration(runs['seconds'].sum())} of training and validation."
+
+
+def readme_section(table: Table, figures: str = "figures", folder: str = "") -> str:
+    """The results as Markdown: conditions, each model, all models, each run.
+
+    figures, folder: those of the charts and of the runs, as a README sees them.
+    """
     notes = ["What this report assumes or leaves out:", bullets(table.notes)] if table.notes else []
-    return "\n\n".join([f"**Conditions:** {conditions(table)}", *notes,
-                        *(model_section(table, model, figures) for model in table.models),
-                        overall_section(table, figures)])
+    parts = [f"**Conditions:** {conditions(table)}", *notes, *(model_section(table, model, figures) for model in table.models),
+             overall_section(table, figures), every_run_section(table, folder)]
+    return "\n\n".join(filter(None, parts))
 
 
 def rewrite_between_markers(path: str | Path, name: str, text: str) -> bool:

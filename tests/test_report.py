@@ -33,7 +33,7 @@ def test_results_draws_the_charts_writes_html_and_the_readme_section(tmp_path, c
     assert "<img" in (study / "results.html").read_text()
     first = readme.read_text()
     assert first.startswith("before\n") and first.endswith("after\n") and "old" not in first and "### Results ResNet" in first
-    assert "](figures/cnn_top5.png)" in first
+    assert "](figures/cnn_top5.png)" in first and "### Every run" in first
 
     # A second time it changes nothing, also with the parameters as they stand in the notebook, and in its folder.
     (tmp_path / "notebooks").mkdir()
@@ -61,7 +61,7 @@ def test_a_table_that_cannot_be_used_is_one_line(tmp_path, capsys):
 def test_the_readme_says_what_the_committed_runs_give(study, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     copy = shutil.copy("README.md", tmp_path)
-    changed = rewrite_between_markers(copy, study, readme_section(read_table(f"executed/{study}/runs.csv"), f"figures/{study}"))
+    changed = rewrite_between_markers(copy, study, readme_section(read_table(f"executed/{study}/runs.csv"), f"figures/{study}", f"executed/{study}"))
     assert not changed, "run `make report` and commit what it changes"
 
 

@@ -375,6 +375,23 @@ def test_sentences_about_a_cell_with_several_seeds():
     assert "Not like for like" not in " ".join(sentences.observations(checked(repeats()), "resnet"))
 
 
+def test_every_run_is_listed_with_its_time_and_notebook(tmp_path, monkeypatch):
+    frame = diverge(repeats(), 1).assign(seconds=[600.0, 60.0, 7200.0], epochs_run=[80, 3, 80])
+    notebook = tmp_path / frame["run"].iloc[2] / "experiment.ipynb"
+    notebook.parent.mkdir()
+    notebook.touch()
+    table = results.check_table(frame, folder=tmp_path)
+    lines = sentences.every_run_section(table, "executed/x").splitlines()
+    runs = [next(line for line in lines if f"{name}`" in line) for name in frame["run"]]
+    assert "| 80 | bf16 | 10 min |" in runs[0] and "](" not in runs[0]
+    assert "| diverged |  | 3 | bf16 | 60 s |" in runs[1] and runs[1] == lines[6], "what has no rank stands last"
+    assert f"(executed/x/{frame['run'].iloc[2]}/experiment.ipynb)" in runs[2] and "| 2.0 h |" in runs[2]
+    assert lines[-1] == "Together 2.2 h of training and validation."
+    assert sentences.every_run_section(checked(repeats().drop(columns="seconds")), "") == ""
+    monkeypatch.setattr(sentences, "MOST_RUNS", 2)
+    assert sentences.every_run_section(table, "") == ""
+
+
 def test_a_model_without_any_rank_has_its_sentence(small):
     frame = small.copy()
     frame.loc[frame["Modelname"] == "vit", ["val_accuracy_best_val_acc"]] = np.nan
