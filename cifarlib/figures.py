@@ -644,21 +644,20 @@ KINDS = (*PER_MODEL, "wrong", *PER_TABLE, "comparison")
 def throughput(names: list[str], reference: list[list[float]], ours: list[list[float]], shares: list[float], limit: str) -> Figure:
     """Speed of the plain reference and of this package, a pair of bars a model; and how near that is to the machine's limit.
 
-    reference, ours: the rounds' images per second; shares: of the limit, in [0, 1]; limit: what it is, in words.
+    reference, ours: images per second, round by round; shares: of the limit, in [0, 1]; limit: what it is, in words.
     """
     figure, (left, right) = _new(1.6 + 0.75 * len(names), 1, 2, width_ratios=(2.2, 1), sharey=True)
-    ratios, longest = [], 1.0
+    medians, longest = [], 1.0
     for place, (name, theirs, mine, share) in enumerate(zip(names, reference, ours, shares)):
-        unit = float(np.median(theirs))
-        ratios.append(float(np.median(mine)) / unit)
-        longest = max(longest, max(mine) / unit)
-        for offset, speeds, style in ((-0.17, theirs, dict(color="#BBBBBB", label="plain reference" if place == 0 else None)),
-                                      (0.17, mine, dict(color=COLOURS[name]))):
-            middle = float(np.median(speeds))
-            left.barh(place + offset, middle / unit, 0.3, **style)
-            left.plot(np.array([min(speeds), max(speeds)]) / unit, [place + offset] * 2, color="black", linewidth=1)
-            text = f"{middle:,.0f}" if middle >= 100 else f"{middle:.3g}"
-            left.annotate(f"{text} images/s", (max(speeds) / unit, place + offset), (5, 0), textcoords="offset points", va="center", fontsize=8)
+        ratios = np.divide(mine, theirs)
+        medians.append(float(np.median(ratios)))
+        longest = max(longest, *ratios)
+        left.barh(place - 0.17, 1, 0.3, color="#BBBBBB", label="plain reference" if place == 0 else None)
+        left.barh(place + 0.17, medians[-1], 0.3, color=COLOURS[name])
+        left.plot([min(ratios), max(ratios)], [place + 0.17] * 2, color="black", linewidth=1)
+        for offset, end, speed in ((-0.17, 1, np.median(theirs)), (0.17, max(ratios), np.median(mine))):
+            text = f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
+            left.annotate(f"{text} images/s", (end, place + offset), (5, 0), textcoords="offset points", va="center", fontsize=8)
         right.barh(place, share, 0.5, color=COLOURS[name])
         right.text(share + 0.015, place, f"{share:.0%}", va="center", fontsize=8)
     left.set(xlabel="times the reference's speed, training and validation", yticks=range(len(names)), xlim=(0, 1.25 * longest))
@@ -667,9 +666,9 @@ def throughput(names: list[str], reference: list[list[float]], ours: list[list[f
     right.set(xlim=(0, 1.1), xlabel="share of the machine's own matrix rate")
     _percent(right.xaxis)
     _legend(left)
-    heads = listed(f"{MODELS[name]} {ratio:.1f}" for name, ratio in zip(names, ratios))
+    heads = listed(f"{MODELS[name]} {ratio:.1f}" for name, ratio in zip(names, medians))
     return _titled(figure, f"times as fast as the plain reference: {heads}",
-                   f"Coloured: this package. Bars: medians; black lines: lowest to highest round. Matrix rate: {limit}.")
+                   f"Coloured: this package. Bars: medians of the rounds' ratios; black lines: lowest to highest. Matrix rate: {limit}.")
 
 
 def write_figures(table: Table, folder: str | Path, *kinds: str, images=None, other: Table | None = None) -> list[Path]:

@@ -67,8 +67,8 @@ def test_table_chart_and_text_say_what_was_measured():
     assert "| `resnet` | 100.0 (90.0 to 120.0) | 400.0 (390.0 to 410.0) |" in text and "100 GFLOP/s in fp32" in text
     figure = bench.chart(FOUND)
     bars = [bar.get_width() for bar in figure.axes[0].patches]
-    assert bars == pytest.approx([1, 4, 1, 8 / 1.5]) and [bar.get_width() for bar in figure.axes[1].patches] == pytest.approx([0.8, 0.772])
-    assert "ResNet 4.0" in figure.get_suptitle() and "ViT 5.3" in figure.get_suptitle()
+    assert bars == pytest.approx([1, 4.1, 1, 8 / 1.5]) and [bar.get_width() for bar in figure.axes[1].patches] == pytest.approx([0.8, 0.772])
+    assert "ResNet 4.1" in figure.get_suptitle() and "ViT 5.3" in figure.get_suptitle()
 
 
 def test_bench_executes_its_notebook_and_rewrites_the_readme(tmp_path, capfd):
