@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Winograd's filtering of 4 outputs by 3 taps from 6 inputs: output @ ((kernel @ taps) * (input @ inputs)), in 6 multiplications
-# instead of 12; in two dimensions 36 instead of 144. Source: A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural
-# Networks", 2015. Each matrix is squared by Kronecker's product to transform a flattened square at once.
+# Winograd's filtering of 4 outputs by 3 taps from 6 inputs: TO_OUTPUT @ ((FROM_KERNEL @ taps) * (FROM_INPUT @ inputs)), in 6
+# multiplications instead of 12; in two dimensions 36 instead of 144. Kronecker's product of each matrix with itself transforms a
+# flattened square. Source: A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural Networks", 2015.
 FROM_INPUT = torch.tensor([[4., 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
                            [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]])
 FROM_KERNEL = torch.tensor([[6., 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
