@@ -162,10 +162,14 @@ def measure(config: Config, rounds: int) -> dict:
 
 
 def flops(config: Config, count: int = 16) -> float:
-    """Multiplications and additions to train on an image and validate a quarter of one, as our models compute them, in a batch of `count`."""
+    """Multiplications and additions to train on an image and validate a quarter of one, as our models compute them there.
+
+    count: images of the batch, which share what is done once a batch.
+    """
     device = pick_device(config.device)
     model, images = build_model(config).to(device), torch.zeros(count, 3, 32, 32, device=device)
-    with sdpa_kernel(SDPBackend.MATH), autocast(device, pick_precision(config.precision, device)):  # other kernels are not counted on a CPU
+    # The counter doesn't know the other kernels of attention on a CPU.
+    with sdpa_kernel(SDPBackend.MATH), autocast(device, pick_precision(config.precision, device)):
         with FlopCounterMode(display=False) as training:
             model(images).sum().backward()
         with FlopCounterMode(display=False) as validation, torch.no_grad():

@@ -290,14 +290,14 @@ def every_run_section(table: Table, folder: str) -> str:
     folder: where the run folders are, as a README sees it.
     """
     runs = table.rows[~table.rows["copy"]]
-    if not {"run", "seconds", "epochs_run", "precision"} <= set(runs) or len(runs) > MOST_RUNS:
+    if not {"run", "status", "seconds", "epochs_run", "precision"} <= set(runs) or len(runs) > MOST_RUNS:
         return ""
     rows = [row for _, row in runs.sort_values(table.rank_by, ascending=table.lower_is_better, kind="stable").iterrows()]
     notebooks = [f"{row['run']}/{NOTEBOOK}" for row in rows]
     return "### Every run\n\n" + _markdown({
         "Run": [f"[`{row['run']}`]({folder}/{notebook})" if (table.folder / notebook).exists() else f"`{row['run']}`"
                 for row, notebook in zip(rows, notebooks)],
-        table.score.capitalize(): [_score(table, row[table.rank_by]) if pd.notna(row[table.rank_by]) else "diverged" for row in rows],
+        table.score.capitalize(): [_score(table, row[table.rank_by]) if pd.notna(row[table.rank_by]) else row["status"] for row in rows],
         "Test accuracy": [percent(row[table.tested]) if pd.notna(row[table.tested]) else "" for row in rows],
         "Epochs": [plain(row["epochs_run"]) for row in rows],
         "Precision": [row["precision"] for row in rows],
@@ -305,7 +305,7 @@ def every_run_section(table: Table, folder: str) -> str:
     }) + f"\n\nTogether {duration(runs['seconds'].sum())} of training and validation."
 
 
-def readme_section(table: Table, figures: str = "figures", folder: str = "") -> str:
+def readme_section(table: Table, figures: str = "figures", folder: str = ".") -> str:
     """The results as Markdown: conditions, each model, all models, each run.
 
     figures, folder: those of the charts and of the runs, as a README sees them.

@@ -56,7 +56,7 @@ class Conv2d(nn.Conv2d):
         count, _, height, width = maps.shape
         places = [(slice(y, y + height - 3, 4), slice(x, x + width - 3, 4)) for y in range(6) for x in range(6)]
         tiles = _Parts.apply(F.pad(maps.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)), places)  # (36, B, H/4, W/4, C)
-        kernels = FROM_KERNEL @ self.weight.permute(2, 3, 0, 1).flatten(2).flatten(0, 1)  # (36, C' * C)
+        kernels = FROM_KERNEL @ self.weight.permute(2, 3, 0, 1).reshape(9, -1)  # (36, C' * C)
         inputs = (FROM_INPUT @ tiles.flatten(1)).view(36, -1, self.in_channels)
         products = inputs @ kernels.view(36, self.out_channels, self.in_channels).mT  # (36, B * tiles, C')
         output = (TO_OUTPUT @ products.flatten(1)).view(4, 4, count, height // 4, width // 4, -1).permute(2, 3, 0, 4, 1, 5)
