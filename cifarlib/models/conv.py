@@ -20,7 +20,7 @@ class Conv2d(nn.Conv2d):
 
     Where a kernel covers the whole map from each output, only the taps that fall on the map are used: on a 32x32 image the ResNet's
     last stages work on 2x2 and 1x1 maps, where most of a 3x3 kernel multiplies padding. Wide 3x3 convolutions in fp32 on a CPU go by
-    Winograd's filtering, which the libraries of a GPU choose of themselves.
+    Winograd's filtering.
     """
 
     def forward(self, maps: Tensor) -> Tensor:
