@@ -201,7 +201,7 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
     note_planned(study, [cell for run in runs for cell in run.cells])
     codes: dict[str, int] = {}
     with Stopping() as stopping, ThreadPoolExecutor(slots.jobs) as pool, _grid_bar(runs, options, echo is None) as bar:
-        waiting = deque(run for run in runs if _wanted(options.run_folder(run.config), options, retry_failed))
+        waiting = deque(run for run in runs if wanted(options.run_folder(run.config), options, retry_failed))
         free, futures, told = deque(range(slots.jobs)), {}, False
         while (waiting or futures) and not (stopping.requested and not futures):
             while waiting and free and not stopping.requested:
@@ -259,7 +259,7 @@ def check_plans(runs: list[Run], options: Options) -> None:
         check_plan(options.run_folder(run.config), run.config.identity())
 
 
-def _wanted(folder: Path, options: Options, retry_failed: bool) -> bool:
+def wanted(folder: Path, options: Options, retry_failed: bool) -> bool:
     """Whether a run is still to be trained (or to be waited for, while somebody else trains it): the record alone decides."""
     status = (read_record(folder) or {}).get("status")
     return not options.resume if status in FINISHED else status != "failed" or retry_failed
@@ -273,7 +273,7 @@ def _claim_next(waiting: deque, options: Options, retry_failed: bool):
         claim = Claim.take(folder)
         if claim is None:
             waiting.append(run)
-        elif _wanted(folder, options, retry_failed):  # looked at again: another runner may just have ended it
+        elif wanted(folder, options, retry_failed):  # looked at again: another runner may just have ended it
             return run, claim
         else:
             claim.release()

@@ -200,7 +200,7 @@ def grid(arguments: argparse.Namespace) -> int:
     slots = Slots.of_this_machine(arguments.jobs, cells[0].device, cells)
     if arguments.dry_run:
         check_plans(runs, options)
-        print(forecast(runs, options, slots.jobs))
+        print(forecast(runs, options, slots.jobs, arguments.retry_failed))
         return 0
     code = run_all(runs, options, slots, retry_failed=arguments.retry_failed, fail_fast=arguments.fail_fast,
                    wait_for_others=not arguments.no_wait)
@@ -208,17 +208,18 @@ def grid(arguments: argparse.Namespace) -> int:
     return code
 
 
-def forecast(runs, options: Options, jobs: int) -> str:
+def forecast(runs, options: Options, jobs: int, retry_failed: bool) -> str:
     """What a grid amounts to: cells, distinct runs, how many are done, failed and pending, and the time the rest may take."""
     from collections import Counter
 
-    from .runs import FINISHED, STATUSES, status_of, time_left
+    from .batch import wanted
+    from .runs import STATUSES, status_of, time_left
 
     status = {run.name: status_of(options.run_folder(run.config)) for run in runs}
     counts = Counter(status.values())
     states = ", ".join(f"{counts[name]} {name}" for name in STATUSES)
-    left = [run for run in runs if status[run.name] not in FINISHED]
-    time = time_left([run.config for run in left], project_path(options.executed_dir), jobs)
+    left = [run.config for run in runs if wanted(options.run_folder(run.config), options, retry_failed)]
+    time = time_left(left, project_path(options.executed_dir), jobs)
     here = sum(len(run.cells) for run in runs)
     return f"{here} cell{'s' * (here != 1)}, {len(runs)} distinct run{'s' * (len(runs) != 1)}: {states}\n{time}"
 

@@ -66,6 +66,12 @@ def test_a_dry_run_estimates_from_runs_of_the_same_model_and_size(tmp_path, caps
     assert estimate("--only", "gamma=0.7") == "about 12 min for the rest, 1 at a time, if none stops early"  # nothing is beside it
     assert estimate("--limit_train", "10") == "about 3 s for the rest, 2 at a time, if none stops early"
     assert "resnet of this size" in estimate("--limit_train", "20")
+    assert estimate("--no-resume") == "about 19 min for the rest, 2 at a time, if none stops early"
+    folder = tmp_path / "g" / Config(scheduler="step", gamma=0.8).run_name  # a failed run is left, unless it is to be tried again
+    folder.mkdir()
+    (folder / "record.json").write_text(json.dumps({**record, "status": "failed", "epochs_run": 0}))
+    assert estimate() == "about 12 min for the rest, 1 at a time, if none stops early"
+    assert estimate("--retry-failed") == "about 12 min for the rest, 2 at a time, if none stops early"
 
 
 def test_every_field_is_an_option_and_help_shows_its_default(capsys):
