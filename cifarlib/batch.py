@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from .execute import BAD_INPUT, FAILED, OK, PREEMPTED
 from .files import LOG, NOTEBOOK, RECORD, STOP
 from .grid import Run
 from .runs import FINISHED, check_plan, note_planned, read_record, status_of, write_failure, write_table
-from .words import counted
+from .words import counted, listed
 
 LAST_LINES = 20  # of a failed run's log, kept in its record
 POLL = 2.0  # seconds between two looks at runs that other runners train
@@ -85,12 +85,13 @@ def execute_run(run: Run, options: Options, stopping: Stopping, threads: int = 0
         stale.unlink(missing_ok=True)
     parameters = {**run.config.to_dict(), **dataclasses.asdict(options)}
     environment = {**ALLOCATOR, **os.environ, "PYTHONUNBUFFERED": "1"}
+    environment.pop("JPY_SESSION_NAME", None)  # of a notebook that started the runner: nobody looks at the run's own
     if os.path.isabs(run.config.data_dir):  # would be published with the executed notebook
         environment["CIFAR10_DIR"], parameters["data_dir"] = run.config.data_dir, ""
     if threads:
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     if gpu is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = gpu
+        environment |= {"CUDA_VISIBLE_DEVICES": gpu, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # which is how nvidia-smi counts
         parameters["device"] = run.config.device.partition(":")[0]  # the only card it sees
     command = [sys.executable, "-m", "cifarlib.execute", str(notebook_path(NOTEBOOK)), str(folder / NOTEBOOK), str(os.getpid())]
     if claim:
@@ -138,11 +139,14 @@ class Slots:
     gpus: tuple[str, ...]
 
     @classmethod
-    def of_this_machine(cls, jobs: int = 0, device: str = "auto", configs: Iterable[Config] = ()) -> "Slots":
-        """`jobs` at a time, or as many of `configs` as the memory and the cores, or the cards' memory, have room for.
+    def of_this_machine(cls, jobs: int, configs: list[Config]) -> "Slots":
+        """`jobs` at a time, or (0) as many of `configs` as the memory and the cores, or the cards' memory, have room for.
 
-        Raises InputError if `device` is a card that isn't there.
+        Raises InputError if they are to be trained on several devices, or on a card that isn't there.
         """
+        device, *others = sorted({config.device for config in configs})
+        if others:
+            raise InputError(f"device: expected one for all runs, got {listed([device, *others])}; leave it to --device: auto takes all cards")
         cores, memory = _cores(), {} if device in ("cpu", "mps") else _gpu_memory()
         if memory and ":" in device:
             names, number = list(memory), int(device.partition(":")[2])
@@ -151,7 +155,7 @@ class Slots:
             memory = {names[number]: memory[names[number]]}
         room = {name: max(1, int(size // GPU_MEMORY_A_RUN)) for name, size in memory.items()}
         gpus = tuple(name for turn in range(max(room.values(), default=0)) for name in room if turn < room[name])
-        large = not gpus and any(config.model == "vit" and not config.model_args for config in configs)
+        large = not gpus and any(config.model == "vit" and "dim" not in config.model_args for config in configs)
         jobs = jobs or max(1, min(len(gpus) or cores, int(_free_memory() // (MEMORY_A_VIT if large else MEMORY_A_RUN))))
         return cls(jobs, max(1, cores // jobs), gpus)
 
@@ -164,7 +168,9 @@ def _cores() -> int:
 
 def _free_memory() -> float:
     """GiB of main memory that can be used: what is free, within what a SLURM job was given."""
-    given = int(os.environ.get("SLURM_MEM_PER_NODE", 0)) / 1024 or math.inf  # 0, too, is all of the node's
+    given = int(os.environ.get("SLURM_MEM_PER_NODE", 0)) / 1024
+    given = given or int(os.environ.get("SLURM_MEM_PER_CPU", 0)) * int(os.environ.get("SLURM_CPUS_ON_NODE", 1)) / 1024
+    given = given or math.inf  # 0, too, is all of the node's
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         return min(given, int(lines["MemAvailable"].split()[0]) / 2**20)
@@ -175,7 +181,8 @@ def _free_memory() -> float:
 def _gpu_memory() -> dict[str, float]:
     """GiB of each CUDA card that this process may use, by what CUDA_VISIBLE_DEVICES calls it.
 
-    From nvidia-smi (asking torch would take a context on every card), which lists the cards of other jobs too.
+    From nvidia-smi (asking torch would take a context on every card), which lists the cards of other jobs too. A part of a card, and a
+    card under a shortened name, count as one that has room for one run.
     """
     try:
         query = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
@@ -183,9 +190,9 @@ def _gpu_memory() -> dict[str, float]:
         rows = [line.split(", ") for line in answer.splitlines()]
         memory = {name: float(size) / 1024 for index, uuid, size in rows for name in (index, uuid)}
     except (OSError, ValueError, subprocess.SubprocessError):
-        return {}
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(index for index, _, _ in rows))
-    return {name: memory[name] for name in visible.split(",") if name in memory}
+        rows, memory = [], {}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(index for index, _, _ in rows)).split(",")
+    return {name: memory.get(name, GPU_MEMORY_A_RUN) for name in visible if name in memory or name.startswith(("GPU-", "MIG-"))}
 
 
 def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bool = False, fail_fast: bool = False,

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -36,7 +37,7 @@ from .models import build_model
 from .models.conv import Conv2d
 from .runs import commit
 from .train import Trainer, evaluate, make_optimizer
-from .words import listed
+from .words import counted, listed
 
 # Training images a round: seconds of work. A quarter as many are validated, the proportion of CIFAR-10's splits.
 IMAGES = {"cpu": {"cnn": 256, "resnet": 2_560, "vit": 64}, "cuda": {"cnn": 20_000, "resnet": 40_000, "vit": 5_120}}
@@ -191,8 +192,19 @@ def limits(device: torch.device, seconds: float = 1.0) -> dict:
 
 
 def at_once(config: Config, ways: list[tuple[int, int]], seconds: float) -> list[dict]:
-    """Images a second that several runs train together, for each (runs, threads of each) of `ways`; each tried for `seconds`."""
-    return [{"runs": runs, "threads": threads, "images_per_second": _together(config, runs, threads, seconds)} for runs, threads in ways]
+    """Images a second that several runs train together, for each (runs, threads of each) of `ways`, tried for `seconds`.
+
+    The first way that breaks off, mostly for want of memory, ends the list with a line.
+    """
+    torch.cuda.empty_cache()  # what this process no longer uses
+    found = []
+    for runs, threads in ways:
+        try:
+            found.append({"runs": runs, "threads": threads, "images_per_second": _together(config, runs, threads, seconds)})
+        except (RuntimeError, OSError) as error:
+            print(f"{counted(runs, 'run')} at a time broke off ({type(error).__name__}); more are not tried")
+            break
+    return found
 
 
 def usual_ways(device: torch.device) -> list[tuple[int, int]]:
@@ -238,8 +250,8 @@ def _best(work, device: torch.device, seconds: float) -> float:
     """The shortest of as many tries as `seconds` allow."""
     def finished():
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
 
     finished()
     end, times = time.perf_counter() + seconds, []
@@ -278,26 +290,25 @@ def _waits(ours: Ours) -> int | None:
 
 def _together(config: Config, runs: int, threads: int, seconds: float) -> float:
     context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(runs), context.Queue()
-    processes = [context.Process(target=_train_for, args=(config, threads, barrier, results, seconds)) for _ in range(runs)]
-    for process in processes:
-        process.start()
-    speeds = [results.get(timeout=600) for _ in processes]
-    for process in processes:
-        process.join()
-    return sum(speeds)
+    with context.Manager() as manager, ProcessPoolExecutor(runs, context) as pool:
+        arguments = config, threads, manager.Barrier(runs), seconds
+        return sum(pool.map(_train_for, *([argument] * runs for argument in arguments)))
 
 
-def _train_for(config: Config, threads: int, barrier, results, seconds: float) -> None:
-    """In a process of its own: train for some seconds, beginning when the others do, and put the images per second."""
+def _train_for(config: Config, threads: int, barrier, seconds: float) -> float:
+    """In a process of its own: train for some seconds, beginning when the others do; images per second."""
     torch.set_num_threads(threads)
-    ours = Ours(load_cifar10(config), config)
-    ours.epoch()
+    try:
+        ours = Ours(load_cifar10(config), config)
+        ours.epoch()
+    except BaseException:
+        barrier.abort()  # nobody has to wait
+        raise
     barrier.wait(timeout=600)
     started, before = time.perf_counter(), ours.number
     while time.perf_counter() < started + seconds:
         ours.epoch()
-    results.put((ours.number - before) * len(ours.splits.train) / (time.perf_counter() - started))
+    return (ours.number - before) * len(ours.splits.train) / (time.perf_counter() - started)
 
 
 # ------------------------------------------------------------------ what came of it

@@ -197,7 +197,7 @@ def grid(arguments: argparse.Namespace) -> int:
         return 0
     options = Options(**{**fields_of(Options, arguments), "study": arguments.study or Path(arguments.file).stem})
     runs = chunk(distinct_runs(cells), arguments.chunk)
-    slots = Slots.of_this_machine(arguments.jobs, cells[0].device, cells)
+    slots = Slots.of_this_machine(arguments.jobs, cells)
     if arguments.dry_run:
         check_plans(runs, options)
         print(forecast(runs, options, slots.jobs, arguments.retry_failed))

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -91,7 +92,7 @@ class Trainer:
         """
         if self.stream:
             self.stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self.stream):  # does nothing without one
+        with torch.cuda.stream(self.stream) if self.stream else nullcontext():
             self._begin(epoch)
             for _ in range(len(self.order) // self.config.batch_size):
                 self._advance()
@@ -141,7 +142,8 @@ class Trainer:
                 self._step_and_move()
             self.graph = graph
         except RuntimeError as error:
-            print(f"no CUDA graph here ({str(error).splitlines()[0]}); the same steps are launched kernel by kernel, more slowly")
+            cause = str(error.__context__ or error).splitlines()[0]  # the end of a broken capture raises a second error
+            print(f"no CUDA graph here ({cause}); the same steps are launched kernel by kernel, more slowly")
 
     def _step_and_move(self) -> None:
         self._step(self.places)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, tiny
 
 from cifarlib import batch, claim
 from cifarlib.claim import Claim, is_claimed
@@ -280,35 +280,45 @@ def machine(monkeypatch):
     return monkeypatch
 
 
+def slots(jobs=0, device="auto", *models):
+    return batch.Slots.of_this_machine(jobs, [Config(device=device, **model) for model in models or [{}]])
+
+
 def test_slots_share_cores_and_cards(machine):
-    assert batch.Slots.of_this_machine() == batch.Slots(10, 1, ("0", "1") * 5)
-    assert batch.Slots.of_this_machine(2) == batch.Slots(2, 4, ("0", "1") * 5)
-    assert batch.Slots.of_this_machine(0, "cpu") == batch.Slots(8, 1, ())
-    assert batch.Slots.of_this_machine(0, "cuda:1") == batch.Slots(5, 1, ("1",) * 5)
+    assert slots() == batch.Slots(10, 1, ("0", "1") * 5)
+    assert slots(2) == batch.Slots(2, 4, ("0", "1") * 5)
+    assert slots(0, "cpu") == batch.Slots(8, 1, ())
+    assert slots(0, "cuda:1") == batch.Slots(5, 1, ("1",) * 5)
     with pytest.raises(InputError, match="device: cuda:2 is not there"):
-        batch.Slots.of_this_machine(0, "cuda:2")
+        slots(0, "cuda:2")
+    with pytest.raises(InputError, match="device: expected one for all runs, got cuda:0 and cuda:1"):
+        batch.Slots.of_this_machine(0, [Config(device="cuda:0"), Config(device="cuda:1")])
     machine.setattr(batch, "_free_memory", lambda: 8.0)
-    assert batch.Slots.of_this_machine(0, "cpu") == batch.Slots(2, 4, ())
-    assert batch.Slots.of_this_machine() == batch.Slots(2, 4, ("0", "1") * 5)
+    assert slots(0, "cpu") == batch.Slots(2, 4, ())
+    assert slots() == batch.Slots(2, 4, ("0", "1") * 5)
 
 
-def test_a_vit_of_the_published_size_needs_more_memory_on_a_cpu(machine):
-    runs, small = [Config(model="cnn"), Config(model="vit")], [Config(model="vit", model_args=TINY["vit"])]
-    assert batch.Slots.of_this_machine(0, "cpu", runs).jobs == 7 and batch.Slots.of_this_machine(0, "cpu", small).jobs == 8
-    assert batch.Slots.of_this_machine(0, "auto", runs).jobs == 10
+def test_a_vit_of_the_published_width_needs_more_memory_on_a_cpu(machine):
+    cnn, vit, deep, small = {"model": "cnn"}, {"model": "vit"}, {"model": "vit", "model_args": {"depth": 12}}, {"model": "vit", "model_args": TINY["vit"]}
+    assert slots(0, "cpu", cnn, vit).jobs == slots(0, "cpu", deep).jobs == 7 and slots(0, "cpu", small).jobs == 8
+    assert slots(0, "auto", cnn, vit).jobs == 10
 
 
 def test_memory_is_what_a_slurm_job_was_given(monkeypatch):
     assert batch._free_memory() > 1
     monkeypatch.setenv("SLURM_MEM_PER_NODE", "512")
     assert batch._free_memory() == 0.5
+    monkeypatch.delenv("SLURM_MEM_PER_NODE")
+    monkeypatch.setenv("SLURM_MEM_PER_CPU", "128")
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "2")
+    assert batch._free_memory() == 0.25
 
 
-@pytest.mark.parametrize("visible, cards", [("1", ("1",)), ("GPU-bb", ("GPU-bb",)), ("", ())])
+@pytest.mark.parametrize("visible, cards", [("1", ("1",) * 5), ("GPU-bb", ("GPU-bb",) * 5), ("", ()), ("NoDevFiles", ()), ("MIG-cc", ("MIG-cc",))])
 def test_slots_take_no_card_or_core_of_another_job(machine, visible, cards):
     machine.setenv("CUDA_VISIBLE_DEVICES", visible)
     machine.setenv("SLURM_CPUS_PER_TASK", "4")
-    assert batch.Slots.of_this_machine(4) == batch.Slots(4, 1, cards * 5)
+    assert slots(4) == batch.Slots(4, 1, cards)
 
 
 def test_an_absolute_data_folder_is_not_published(tmp_path, monkeypatch):
@@ -339,3 +349,12 @@ def test_an_absolute_data_folder_is_not_published(tmp_path, monkeypatch):
     assert seen["parameters"]["data_dir"] == "" and seen["CIFAR10_DIR"] == str(tmp_path) and seen["parameters"]["device"] == "cuda:1"
     batch.execute_run(Run(config, (config,)), options, batch.Stopping(), gpu="1")  # which is the first, and only, card that the run sees
     assert seen["CUDA_VISIBLE_DEVICES"] == "1" and seen["parameters"]["device"] == "cuda"
+    assert seen["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID", "as nvidia-smi, which says how large card 1 is, counts them"
+
+
+def test_a_run_that_a_notebook_starts_is_not_taken_for_one_that_is_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setenv("JPY_SESSION_NAME", "notebook.ipynb")
+    config, options = tiny("resnet", epochs=1), batch.Options(executed_dir=str(tmp_path), wandb_mode="disabled")
+    options.run_folder(config).mkdir(parents=True)
+    assert batch.execute_run(Run(config, (config,)), options, batch.Stopping()) == 0
+    assert "epoch 1/1" in (options.run_folder(config) / "run.log").read_text()

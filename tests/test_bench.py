@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from threading import BrokenBarrierError
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from conftest import tiny
 
 from cifarlib import bench
 from cifarlib.cli import main
+from cifarlib.config import InputError
 from cifarlib.models import conv
 
 ROOT = Path(__file__).parent.parent
@@ -56,6 +58,22 @@ def test_reference_and_ours_train_the_same_model_on_the_same_images():
 def test_runs_at_once_are_added_up():
     found = bench.at_once(tiny("vit", augmentation=True), [(2, 1)], seconds=0.1)
     assert [(way["runs"], way["threads"]) for way in found] == [(2, 1)] and found[0]["images_per_second"] > 0
+
+
+def test_runs_that_do_not_fit_at_once_cost_no_measurement(monkeypatch, capsys):
+    def together(config, runs, threads, seconds):
+        if runs > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 10.0 * runs
+
+    monkeypatch.setattr(bench, "_together", together)
+    assert [way["runs"] for way in bench.at_once(tiny("vit"), [(1, 8), (2, 4), (4, 2), (8, 1)], 0.1)] == [1, 2]
+    assert "four runs at a time broke off (OutOfMemoryError)" in capsys.readouterr().out
+
+
+def test_a_run_that_breaks_off_keeps_nobody_waiting():
+    with pytest.raises((InputError, BrokenBarrierError)):
+        bench._together(tiny("vit", augmentation=True, model_args={"dim": 3}), 2, 1, seconds=0.1)
 
 
 def test_table_chart_and_text_say_what_was_measured():

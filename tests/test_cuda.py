@@ -24,17 +24,21 @@ def rows(config, folder=None, **options):
     return [[row[name] for name in METRICS] for row in history.rows]
 
 
+@pytest.mark.parametrize("precision, tolerance", [("fp32", {"rel": 1e-4}), ("bf16", {"rel": 0.02, "abs": 0.06})])  # attention adds in any order
 @pytest.mark.parametrize("augmentation", [False, True])
 @pytest.mark.parametrize("model", MODELS)
-def test_a_graph_computes_what_single_launches_do(model, augmentation, monkeypatch, capsys):
-    # 40 images: two whole batches an epoch, replayed from the second epoch on, and a rest.
-    config = tiny(model, device="cuda", augmentation=augmentation, limit_train=40, epochs=4, scheduler="exponential", gamma=0.5)
+def test_a_graph_computes_what_single_launches_do(model, augmentation, precision, tolerance, monkeypatch, capsys):
+    # 40 images: two whole batches an epoch, the fourth to the eighth replayed, and a rest.
+    config = tiny(model, device="cuda", augmentation=augmentation, limit_train=40, epochs=4, scheduler="exponential", gamma=0.5, precision=precision)
+    replays, replay = [], torch.cuda.CUDAGraph.replay
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (replays.append(graph), replay(graph)))
     replayed = rows(config)
-    assert "no CUDA graph" not in capsys.readouterr().out
+    assert len(replays) == 5 and "no CUDA graph" not in capsys.readouterr().out
     monkeypatch.setattr(train, "WARM_UP", 0)
     launched = rows(config)
+    assert len(replays) == 5
     for one, other in zip(replayed, launched, strict=True):
-        assert one == pytest.approx(other, rel=1e-4)
+        assert one == pytest.approx(other, **tolerance)
 
 
 @pytest.mark.parametrize("model", ["resnet", "vit"])  # the CNN's dropout is drawn otherwise

@@ -195,6 +195,13 @@ def test_without_a_graph_the_steps_are_the_same(load, capsys):
     assert capsys.readouterr().out.count("no CUDA graph here") == (not torch.cuda.is_available())
 
 
+def test_without_cuda_no_other_accelerator_is_asked_for_streams(load, monkeypatch):
+    """torch.cuda.stream(None) asks whatever accelerator there is for its current device, and torch.mps can't tell."""
+    monkeypatch.setattr(torch._utils, "_get_available_device_type", lambda: "mps")
+    history, _ = run(config := tiny("resnet", epochs=1), load(config))
+    assert len(history.rows) == 1
+
+
 def test_bf16_is_close_to_fp32(load):
     rows = {}
     for precision in ("fp32", "bf16"):
