@@ -603,10 +603,10 @@ def _log_ticks(axis) -> None:
 
 @_styled
 def comparison(first: Table, second: Table) -> Figure | str:
-    """The cells of two tables against each other, and the distribution of their differences."""
+    """The experiments of two tables against each other, and the distribution of their differences."""
     both = r.compare(first, second)
     if both.empty:
-        return "the two tables have no cell in common"
+        return "the two tables have no experiment in common"
     figure, (left, right) = _new(4.4, 1, 2)
     models = [model for model in MODELS if (both["model"] == model).any()]
     heads = []
@@ -627,7 +627,7 @@ def comparison(first: Table, second: Table) -> Figure | str:
               xlabel=f"points higher in {second.name}")
     right.grid(axis="y", visible=False)
     title = f"'{second.name}' against '{first.name}', median difference in points: {listed(heads)}"
-    return _titled(figure, title, f"{counted(len(both), 'cell')} in both tables. Bars: medians.",
+    return _titled(figure, title, f"{counted(len(both), 'experiment')} in both tables. Bars: medians.",
                    second if second.synthetic else first)
 
 

@@ -23,8 +23,15 @@ CONDITIONS = ("dataset", "protocol", "split", "model_args", "epochs", "batch_siz
 PUBLISHED_BEST = {"cnn": 0.8697, "resnet": 0.8422, "vit": 0.8350}  # github.com/eliasmarcon/CIFAR-10, "Overall Results"
 CHANCE = 1 / len(CLASSES)
 Z = 1.959964  # two-sided 95%
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  # the same of t with 1 to 10 degrees of freedom
-RANGE = {2: 2.772, 3: 3.314, 4: 3.633, 5: 3.858}  # that 5% of ranges of so many equal normal variables exceed, in SDs; J. Tukey
+# What the range of so many (2 to 5) equal normal variables exceeds in 5% of cases, in units of an SD estimated with unlimited, 10, 9, ... 1
+# degrees of freedom: the studentized range. Source: J. Tukey, "The Problem of Multiple Comparisons", 1953.
+STUDENTIZED_RANGE = {
+    2: (2.772, 3.151, 3.199, 3.261, 3.344, 3.460, 3.635, 3.926, 4.501, 6.085, 17.969),
+    3: (3.314, 3.877, 3.948, 4.041, 4.165, 4.339, 4.602, 5.040, 5.910, 8.331, 26.976),
+    4: (3.633, 4.327, 4.415, 4.529, 4.681, 4.896, 5.218, 5.757, 6.825, 9.798, 32.819),
+    5: (3.858, 4.654, 4.755, 4.886, 5.060, 5.305, 5.673, 6.287, 7.502, 10.881, 37.082),
+}
+FREEDOM = np.array([np.inf, *range(10, 0, -1)])
 
 
 # ------------------------------------------------------------------ reading and checking
@@ -201,9 +208,7 @@ def _marked(rows: pd.DataFrame, tested: str, notes: list[str]) -> pd.DataFrame:
     rows["images"] = images.where(images > 0, 10_000).astype(int)
     rows["chance"] = rows[tested].isna() | (rows[tested] <= wilson(CHANCE, rows["images"])[1])
     rows["condition"] = [" | ".join(map(str, key)) for key in rows[[c for c in CONDITIONS if c in rows]].to_numpy()]
-    # Gamma does nothing under the cosine schedule: such cells are one experiment whatever the table says.
-    told_apart = rows.assign(gamma=rows["gamma"].where(rows["scheduler"] != "cosine", 0))
-    rows["experiment"] = [" ".join(map(str, key)) for key in told_apart[["model", *KNOBS, "condition"]].to_numpy()]
+    rows["experiment"] = [" ".join(map(str, key)) for key in without_inert(rows)[["model", *KNOBS, "condition"]].to_numpy()]
     rows["copy"] = False
     if "run" in rows:
         run = rows["run"].where(rows["run"] != "", rows["Full_Modelname"]) + rows["condition"] + rows.get("study", "")
@@ -323,10 +328,8 @@ class Noise:
 
     def margin(self, runs: int = 2) -> float:
         """What the range of so many single runs (the difference of two) exceeds in 5% of cases; more for an `sd` of few repeats."""
-        wider = 1 + (Z**2 + 1) / (4 * self.freedom) if self.freedom else 1  # where t's expansion in 1/freedom can stop
-        if 0 < self.freedom <= len(STUDENT):
-            wider = STUDENT[self.freedom - 1] / Z
-        return RANGE[min(runs, max(RANGE))] * wider * self.sd
+        quantiles = STUDENTIZED_RANGE[min(runs, max(STUDENTIZED_RANGE))]
+        return float(np.interp(1 / (self.freedom or np.inf), 1 / FREEDOM, quantiles)) * self.sd
 
 
 def noise_floor(table: Table, model: str) -> Noise:
@@ -512,6 +515,11 @@ def acting(rows: pd.DataFrame, knob: str) -> pd.DataFrame:
     return rows[rows["scheduler"] != "cosine"] if knob == "gamma" else rows
 
 
+def without_inert(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with gamma 0 under the cosine schedule: cells that differ in it are one experiment."""
+    return rows.assign(gamma=rows["gamma"].where(rows["scheduler"] != "cosine", 0))
+
+
 def expected_best(scores) -> np.ndarray:
     """Expected highest score among k runs drawn without replacement, for k = 1..N; after Dodge et al., EMNLP 2019."""
     ordered = np.sort(np.asarray(scores, float))
@@ -524,24 +532,24 @@ def expected_best(scores) -> np.ndarray:
 
 
 def augmentation_pairs(table: Table, model: str) -> pd.DataFrame:
-    """Pairs of runs with and without augmentation, all else equal, and the gain; without pairs entirely at chance."""
-    rows = candidates(table, model).dropna(subset=[table.tested])
+    """Pairs of cells with and without augmentation, all else equal, and the gain; without pairs entirely at chance."""
+    rows = without_inert(candidates(table, model).dropna(subset=[table.tested]))
+    cells = rows.groupby(list(KNOBS)).agg(test=(table.tested, "mean"), chance=("chance", "all")).reset_index()
+    sides = [cells[cells["augmentation"] == side].drop(columns="augmentation") for side in (True, False)]
     others = [knob for knob in KNOBS if knob != "augmentation"]
-    sides = [rows[rows["augmentation"] == side][[*others, table.tested, "chance"]] for side in (True, False)]
-    pairs = sides[0].merge(sides[1], on=others, suffixes=("_with", "_without")).query("not (chance_with and "
-                                                                                      "chance_without)")
-    return pairs.assign(gain=pairs[f"{table.tested}_with"] - pairs[f"{table.tested}_without"])
+    pairs = sides[0].merge(sides[1], on=others, suffixes=("_with", "_without")).query("not (chance_with and chance_without)")
+    return pairs.assign(gain=pairs["test_with"] - pairs["test_without"])
 
 
 # ------------------------------------------------------------------ two tables
 
 
 def compare(first: Table, second: Table) -> pd.DataFrame:
-    """The cells of both tables: knobs, first and second test accuracy (mean of repeats), difference, chance of each."""
+    """The experiments of both tables: knobs, first and second test accuracy (mean of repeats), difference, chance of each."""
     cell = ["model", "model_args", *KNOBS]
 
     def by_cell(table):
-        rows = table.rows[table.rows["main"]].dropna(subset=[table.tested])
+        rows = without_inert(table.rows[table.rows["main"]].dropna(subset=[table.tested]))
         rows = rows.assign(model_args=rows.get("model_args", "{}"))
         return rows.groupby(cell).agg(test=(table.tested, "mean"), chance=("chance", "all")).reset_index()
 

@@ -22,7 +22,7 @@ def comparison_sentences(first: Table, second: Table) -> list[str]:
     lines = [f"`{table.name}`: {conditions(table)}" for table in (first, second)]
     for model, group in both.groupby("model"):
         change, lost = group["difference"], group[["chance_first", "chance_second"]].sum()
-        lines.append(f"{MODELS[model]}: {counted(len(group), 'cell')} in both. From the first to the second the median "
+        lines.append(f"{MODELS[model]}: {counted(len(group), 'experiment')} in both. From the first to the second the median "
                      f"difference is {signed(change.median())} points, {(change > 0).sum()} are higher; at chance are "
                      f"{lost['chance_first']} in the first, {lost['chance_second']} in the second.")
         if len(ranked(first, model)) and len(ranked(second, model)):
@@ -31,7 +31,7 @@ def comparison_sentences(first: Table, second: Table) -> list[str]:
                        for _, row in top(table, model, 1).iterrows()]
             lines.append(f"{MODELS[model]}: {(change.abs() > noise.margin()).sum()} differences exceed the first table's "
                          f"{noise.name} ({points(noise.margin())}). The winners: {', then '.join(winners)}.")
-    return lines if len(both) else [*lines, "The two tables have no cell in common."]
+    return lines if len(both) else [*lines, "The two tables have no experiment in common."]
 
 
 def conditions(table: Table) -> str:
