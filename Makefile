@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # the committed studies that README.md reports
-STUDIES := resnet_24_epochs equal_compute
+STUDIES := published_resnet resnet_24_epochs equal_compute
 
 .PHONY: help setup demo test lab report clean-demo
 
@@ -19,7 +19,7 @@ setup: .venv/.done  ## make .venv with everything in it
 
 demo: setup  ## train a mini-grid of all three models and draw its charts
 	$(BIN)/python -m cifarlib grid parameters/demo.yaml --study demo
-	$(BIN)/python -m cifarlib results --runs executed/demo/runs.csv --figures executed/demo/figures
+	$(BIN)/python -m cifarlib results --runs executed/demo/runs.csv
 	@echo 'executed notebooks: executed/demo/*/experiment.ipynb'
 	@echo 'table of runs:      executed/demo/runs.csv'
 	@echo 'figures:            executed/demo/figures/'
@@ -34,7 +34,7 @@ report: setup  ## redraw the studies' charts and rewrite the README from the com
 	$(BIN)/python -m cifarlib bench --no-measure --readme README.md
 
 lab: setup  ## open JupyterLab
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/explore.ipynb
 
 clean-demo:  ## remove what the demo left
 	rm -rf executed/demo

@@ -91,7 +91,7 @@ def make_parser() -> Parser:
     command = commands.add_parser("results", help="draw the charts of a table of runs", formatter_class=formatter,
                                   description="Execute the results notebook for a table of runs; the last line printed is the HTML report.")
     command.add_argument("--runs", required=True, metavar="FILE", help="runs.csv of a study, or a table in the published format")
-    command.add_argument("--figures", default="figures", metavar="DIR", help="folder for the charts")
+    command.add_argument("--figures", default="", metavar="DIR", help="folder for the charts; figures/ beside the table if empty")
     command.add_argument("--rank-by", default="auto", metavar="COLUMN", help="column that ranks; auto takes validation accuracy if it is there")
     command.add_argument("--study", default="", help="only the rows of this study")
     command.add_argument("--compare-with", default="", metavar="FILE", help="a second table to compare with")
@@ -289,5 +289,6 @@ def rewrite_readme(arguments: argparse.Namespace) -> None:
     from .sentences import readme_section, rewrite_between_markers
 
     table = read_table(arguments.runs, arguments.rank_by, arguments.study)
-    figures, folder = (os.path.relpath(place, Path(arguments.readme).parent) for place in (arguments.figures, table.folder))
+    places = arguments.figures or table.folder / "figures", table.folder
+    figures, folder = (os.path.relpath(place, Path(arguments.readme).parent) for place in places)
     rewrite_between_markers(arguments.readme, arguments.section, readme_section(table, figures, folder))

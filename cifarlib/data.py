@@ -151,14 +151,18 @@ def find_cifar10(data_dir: str = "") -> Path:
 
     Raises InputError if a folder that was named holds no batches, or the download fails.
     """
+    return local_cifar10(data_dir) or download(project_path("cifar-10"))
+
+
+def local_cifar10(data_dir: str = "") -> Path | None:
+    """As find_cifar10, but None instead of a download."""
     for given, source in ((data_dir, "data_dir"), (os.environ.get("CIFAR10_DIR", ""), "$CIFAR10_DIR")):
         if given:
             if found := _batches_in(project_path(given)):
                 return found
             raise InputError(f"{source}: no CIFAR-10 in {given}; expected {BATCHES}/ or its data_batch_1..5 and test_batch there; "
                              "name the right folder, or none to search ./cifar-10 and else download")
-    home = project_path("cifar-10")
-    return _batches_in(home) or download(home)
+    return _batches_in(project_path("cifar-10"))
 
 
 def _batches_in(folder: Path) -> Path | None:

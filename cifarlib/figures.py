@@ -533,7 +533,7 @@ def confidently_wrong(table: Table, model: str, images: tuple | None, n: int = 1
         return _no_predictions(model)
     labels, logits = found[0][1]
     if images is None:
-        return "the test images were not given (data_dir)"
+        return "CIFAR-10 is not here; data_dir may name its folder"
     pixels, true = images
     if not np.array_equal(true[:len(labels)], labels):
         return f"the predictions of {MODELS[model]} are of other images than the ones given"
@@ -548,7 +548,7 @@ def confidently_wrong(table: Table, model: str, images: tuple | None, n: int = 1
         axis.axis("off")
     for axis, i in zip(axes.flat, chosen):
         axis.imshow(pixels[i].transpose(1, 2, 0), interpolation="nearest")
-        axis.set_title(f"is {CLASSES[labels[i]]}\nnot {CLASSES[predicted[i]]}\n{100 * confidence[i]:.1f}% sure",
+        axis.set_title(f"is {CLASSES[labels[i]]}\ntaken for {CLASSES[predicted[i]]}\n{100 * confidence[i]:.1f}% sure",
                        fontsize=8)
     sure, mistakes = (confidence > 0.9).sum(), counted((confidence > 0).sum(), "mistake")
     return _titled(figure, f"{MODELS[model]}: {sure} of {mistakes} are made with more than 90% confidence", table=table)

@@ -55,12 +55,20 @@ def check_plan(folder: Path, plan: dict) -> None:
     try:
         before = json.loads((folder / PLAN).read_text())
     except FileNotFoundError:
-        return
+        before = _recorded_plan(folder)
     for name, value in json.loads(json.dumps(plan)).items():  # as it reads back: tuples are lists
         if name in before and before[name] != value:
             kind = OtherMachine if name in ("device", "precision") else InputError
             raise kind(f"{folder} holds a run with {name} {before[name]!r}, this one has {value!r}; "
                              "use another study, or train anew with resume False (--no-resume)")
+
+
+def _recorded_plan(folder: Path) -> dict:
+    """What a finished run's record says of it: a published run folder may have no plan. Where it was computed no longer matters."""
+    record = read_record(folder)
+    if not record or record["status"] not in FINISHED:
+        return {}
+    return {name: value for name, value in record["config"].items() if name not in ("device", "precision")}
 
 
 def write_failure(folder: Path, config: Config, error: str) -> None:

@@ -64,8 +64,8 @@ def test_a_dry_run_estimates_from_runs_of_the_same_model_and_size(tmp_path, caps
         (tmp_path / "g" / folder / "record.json").write_text(json.dumps(record))
     assert estimate() == "about 12 min for the rest, 2 at a time, if none stops early"  # two runs of 30 epochs of 25 s, side by side
     assert estimate("--only", "gamma=0.7") == "about 12 min for the rest, 1 at a time, if none stops early"  # nothing is beside it
-    assert estimate("--limit_train", "10") == "about 3 s for the rest, 2 at a time, if none stops early"
-    assert "resnet of this size" in estimate("--limit_train", "20")
+    assert estimate("--limit_train", "10", "--study", "h", "--only", "gamma=0.7") == "about 3 s for the rest, 1 at a time, if none stops early"
+    assert "resnet of this size" in estimate("--limit_train", "20", "--study", "h")
     assert estimate("--no-resume") == "about 19 min for the rest, 2 at a time, if none stops early"
     folder = tmp_path / "g" / Config(scheduler="step", gamma=0.8).run_name  # a failed run is left, unless it is to be tried again
     folder.mkdir()
@@ -189,6 +189,10 @@ def test_a_dry_run_finds_another_run_in_its_folder(tmp_path, monkeypatch, capsys
     (folder / "plan.json").write_text(json.dumps(Config(epochs=3).identity()))
     assert cli.main([*command, "--dry-run"]) == 2 and "holds a run with epochs 3, this one has 80" in capsys.readouterr().err
     assert cli.main([*command, "--dry-run", "--no-resume"]) == 0
+    (folder / "plan.json").unlink()  # as in a published study, whose records say what its runs were
+    (folder / "record.json").write_text(json.dumps({"status": "done", "config": Config(epochs=3).to_dict(), "epochs_run": 3, "seconds": 1}))
+    assert cli.main([*command, "--dry-run"]) == 2 and "holds a run with epochs 3, this one has 80" in capsys.readouterr().err
+    assert cli.main([*command, "--dry-run", "-e", "3", "--device", "cpu"]) == 0
 
 
 def test_grid_takes_the_short_options_of_train(tmp_path, capsys):

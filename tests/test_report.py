@@ -21,11 +21,11 @@ EXECUTED = [path for study in STUDIES for path in sorted(ROOT.glob(f"executed/{s
 
 def test_results_draws_the_charts_writes_html_and_the_readme_section(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("CIFAR10_DIR", raising=False)
-    study, readme, figures = tmp_path / "executed" / "demo", tmp_path / "README.md", tmp_path / "figures"
+    study, readme, figures = tmp_path / "executed" / "equal_compute", tmp_path / "README.md", tmp_path / "executed" / "equal_compute" / "figures"
     table = made.table(models=("cnn", "resnet"), learning_rate=(0.001, 0.0001), weight_decay=(0.001,), gamma=(0.97,))
     made.write_study(study, table, images=200, runs=12)
     readme.write_text("before\n<!-- results:begin -->\nold\n<!-- results:end -->\nafter\n")
-    arguments = ["results", "--runs", str(study / "runs.csv"), "--figures", str(figures), "--readme", str(readme)]
+    arguments = ["results", "--runs", str(study / "runs.csv"), "--readme", str(readme)]
     assert cli.main(arguments) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(study / "results.html")
     images = {path.name: path.read_bytes() for path in figures.iterdir()}
@@ -33,7 +33,7 @@ def test_results_draws_the_charts_writes_html_and_the_readme_section(tmp_path, c
     assert "<img" in (study / "results.html").read_text()
     first = readme.read_text()
     assert first.startswith("before\n") and first.endswith("after\n") and "old" not in first and "### Results ResNet" in first
-    assert "](figures/cnn_top5.png)" in first and "### Every run" in first
+    assert "](executed/equal_compute/figures/cnn_top5.png)" in first and "### Every run" in first
 
     # A second time it changes nothing, also with the parameters as they stand in the notebook, and in its folder.
     (tmp_path / "notebooks").mkdir()
