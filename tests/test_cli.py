@@ -60,7 +60,7 @@ def test_a_dry_run_estimates_from_runs_of_the_same_model_and_size(tmp_path, caps
     for folder, seconds, more in ((Config(scheduler="step", gamma=0.9).run_name, 200.0, {}), ("other", 300.0, {"gamma": 0.5}),
                                   ("small", 1.0, {"model_args": {"depths": [1, 1, 1, 1]}}), ("part", 1.0, {"limit_train": 10})):
         (tmp_path / "g" / folder).mkdir(parents=True)
-        record = {"status": "done", "config": Config(scheduler="step", **more).to_dict(), "epochs_run": 10, "seconds": seconds}
+        record = {"status": "done", "config": Config(scheduler="step", epochs=30, **more).to_dict(), "epochs_run": 10, "seconds": seconds}
         (tmp_path / "g" / folder / "record.json").write_text(json.dumps(record))
     assert estimate() == "about 12 min for the rest, 2 at a time, if none stops early"  # two runs of 30 epochs of 25 s, side by side
     assert estimate("--only", "gamma=0.7") == "about 12 min for the rest, 1 at a time, if none stops early"  # nothing is beside it
