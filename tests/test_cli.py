@@ -57,7 +57,7 @@ def test_a_dry_run_estimates_from_runs_of_the_same_model_and_size(tmp_path, caps
         return capsys.readouterr().out.splitlines()[-1]
 
     assert estimate() == f"no estimate: no run of resnet of this size is recorded in {tmp_path} yet"
-    for folder, seconds, more in ((Config(scheduler="step", gamma=0.9).run_name, 200.0, {}), ("other", 300.0, {"gamma": 0.5}),
+    for folder, seconds, more in ((Config(scheduler="step", gamma=0.9).run_name, 200.0, {"gamma": 0.9}), ("other", 300.0, {"gamma": 0.5}),
                                   ("small", 1.0, {"model_args": {"depths": [1, 1, 1, 1]}}), ("part", 1.0, {"limit_train": 10})):
         (tmp_path / "g" / folder).mkdir(parents=True)
         record = {"status": "done", "config": Config(scheduler="step", epochs=30, **more).to_dict(), "epochs_run": 10, "seconds": seconds}
