@@ -560,6 +560,8 @@ def cost(table: Table) -> Figure | str:
     rows = r.candidates(table).dropna(subset=[table.tested])
     shown = {column: label for column, label in (("seconds", "training time, seconds"), ("parameters", "weights"))
              if column in rows and (rows[column] > 0).any()}
+    if len(shown) > 1 and rows["parameters"].nunique() == 1:  # they tell nothing apart
+        del shown["parameters"]
     if not shown:
         return "the table has no training times and no numbers of weights"
     best = rows.loc[r.overall(table).index]

@@ -116,6 +116,7 @@ def test_left_out_figures_are_said_in_a_sentence_and_their_old_files_go(tmp_path
     assert names == {"resnet_top5", "overall_top5", "all_runs", "per_class",
                      "cost"} and not (tmp_path / "cnn_top5.png").exists()
     assert all(path.with_suffix(".svg").exists() for path in written)
+    assert len(figures.cost(table).axes) == 1, "one number of weights tells nothing apart"
     said = capsys.readouterr().out
     everything = {name for kind in figures.KINDS for name in figures._planned(table, kind, None, None)}
     assert all(name in said for name in everything - names) and "no histories of ResNet's best runs" in said

@@ -28,7 +28,7 @@ def project(tmp_path_factory):
         cell.source += "".join(f"\n{name} = {value!r}" for name, value in PARAMETERS.get(path.name, {}).items())
         nbformat.write(notebook, folder / "notebooks" / path.name)
     frame = made.table(models=("resnet",), learning_rate=(0.001, 0.0001), weight_decay=(0.001,), gamma=(0.97,))
-    made.write_study(folder / "executed" / "demo", frame, images=500, runs=2)
+    made.write_study(folder / "executed" / "equal_compute", frame, images=500, runs=2)
     return folder
 
 
@@ -82,6 +82,6 @@ def test_run_all_shows_every_chart_of_a_table_of_runs(lab, project):
     lab.open("results.ipynb", CODE_CELLS["results.ipynb"])
     cells = lab.run_all()
     assert errors(cells) == []
-    drawn = list((project / "figures").glob("*.png"))
+    drawn = list((project / "executed" / "equal_compute" / "figures").glob("*.png"))
     assert len(lab.pictures()) == len(drawn) > 5
     assert any("Best run" in output["text"] for cell in cells for output in cell["outputs"] if output["kind"] == "text/markdown")
