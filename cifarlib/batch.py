@@ -168,9 +168,8 @@ def _cores() -> int:
 
 def _free_memory() -> float:
     """GiB of main memory that can be used: what is free, within what a SLURM job was given."""
-    given = int(os.environ.get("SLURM_MEM_PER_NODE", 0)) / 1024
-    given = given or int(os.environ.get("SLURM_MEM_PER_CPU", 0)) * int(os.environ.get("SLURM_CPUS_ON_NODE", 1)) / 1024
-    given = given or math.inf  # 0, too, is all of the node's
+    node, core, cores = (int(os.environ.get(f"SLURM_{name}", 0)) for name in ("MEM_PER_NODE", "MEM_PER_CPU", "CPUS_ON_NODE"))
+    given = (node or core * cores) / 1024 or math.inf  # 0, too, is all of the node's
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         return min(given, int(lines["MemAvailable"].split()[0]) / 2**20)

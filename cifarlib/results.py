@@ -520,6 +520,12 @@ def without_inert(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(gamma=rows["gamma"].where(rows["scheduler"] != "cosine", 0))
 
 
+def means(table: Table, rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Mean test accuracy, and whether all are at chance, of the rows that agree in the columns `by`, gamma only where it acts."""
+    groups = without_inert(rows.dropna(subset=[table.tested])).groupby(by)
+    return groups.agg(test=(table.tested, "mean"), chance=("chance", "all")).reset_index()
+
+
 def expected_best(scores) -> np.ndarray:
     """Expected highest score among k runs drawn without replacement, for k = 1..N; after Dodge et al., EMNLP 2019."""
     ordered = np.sort(np.asarray(scores, float))
@@ -533,9 +539,8 @@ def expected_best(scores) -> np.ndarray:
 
 def augmentation_pairs(table: Table, model: str) -> pd.DataFrame:
     """Pairs of cells with and without augmentation, all else equal, and the gain; without pairs entirely at chance."""
-    rows = without_inert(candidates(table, model).dropna(subset=[table.tested]))
-    cells = rows.groupby(list(KNOBS)).agg(test=(table.tested, "mean"), chance=("chance", "all")).reset_index()
-    sides = [cells[cells["augmentation"] == side].drop(columns="augmentation") for side in (True, False)]
+    every = means(table, candidates(table, model), list(KNOBS))
+    sides = [every[every["augmentation"] == side].drop(columns="augmentation") for side in (True, False)]
     others = [knob for knob in KNOBS if knob != "augmentation"]
     pairs = sides[0].merge(sides[1], on=others, suffixes=("_with", "_without")).query("not (chance_with and chance_without)")
     return pairs.assign(gain=pairs["test_with"] - pairs["test_without"])
@@ -547,12 +552,10 @@ def augmentation_pairs(table: Table, model: str) -> pd.DataFrame:
 def compare(first: Table, second: Table) -> pd.DataFrame:
     """The experiments of both tables: knobs, first and second test accuracy (mean of repeats), difference, chance of each."""
     cell = ["model", "model_args", *KNOBS]
-
-    def by_cell(table):
-        rows = without_inert(table.rows[table.rows["main"]].dropna(subset=[table.tested]))
-        rows = rows.assign(model_args=rows.get("model_args", "{}"))
-        return rows.groupby(cell).agg(test=(table.tested, "mean"), chance=("chance", "all")).reset_index()
-
-    both = by_cell(first).merge(by_cell(second), on=cell, suffixes=("_first", "_second"))
+    sides = []
+    for table in (first, second):
+        rows = table.rows[table.rows["main"]]
+        sides.append(means(table, rows.assign(model_args=rows.get("model_args", "{}")), cell))
+    both = sides[0].merge(sides[1], on=cell, suffixes=("_first", "_second"))
     both = both.rename(columns={"test_first": "first", "test_second": "second"})
     return both.assign(difference=both["second"] - both["first"])
