@@ -208,6 +208,8 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
     codes: dict[str, int] = {}
     with Stopping() as stopping, ThreadPoolExecutor(slots.jobs) as pool, _grid_bar(runs, options, echo is None) as bar:
         waiting = deque(run for run in runs if wanted(options.run_folder(run.config), options, retry_failed))
+        if failed := sum(status_of(options.run_folder(run.config)) == "failed" for run in runs) * (not retry_failed and options.resume):
+            tqdm.write(f"left alone: {counted(failed, 'run')} that failed before (--retry-failed tries again)", file=sys.stderr)
         free, futures, told = deque(range(slots.jobs)), {}, False
         while (waiting or futures) and not (stopping.requested and not futures):
             while waiting and free and not stopping.requested:

@@ -148,9 +148,9 @@ def _bars(table: Table, best: pd.DataFrame, noise: r.Noise, title: str) -> Figur
             left.text(value + 0.008, place + offset, percent(value), fontsize=8, va="center")
         right.errorbar(row["test"], place, xerr=[[row["test"] - row["low"]], [row["high"] - row["test"]]], capsize=3,
                        markersize=6, fmt=MARKERS[row["model"]], color=colour, label=label("run, 95% interval"))
-        if row["runs"] > 1:
-            right.errorbar(row["mean"], place + 0.25, xerr=row["sd"], fmt="D", color="black", markersize=3.5, capsize=2,
-                           linewidth=1)
+    if len(again := best.assign(place=np.arange(len(best)) + 0.25).query("runs > 1")):
+        right.errorbar(again["mean"], again["place"], xerr=again["sd"], fmt="D", color="black", markersize=3.5, capsize=2, linewidth=1,
+                       label="repeats, mean and SD")
     middle = best["test"].iloc[0]
     right.axvspan(middle - noise.margin(), middle + noise.margin(), color=LIGHT, zorder=0,
                   label=noise.name.replace("noise", "noise floor"))
@@ -160,9 +160,9 @@ def _bars(table: Table, best: pd.DataFrame, noise: r.Noise, title: str) -> Figur
     for axis in (left, right):
         axis.grid(axis="y", visible=False)
         _legend(axis, "below")
-    note = f"Ranked by {table.rank_by}. The band: two equal runs differ by less in 95% of cases. "
-    note += f"Noise floor: {noise.text}." + " Diamonds: mean and SD of repeats." * bool((best["runs"] > 1).any())
-    return _titled(figure, title, note, table)
+    note = f"Ranked by {table.ranking}. The band: two runs of one configuration differ by less in 95% of cases"
+    note += f", {in_words(len(best))} by less than the title's number" * (2 < len(best) and best["model"].nunique() == 1)
+    return _titled(figure, title, f"{note}. Noise floor: {noise.text}.", table)
 
 
 @_styled
@@ -190,8 +190,11 @@ def finalists(table: Table) -> Figure | str:
     title = f"a {MODELS[first['model']]} reaches {percent(first['test'])} on average over {counted(first['runs'], 'seed')}"
     if len(shown) > 1:
         gap = first["test"] - shown["test"].iloc[1]
-        title += f", {points(gap)} {'above' if gap >= 0 else 'below'} the next configuration"
-    return _titled(figure, title, f"Ordered by mean {table.rank_by}. Diamonds: mean and SD over seeds.", table)
+        noise = r.noise_floor(table, first["model"])
+        margin = noise.margin_of_means(first["runs"], shown["runs"].iloc[1])
+        title += (f", {points(gap)} {'above' if gap >= 0 else 'below'} the next configuration, {'more' if abs(gap) > margin else 'no more'} "
+                  f"than the {noise.name} of two such means ({points(margin)})")
+    return _titled(figure, title, f"Ordered by mean {table.ranking}. Diamonds: mean and SD over seeds.", table)
 
 
 @_styled
@@ -210,7 +213,7 @@ def all_runs(table: Table) -> Figure:
             axis.scatter(chosen[table.tested], chosen["y"], s=18, alpha=0.6, **style)
     axis.axvline(r.CHANCE, color=GREY, linewidth=1, linestyle="--")
     axis.set(yticks=range(len(labels)), yticklabels=labels, xlim=(0, 1), ylim=(len(labels) - 0.5, -0.5),
-             xlabel="test accuracy (dashed: guessing; crosses: runs at chance)")
+             xlabel="test accuracy (dashed: guessing" + "; crosses: runs at chance" * bool(runs["chance"].any()) + ")")
     _percent(axis.xaxis)
     axis.grid(axis="y", visible=False)
     return _titled(figure, chance_sentence(table).rstrip("."), table=table)
@@ -227,6 +230,8 @@ def knobs(table: Table, model: str) -> Figure | str:
     groups = {knob: group for knob, group in groups.items() if len(group) > 1}
     if not groups:
         return f"no knob takes two values among the ranked runs of {MODELS[model]}"
+    if len(rows) < 3:
+        return f"{MODELS[model]} has two ranked runs, which the table of the best compares"
     levels = [len(group) + 0.6 for group in groups.values()]
     figure, axes = _new(3.9, 1, len(groups), sharey=True, width_ratios=levels, squeeze=False,
                         width=min(WIDTH, max(6, 1 + 0.9 * sum(levels))))
@@ -253,7 +258,8 @@ def knobs(table: Table, model: str) -> Figure | str:
     size = (lambda span: f"{span:.3f}") if table.lower_is_better else points
     title = f"{MODELS[model]}: {spans.index[0]} moves the best score most ({size(spans.iloc[0])})"
     title += f", {spans.index[-1]} least ({size(spans.iloc[-1])})" * (len(spans) > 1)
-    note = "A point a run; bars: medians; numbers: the best" + ", in percent" * (not table.lower_is_better) + "."
+    note = f"A point a {'configuration, by one seed' if len(r.finalists(table)) else 'run'}; bars: medians; numbers: the best"
+    note += ", in percent" * (not table.lower_is_better) + "."
     return _titled(figure, title, note + " Gamma: without cosine runs, where it does nothing." * ("gamma" in groups),
                    table)
 
@@ -267,6 +273,8 @@ def heatmap(table: Table, model: str) -> Figure | str:
         return f"no two learning rates or weight decays to compare for {MODELS[model]}"
     if table.lower_is_better:
         return f"heatmaps show accuracies, not {table.score}"
+    if len(grid) < 3:
+        return f"{MODELS[model]} has two cells, which the table of the best compares"
     best = grid.groupby(["scheduler", "learning_rate", "weight_decay"])["score"].max()
     highest, lowest = best.max(), grid.loc[~grid["chance"], "score"].min()
     lowest = best[best >= lowest].min() if lowest < highest else highest - 0.01
@@ -289,7 +297,7 @@ def heatmap(table: Table, model: str) -> Figure | str:
     schedule, rate, decay = best.idxmax()
     best_cell = f"learning rate {rate:g}, weight decay {decay:g}, {schedule} schedule"
     title = f"{MODELS[model]}: {percent(highest)} at best ({best_cell})"
-    note = "Best over the other knobs, in percent (repeats averaged)." + " Grey: at chance." * bool(best.min() < lowest)
+    note = "Best over the other knobs, in percent; of repeats their mean." + " Grey: at chance." * bool(best.min() < lowest)
     return _titled(figure, title, note, table)
 
 
@@ -332,7 +340,7 @@ def expected_best(table: Table) -> Figure | str:
     heads = []
     for model, values in scores.items():
         curve = r.expected_best(values)
-        axis.plot(range(1, len(curve) + 1), curve, color=COLOURS[model], marker=MARKERS[model], markevery=0.15,
+        axis.plot(range(1, len(curve) + 1), curve, color=COLOURS[model], marker=MARKERS[model], markevery=0.15 if len(curve) > 20 else 1,
                   label=f"{MODELS[model]} ({len(curve)} runs)")
         heads.append(f"{np.argmax(curve >= curve[-1] - 0.01) + 1} for {MODELS[model]}")
     axis.set_xscale("log", base=2)
@@ -386,9 +394,10 @@ def _best_epoch(history: pd.DataFrame) -> pd.Series | None:
 def _curve_message(history: pd.DataFrame) -> str:
     if (best := _best_epoch(history)) is None:
         return f"{counted(len(history), 'epoch')}, not validated yet"
-    return (f"validation accuracy {percent(best['val_accuracy'])} in epoch {best['epoch']:.0f} of "
-            f"{history['epoch'].max():.0f}; training accuracy {percent(best['train_accuracy'])} there, "
-            f"{percent(history['train_accuracy'].iloc[-1])} at the end")
+    last = history["epoch"].max()
+    return (f"validation accuracy {percent(best['val_accuracy'])} in epoch {best['epoch']:.0f} of {last:.0f}; "
+            f"training accuracy {percent(best['train_accuracy'])} there"
+            + f", {percent(history['train_accuracy'].iloc[-1])} at the end" * bool(best["epoch"] < last))
 
 
 @_styled
@@ -581,9 +590,9 @@ def cost(table: Table) -> Figure | str:
     _legend(axes[0, -1])
     heads = [f"{MODELS[row['model']]}'s best run reaches {percent(row[table.tested])}"
              + (f" in {duration(row['seconds'])}" if "seconds" in shown else "") for _, row in best.iterrows()]
-    several = "device" in rows and rows["device"].nunique() > 1
-    return _titled(figure, "; ".join(heads), "Large: the best runs." + " Times are of different devices." * several,
-                   table)
+    note = "Large: the best runs." + " Times: as they were, beside other work too" * ("seconds" in shown)
+    note += ", and on different devices" * bool("device" in rows and rows["device"].nunique() > 1) + "." * ("seconds" in shown)
+    return _titled(figure, "; ".join(heads), note, table)
 
 
 def _log_ticks(axis) -> None:

@@ -76,6 +76,10 @@ class Table:
         return " ".join([{"val": "validation", "train": "training"}.get(words[0], words[0]), *words[1:]])
 
     @property
+    def ranking(self) -> str:
+        return f"{self.score} (checkpoint {self.checkpoint})"
+
+    @property
     def synthetic(self) -> bool:
         return "dataset" in self.rows and bool(self.rows["dataset"].eq("synthetic").all())
 
@@ -331,11 +335,15 @@ class Noise:
         quantiles = STUDENTIZED_RANGE[min(runs, max(STUDENTIZED_RANGE))]
         return float(np.interp(1 / (self.freedom or np.inf), 1 / FREEDOM, quantiles)) * self.sd
 
+    def margin_of_means(self, first: int, second: int) -> float:
+        """What the difference between the means of so many runs each exceeds in 5% of cases."""
+        return self.margin() * math.sqrt((1 / first + 1 / second) / 2)
+
 
 def noise_floor(table: Table, model: str) -> Noise:
-    """The spread among repeats, pooled over the better half of the repeated configurations: poor ones scatter more."""
+    """The spread among repeats, pooled over the better half of the repeated configurations (at least two): poor ones scatter more."""
     again = experiments(table, model).query("runs > 1 and not chance").dropna(subset=["sd"])
-    good = again[again["test"] >= again["test"].median()]
+    good = again.nlargest(max(2, math.ceil(len(again) / 2)), "test", keep="all")
     if (good["sd"] > 0).any():
         freedom = good["runs"] - 1
         sd = math.sqrt((freedom * good["sd"] ** 2).sum() / freedom.sum())

@@ -50,7 +50,7 @@ def conditions(table: Table) -> str:
         parts.append(f"seed{'s' * (len(seeds) > 1)} "
                      + (listed(seeds) if len(seeds) < 8 else f"{seeds[0]} to {seeds[-1]}"))
     counts = ", ".join(f"{MODELS[m]} {(runs['model'] == m).sum()}" for m in table.models)
-    return f"{'; '.join(parts)}; {counted(len(runs), 'run')} ({counts}), ranked by {table.rank_by}."
+    return f"{'; '.join(parts)}; {counted(len(runs), 'run')} ({counts}), ranked by {table.ranking}."
 
 
 def chance_sentence(table: Table) -> str:
@@ -179,9 +179,11 @@ def overall_observations(table: Table) -> list[str]:
     if missing:
         lines.append(f"**Missing:** the table has no ranked run of {listed(missing)}.")
     if spare := every["rows"].sum() - len(every):
-        lines.append(f"**Experiments:** {every['rows'].sum()} rows are {counted(len(every), 'experiment')}; {in_words(spare)} "
-                     f"{'repeats' if spare == 1 else 'repeat'} another with a further seed or under another name (gamma does "
-                     "nothing under the cosine schedule).")
+        names = len(table.rows[table.rows["main"]].drop_duplicates(["experiment", "Full_Modelname"])) - len(every)
+        kinds = [f"{in_words(n)} {text}" for n, text in (
+            (spare - names, "with a further seed"), (names, "under another name (gamma does nothing under the cosine schedule)")) if n]
+        lines.append(f"**Experiments:** {every['rows'].sum()} rows are {counted(len(every), 'experiment')}; the others repeat one, "
+                     f"{listed(kinds)}.")
     if same := identical_rows(table):
         lines.append(f"**Same digits:** {counted(same, 'experiment')} {'repeats' if same == 1 else 'repeat'} another's metrics in every digit: what "
                      "tells them apart had no effect (a weight decay too small to change a float32 weight, for one).")

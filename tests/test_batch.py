@@ -109,6 +109,7 @@ rows:
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "executed" / "g").glob("*/record.json")}
     again = grid(tmp_path, text)
     assert again.returncode == 1 and "  done  " not in again.output, "what is done is skipped, what failed is left"
+    assert "left alone: one run that failed before (--retry-failed" in again.output
     assert {path: path.stat().st_mtime_ns for path in before} == before
     retried = grid(tmp_path, text, "--retry-failed")
     assert retried.output.count("  failed  ") == 1

@@ -206,7 +206,8 @@ def test_a_table_in_the_published_format_ranks_every_row_and_counts_experiments(
     assert table.rank_by == "test_accuracy_best_val_acc" and len(results.candidates(table)) == 48
     assert len(results.experiments(table)) == 36 and set(results.experiments(table)["runs"]) == {1, 2}
     assert results.top(table, "cnn")["experiment"].nunique() == 4  # the best is a cosine cell, twice
-    assert "48 rows are 36 experiments" in " ".join(sentences.overall_observations(table))
+    assert ("48 rows are 36 experiments; the others repeat one, 12 under another name (gamma does nothing under the cosine schedule)."
+            in " ".join(sentences.overall_observations(table)))
     assert "four experiments, repeated" in " ".join(sentences.observations(table, "cnn"))
 
 
@@ -218,6 +219,10 @@ def test_noise_floor_pools_the_repeats():
     floor = results.noise_floor(checked(frame), "resnet")
     assert floor.sd == pytest.approx(0.02) and floor.name == "noise"
     assert floor.margin() == pytest.approx(4.3027 * math.sqrt(2) * 0.02, rel=1e-3)  # Student's t of two degrees of freedom
+    assert results.Noise(0.02, "noise", "", freedom=4).margin_of_means(3, 2) == pytest.approx(2.7764 * 0.02 * math.sqrt(1 / 3 + 1 / 2), rel=1e-3)
+    other = [made.row(config.replace(seed=seed, learning_rate=0.5), accuracy, noise) for seed, accuracy in ((100, 0.60), (1, 0.60), (2, 0.66))]
+    both = results.noise_floor(checked(pd.concat([frame, pd.DataFrame(other)], ignore_index=True)), "resnet")
+    assert both.sd == pytest.approx(math.sqrt((0.02 ** 2 + 0.0012) / 2)) and both.freedom == 4, "of two, both count"
     alone = results.noise_floor(checked(frame.head(1)), "resnet")
     assert alone.sd == pytest.approx(0.004) and alone.name == "sampling error"  # sqrt(0.8 * 0.2 / 10,000)
     assert alone.margin() == pytest.approx(1.96 * math.sqrt(2) * 0.004, rel=1e-3)
