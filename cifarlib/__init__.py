@@ -3,7 +3,7 @@
 from importlib import import_module
 
 _HOMES = {"Config": "config", "InputError": "config", "load_cifar10": "data", "build_model": "models",
-          "fit": "train", "evaluate": "train", "test_checkpoints": "train"}
+          "fit": "train", "evaluate": "train", "evaluate_checkpoints": "train"}
 __all__ = list(_HOMES)
 
 

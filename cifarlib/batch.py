@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from .execute import BAD_INPUT, FAILED, OK, PREEMPTED
 from .files import LOG, NOTEBOOK, RECORD, STOP
 from .grid import Run
 from .runs import FINISHED, check_plan, note_planned, read_record, status_of, write_failure, write_table
+from .signals import SignalContext
 from .words import counted, listed
 
 LAST_LINES = 20  # of a failed run's log, kept in its record
@@ -40,22 +40,11 @@ def notebook_path(name: str) -> Path:
     return here if here.exists() else Path(os.path.relpath(Path(__file__).parent.parent / "notebooks" / name))
 
 
-class Stopping:
+class Stopping(SignalContext):
     """Within the context the first Ctrl-C, SIGTERM or SIGUSR1 asks all runs to stop at their epoch's end; a second kills them."""
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
     def __init__(self):
-        self.requested, self.killed, self.running, self.before = False, False, {}, {}
-
-    def __enter__(self) -> "Stopping":
-        if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._on_signal) for number in self.SIGNALS}
-        return self
-
-    def __exit__(self, *exception) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+        self.requested, self.killed, self.running = False, False, {}
 
     def _on_signal(self, number, frame) -> None:
         if self.requested and number == signal.SIGINT:
@@ -114,8 +103,11 @@ def execute_run(run: Run, options: Options, stopping: Stopping, threads: int = 0
             if echo:
                 echo(line)
     del stopping.running[folder]
-    if claim and claim.lost or stopping.killed and process.returncode < 0:
-        return PREEMPTED  # the folder is another runner's now, or the user killed the run: nothing has failed
+    if claim and claim.lost:
+        return PREEMPTED  # the folder is another runner's now
+    (folder / STOP).unlink(missing_ok=True)  # a killed run leaves it, and the next one, by hand, would stop at once
+    if stopping.killed and process.returncode < 0:
+        return PREEMPTED  # the user killed the run: nothing has failed
     return _outcome(process.returncode, folder, run.config, list(lines))
 
 
@@ -157,6 +149,7 @@ class Slots:
         gpus = tuple(name for turn in range(max(room.values(), default=0)) for name in room if turn < room[name])
         large = not gpus and any(config.model == "vit" and "dim" not in config.model_args for config in configs)
         jobs = jobs or max(1, min(len(gpus) or cores, int(_free_memory() // (MEMORY_A_VIT if large else MEMORY_A_RUN))))
+        jobs = min(jobs, len(configs))  # the cores that would stay idle go to the runs there are
         return cls(jobs, max(1, cores // jobs), gpus)
 
 

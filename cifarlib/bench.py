@@ -15,7 +15,6 @@ import warnings
 from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime, timezone
 from functools import partial
-from pathlib import Path
 
 import nbformat
 import pandas
@@ -36,6 +35,7 @@ from .files import NOTEBOOK, write_json
 from .models import build_model
 from .models.conv import Conv2d
 from .runs import commit
+from .sentences import markdown
 from .train import Trainer, evaluate, make_optimizer
 from .words import counted, listed
 
@@ -236,8 +236,8 @@ def start_up(rounds: int, **settings) -> dict:
 def conditions(config: Config) -> dict:
     """Where and with what the measurements were taken."""
     device = pick_device(config.device)
-    return {"device": describe(device), "cores": os.cpu_count(), "torch": torch.__version__, "commit": commit(), "dataset": config.dataset,
-            "kept_memory": "MALLOC_TRIM_THRESHOLD_" in os.environ, "date": datetime.now(timezone.utc).date().isoformat()}
+    return {"device": describe(device), "cores": os.cpu_count(), "torch": torch.__version__, "commit": commit(),
+            "dataset": load_cifar10(config).dataset, "kept_memory": "MALLOC_TRIM_THRESHOLD_" in os.environ, "date": datetime.now(timezone.utc).date().isoformat()}
 
 
 def _seconds(work) -> float:
@@ -347,8 +347,7 @@ def table(results: dict) -> pandas.DataFrame:
 def readme_section(results: dict) -> str:
     """The measurements as Markdown, with their conditions."""
     frame, where, machine = table(results), results["conditions"], results["limits"]
-    lines = [f"| {' | '.join(['model', *frame.columns])} |", "|" + " --- |" * (len(frame.columns) + 1)]
-    lines += [f"| `{model}` | {' | '.join(row)} |" for model, row in zip(frame.index, frame.to_numpy())]
+    models = markdown({"model": [f"`{model}`" for model in frame.index], **frame.to_dict("list")})
     together = "; ".join(f"{way['runs']} x {way['threads']}: {way['images_per_second']:,.0f}" for way in results["at_once"]["ways"])
     start = results["start_up"]
     ratio = statistics.median(start["tiny_run"]) / statistics.median(start["imports"])
@@ -356,7 +355,7 @@ def readme_section(results: dict) -> str:
     return "\n".join([
         f"**Conditions:** {where['device']}, {where['cores']} cores, torch {where['torch']}, {where['dataset']}, ours in {' and '.join(used)}; "
         f"{where['date']}, commit {where['commit']}. Its limits: {machine['fp32']:,.0f} GFLOP/s in fp32, {machine['bf16']:,.0f} in bf16, "
-        f"copies at {machine['copy']:.1f} GB/s.", "", *lines, "",
+        f"copies at {machine['copy']:.1f} GB/s.", "", models, "",
         "Training images by the seconds of training and validation; median of the rounds (lowest to highest). The share of the matrix rate "
         "counts what is computed: multiplications that our convolutions save are no part of it.", "",
         f"- **Runs at a time x threads of each**, {results['at_once']['model']}, images per second together: {together}.",

@@ -1,7 +1,6 @@
 """The files of a run folder from which training goes on, and the requests that end it at an epoch's end."""
 
 import signal
-import threading
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from .files import HISTORY, PLAN, PREDICTIONS, RECORD, STATE, STOP, replacing, w
 from .history import History
 from .optimizer import AdamW
 from .runs import FINISHED, check_plan, commit, read_record
+from .signals import SignalContext
 
 
 THOROUGH = ("cpu",)  # devices on which each epoch is written: there it takes far longer than writing does
@@ -93,16 +93,14 @@ class Store:
             (self.folder / STATE).unlink()
 
 
-class StopRequest:
+class StopRequest(SignalContext):
     """Within the context, Ctrl-C, SIGTERM, SIGUSR1 or the appearance of `file` set `requested` and break nothing off.
 
     A second Ctrl-C breaks off at once.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
     def __init__(self, file: Path | None):
-        self.file, self.signalled, self.before = file, False, {}
+        self.file, self.signalled = file, False
 
     @property
     def requested(self) -> bool:
@@ -114,14 +112,8 @@ class StopRequest:
         self.signalled = True
         print("stopping after this epoch; interrupt again to stop at once and lose it", flush=True)
 
-    def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():  # only there may handlers be set
-            self.before = {number: signal.signal(number, self._on_signal) for number in self.SIGNALS}
-        return self
-
     def __exit__(self, *exception) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+        super().__exit__(*exception)
         if self.file:
             self.file.unlink(missing_ok=True)
 

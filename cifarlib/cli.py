@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .config import Config, InputError, Options, project_path
 from .execute import BAD_INPUT
+from .files import TABLE
 
 # The published flags; every option is also called by its Config name.
 PUBLISHED_FLAGS = {
@@ -187,7 +188,7 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def grid(arguments: argparse.Namespace) -> int:
-    from .batch import Slots, check_plans, run_all
+    from .batch import Slots, check_plans, run_all, wanted
     from .grid import chunk, distinct_runs, read_grid, select, write_sets
 
     cells = read_grid(arguments.file, fields_of(Config, arguments))
@@ -197,28 +198,27 @@ def grid(arguments: argparse.Namespace) -> int:
         return 0
     options = Options(**{**fields_of(Options, arguments), "study": arguments.study or Path(arguments.file).stem})
     runs = chunk(distinct_runs(cells), arguments.chunk)
-    slots = Slots.of_this_machine(arguments.jobs, cells)
+    left = [run.config for run in runs if wanted(options.run_folder(run.config), options, arguments.retry_failed)]
+    slots = Slots.of_this_machine(arguments.jobs, left or cells)
     if arguments.dry_run:
         check_plans(runs, options)
-        print(forecast(runs, options, slots.jobs, arguments.retry_failed))
+        print(forecast(runs, left, options, slots.jobs))
         return 0
     code = run_all(runs, options, slots, retry_failed=arguments.retry_failed, fail_fast=arguments.fail_fast,
                    wait_for_others=not arguments.no_wait)
-    print(project_path(options.executed_dir) / options.study / "runs.csv")
+    print(project_path(options.executed_dir) / options.study / TABLE)
     return code
 
 
-def forecast(runs, options: Options, jobs: int, retry_failed: bool) -> str:
-    """What a grid amounts to: cells, distinct runs, how many are done, failed and pending, and the time the rest may take."""
+def forecast(runs, left: list[Config], options: Options, jobs: int) -> str:
+    """What a grid amounts to: cells, distinct runs, how many are done, failed and pending, and the time that those `left` may take."""
     from collections import Counter
 
-    from .batch import wanted
     from .runs import STATUSES, status_of, time_left
 
     status = {run.name: status_of(options.run_folder(run.config)) for run in runs}
     counts = Counter(status.values())
     states = ", ".join(f"{counts[name]} {name}" for name in STATUSES)
-    left = [run.config for run in runs if wanted(options.run_folder(run.config), options, retry_failed)]
     time = time_left(left, project_path(options.executed_dir), jobs)
     here = sum(len(run.cells) for run in runs)
     return f"{here} cell{'s' * (here != 1)}, {len(runs)} distinct run{'s' * (len(runs) != 1)}: {states}\n{time}"
@@ -251,9 +251,8 @@ def runs(arguments: argparse.Namespace) -> int:
 def results(arguments: argparse.Namespace) -> int:
     from .report import make_report
 
-    table = Path(arguments.runs)
     parameters = {name: getattr(arguments, name) for name in ("runs", "figures", "rank_by", "study", "compare_with", "data_dir")}
-    report = make_report(parameters, arguments.report or str(table if table.is_dir() else table.parent))
+    report = make_report(parameters, arguments.report)
     if arguments.readme:
         rewrite_readme(arguments)
     print(report)
@@ -267,7 +266,7 @@ def bench(arguments: argparse.Namespace) -> int:
     if not arguments.no_measure:
         names = ("rounds", "share", "dataset", "data_dir", "device", "figures")
         parameters = {name: getattr(arguments, name) for name in names}
-        execute_notebook("throughput.ipynb", {**parameters, "models": arguments.models.split(","), "output": str(path)}, arguments.folder)
+        execute_notebook("throughput.ipynb", {**parameters, "models": arguments.models.split(","), "output": str(path)}, project_path(arguments.folder))
     if arguments.readme:
         from .bench import readme_section
         from .sentences import rewrite_between_markers

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+SCHEDULES = ("exponential", "step", "cosine")
 CHECKPOINTS = ("best_val_acc", "best_val_loss", "terminal")
 
 
@@ -74,11 +75,11 @@ class _Fields:
     @classmethod
     def from_dict(cls, values: dict) -> Self:
         """Raises InputError on unknown names (with the nearest known one) and on values that don't fit."""
-        unknown_names(values, cls)
+        check_names(values, cls)
         return cls(**values)
 
 
-def unknown_names(names, *classes) -> None:
+def check_names(names, *classes) -> None:
     """Raise InputError for the first of `names` that is a field of none of `classes`."""
     known = [spec.name for cls in classes for spec in dataclasses.fields(cls)]
     for name in names:
@@ -98,7 +99,7 @@ class Config(_Fields):
     model: str = knob("resnet", "architecture", choices=("cnn", "resnet", "vit"))
     epochs: int = knob(80, "passes over the training split", minimum=1)
     batch_size: int = knob(256, "images a step", minimum=2)
-    scheduler: str = knob("cosine", "learning-rate schedule", choices=("exponential", "step", "cosine"))
+    scheduler: str = knob("cosine", "learning-rate schedule", choices=SCHEDULES)
     augmentation: bool = knob(False, "flip, rotate and crop the training images at random")
     learning_rate: float = knob(0.001, "AdamW's rate in the first epoch", above=0, maximum=10)
     weight_decay: float = knob(0.001, "AdamW's decoupled weight decay", minimum=0, maximum=10)

@@ -11,7 +11,7 @@ import pickle
 import shutil
 import socket
 import tempfile
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,17 +74,17 @@ class Splits:
         return f"CIFAR-10: {sizes}, fingerprint {self.fingerprint}"
 
 
-def load_cifar10(config: Config, device: torch.device | None = None) -> Splits:
-    """The splits that `config` asks for, on `device` (default: the configuration's).
+def load_cifar10(config: Config) -> Splits:
+    """The splits that `config` asks for, on its device.
 
     Raises InputError if the data can't be had, is damaged, or is less than one batch.
     """
-    device = device or pick_device(config.device)
+    device = pick_device(config.device)
     dataset, (images, labels, test_images, test_labels), content = _arrays(config)
     train, validation = split_indices(labels, config.split)
     mean, std = _normalization(_chosen(images, train), config.protocol)
-    train, validation = _limit(train, config.limit_train), _limit(validation, config.limit_val)
-    test = _limit(np.arange(len(test_labels)), config.limit_test)
+    train, validation = train[:config.limit_train or None], validation[:config.limit_val or None]
+    test = np.arange(len(test_labels))[:config.limit_test or None]
     if len(train) < config.batch_size:
         raise InputError(f"batch_size: {config.batch_size} images a batch, but the training split has {len(train)}; "
                          "lower batch_size or raise limit_train")
@@ -115,10 +115,6 @@ def split_indices(labels: np.ndarray, split: str) -> tuple[np.ndarray, np.ndarra
 def _chosen(rows: np.ndarray, indices: np.ndarray) -> Tensor:
     """A copy of some rows; on images forty times faster than numpy's indexing."""
     return torch.from_numpy(rows).index_select(0, torch.from_numpy(indices))
-
-
-def _limit(indices: np.ndarray, limit: int) -> np.ndarray:
-    return indices[:limit] if limit else indices
 
 
 def _normalization(images: Tensor, protocol: str) -> tuple[Tensor, Tensor]:
@@ -182,7 +178,8 @@ def download(home: Path) -> Path:
     timeout = socket.getdefaulttimeout()
     try:
         home.mkdir(parents=True, exist_ok=True)
-        with _locked(home / ".lock"):
+        with (home / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
             if found := _batches_in(home):
                 return found
             socket.setdefaulttimeout(10)
@@ -196,13 +193,6 @@ def download(home: Path) -> Path:
     finally:
         socket.setdefaulttimeout(timeout)
     return home / BATCHES
-
-
-@contextmanager
-def _locked(path: Path):
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def read_batches(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from .claim import is_lost
+from .signals import SIGNALS
 
 OK, FAILED, BAD_INPUT, PREEMPTED = 0, 1, 2, 75
 START_ATTEMPTS = 3
@@ -97,6 +98,6 @@ def main(notebook: str, output: str, runner: str = "", claim: str = "", lock: st
 if __name__ == "__main__":
     # A cancelled cluster job sends its signal to every process. The runner alone decides what it means, and the kernel (which
     # inherits this, and sets its own handlers while it trains) ends at its epoch's end.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     sys.exit(main(*sys.argv[1:]))

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 
 from . import results as r
-from .config import CLASSES
+from .config import CLASSES, SCHEDULES
 from .results import KNOBS, MODELS, Table, wilson
 from .sentences import chance_sentence
 from .words import counted, duration, in_words, knob_value, listed, percent, points, signed
@@ -278,7 +278,7 @@ def heatmap(table: Table, model: str) -> Figure | str:
     best = grid.groupby(["scheduler", "learning_rate", "weight_decay"])["score"].max()
     highest, lowest = best.max(), grid.loc[~grid["chance"], "score"].min()
     lowest = best[best >= lowest].min() if lowest < highest else highest - 0.01
-    schedules = [schedule for schedule in ("exponential", "step", "cosine") if schedule in best]
+    schedules = [schedule for schedule in SCHEDULES if schedule in best]
     figure, axes = _new(1.7 + 0.5 * len(rates), 1, len(schedules), sharey=True, squeeze=False,
                         width=max(6.5, WIDTH * len(schedules) / 3))
     colours = matplotlib.colormaps["cividis"].with_extremes(bad="white", under=LIGHT)
@@ -356,12 +356,12 @@ def expected_best(table: Table) -> Figure | str:
 
 
 @_styled
-def learning_curves(history: pd.DataFrame, title: str = "") -> Figure:
+def learning_curves(history: pd.DataFrame) -> Figure:
     """Loss, accuracy (training and validation) and learning rate by epoch; works from the first epoch on."""
     figure, axes = _new(3.3, 1, 3)
     _curves(axes, history)
     axes[0].legend()
-    return _titled(figure, title or _curve_message(history))
+    return _titled(figure, _curve_message(history))
 
 
 def _curves(axes, history: pd.DataFrame) -> None:
@@ -419,7 +419,7 @@ def finalist_curves(table: Table, model: str) -> Figure | str:
 
 
 @_styled
-def confusion(matrix, class_names=CLASSES, title: str = "", table: Table | None = None) -> Figure:
+def confusion(matrix, title: str = "", table: Table | None = None) -> Figure:
     """Confusion matrix (row: true class, column: predicted class) with counts, coloured by share of the true class."""
     matrix = np.asarray(matrix)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
@@ -429,21 +429,21 @@ def confusion(matrix, class_names=CLASSES, title: str = "", table: Table | None 
         if count:
             axis.text(j, i, f"{count:.0f}", ha="center", va="center", fontsize=8,
                       color="white" if shares[i, j] > 0.3 else "black")
-    axis.set(xticks=range(len(matrix)), yticks=range(len(matrix)), yticklabels=class_names, xlabel="predicted class",
+    axis.set(xticks=range(len(matrix)), yticks=range(len(matrix)), yticklabels=CLASSES, xlabel="predicted class",
              ylabel="true class")
-    axis.set_xticklabels(class_names, rotation=40, ha="right", rotation_mode="anchor")
+    axis.set_xticklabels(CLASSES, rotation=40, ha="right", rotation_mode="anchor")
     axis.grid(visible=False)
     figure.colorbar(image, ax=axis, format=lambda value, _: f"{100 * value:.0f}%", label="share of the true class",
                     shrink=0.8)
     wrong = shares * (1 - np.eye(len(matrix)))
     i, j = np.unravel_index(wrong.argmax(), wrong.shape)
-    message = f"{percent(wrong[i, j])} of {class_names[i]} images are taken for {class_names[j]}"
+    message = f"{percent(wrong[i, j])} of {CLASSES[i]} images are taken for {CLASSES[j]}"
     message = message if wrong.any() else "no mistakes"
     return _titled(figure, f"{title}: {message}" if title else message, table=table)
 
 
 @_styled
-def per_class(accuracies, class_names=CLASSES, n_per_class=1000, table: Table | None = None) -> Figure:
+def per_class(accuracies, n_per_class, table: Table | None = None) -> Figure:
     """Accuracy of each class with its 95% Wilson interval.
 
     accuracies: fractions of one run, or a dict of model to fractions. n_per_class: test images a class, one or a list.
@@ -453,21 +453,21 @@ def per_class(accuracies, class_names=CLASSES, n_per_class=1000, table: Table | 
     heads = []
     shifts = np.linspace(-0.2, 0.2, len(by_model)) if len(by_model) > 1 else [0]
     for shift, (model, values) in zip(shifts, by_model.items()):
-        values, places = np.asarray(values, float), np.arange(len(class_names)) + shift
+        values, places = np.asarray(values, float), np.arange(len(CLASSES)) + shift
         low, high = wilson(values, np.maximum(n_per_class, 1))
         axis.errorbar(places, values, yerr=[(values - low).clip(0), (high - values).clip(0)],
                       fmt=MARKERS.get(model, "o"), capsize=3,
                       color=COLOURS.get(model, COLOURS["resnet"]), markersize=6, label=MODELS.get(model))
         worst, best = np.nanargmin(values), np.nanargmax(values)
-        heads.append(f"{MODELS[model]} at {class_names[worst]} ({percent(values[worst])})" if model else
-                     f"best at {class_names[best]} ({percent(values[best])}), weakest at {class_names[worst]} "
+        heads.append(f"{MODELS[model]} at {CLASSES[worst]} ({percent(values[worst])})" if model else
+                     f"best at {CLASSES[best]} ({percent(values[best])}), weakest at {CLASSES[worst]} "
                      f"({percent(values[worst])})")
         for place, value in zip(places, values):
             if not model:
                 axis.annotate(f"{100 * value:.1f}", (place, value), (6, 0), textcoords="offset points", fontsize=7.5,
                               va="center")
-    axis.set_xticks(range(len(class_names)), class_names)
-    axis.set(ylabel="test accuracy of the class", xlim=(-0.5, len(class_names) - 0.3))
+    axis.set_xticks(range(len(CLASSES)), CLASSES)
+    axis.set(ylabel="test accuracy of the class", xlim=(-0.5, len(CLASSES) - 0.3))
     axis.grid(axis="x", visible=False)
     _percent(axis.yaxis)
     if "" not in by_model:
@@ -483,8 +483,7 @@ def class_accuracies(table: Table) -> Figure | str:
         f"test_per_class_accuracy_{name}_{table.checkpoint}" for name in CLASSES)]).dropna()
     if rows.empty:
         return "the table has no accuracy of each class"
-    return per_class(rows.set_index("model").drop(columns="images").T.to_dict("list"), CLASSES,
-                     rows["images"].min() / 10, table)
+    return per_class(rows.set_index("model").drop(columns="images").T.to_dict("list"), rows["images"].min() / len(CLASSES), table)
 
 
 @_styled
@@ -493,7 +492,7 @@ def confusion_of_best(table: Table, model: str) -> Figure | str:
     if not (found := r.best_with(table, r.read_predictions, model)):
         return _no_predictions(model)
     labels, logits = found[0][1]
-    return confusion(r.confusion_matrix(labels, logits.argmax(axis=1)), CLASSES, MODELS[model], table)
+    return confusion(r.confusion_matrix(labels, logits.argmax(axis=1)), MODELS[model], table)
 
 
 def _no_predictions(model: str) -> str:
@@ -519,7 +518,7 @@ def calibration(table: Table) -> Figure | str:
                        yerr=[(full["accuracy"] - low).clip(0), (high - full["accuracy"]).clip(0)],
                        fmt=MARKERS[model] + "-", color=COLOURS[model], markersize=4, linewidth=1, capsize=2)
         upper.set(title=f"{MODELS[model]}: ECE {percent(ece)}", xlim=(0, 1), ylim=(0, 1.02))
-        lower.bar((bins.index + 0.5) / 15, bins["n"] / len(labels), 0.06, color=COLOURS[model])
+        lower.bar((bins.index + 0.5) / r.BINS, bins["n"] / len(labels), 0.9 / r.BINS, color=COLOURS[model])
         lower.set(xlabel="confidence")
         _percent(upper.xaxis, upper.yaxis)
         _percent(lower.yaxis, ticks=2)
@@ -528,7 +527,7 @@ def calibration(table: Table) -> Figure | str:
     axes[0, 0].set_ylabel("accuracy")
     axes[1, 0].set_ylabel("images")
     note = ("Dashed: perfectly calibrated. Points: bins of ten images or more, with 95% Wilson intervals. ECE: "
-            "expected calibration error, 15 bins.")
+            f"expected calibration error, {r.BINS} bins.")
     return _titled(figure, listed(heads), note, table)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from .config import Config, InputError, unknown_names
+from .config import Config, InputError, check_names
 from .files import replacing
 
 SECTIONS = {"fixed": dict, "product": dict, "rows": list}
@@ -77,7 +77,7 @@ def distinct_runs(cells: list[Config]) -> list[Run]:
 def select(cells: list[Config], wanted: str) -> list[Config]:
     """The cells that match `wanted`, such as `model=cnn,scheduler=step`. Raises InputError for unknown names or no match."""
     conditions = dict(part.partition("=")[::2] for part in wanted.split(",") if part)
-    unknown_names(conditions, Config)
+    check_names(conditions, Config)
     chosen = [cell for cell in cells if all(_is(getattr(cell, name), text) for name, text in conditions.items())]
     if not chosen:
         raise InputError(f"--only {wanted}: no cell of the grid matches")

@@ -5,11 +5,10 @@ import dataclasses
 import os
 import time
 
-import matplotlib.pyplot as plt
 import pandas
 from IPython.display import display
 
-from .config import CHECKPOINTS, Config, Options, unknown_names
+from .config import CHECKPOINTS, Config, Options, check_names
 from .figures import learning_curves
 from .history import History
 
@@ -19,7 +18,7 @@ def read_parameters(namespace: dict) -> tuple[Config, Options]:
 
     papermill writes the values it was given into a cell of their own and only warns of unknown names; here they are errors.
     """
-    unknown_names(injected_names(namespace.get("In", [])), Config, Options)
+    check_names(injected_names(namespace.get("In", [])), Config, Options)
     values = [{spec.name: namespace[spec.name] for spec in dataclasses.fields(cls)} for cls in (Config, Options)]
     return Config(**values[0]), Options(**values[1])
 
@@ -73,7 +72,6 @@ class Live:
     def _draw(self, history: History) -> None:
         started = time.monotonic()
         figure = learning_curves(history.frame())
-        plt.close(figure)
         if self.handle is None:
             self.handle = display(figure, display_id=True)
         else:

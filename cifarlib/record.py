@@ -12,8 +12,8 @@ from .files import PREDICTIONS, RECORD, replacing, write_json
 from .history import History
 from .metrics import Scores
 from .models import count_parameters
-from .runs import FINISHED, head, metrics_of, read_record
-from .train import test_checkpoints
+from .runs import FINISHED, head, read_record
+from .train import evaluate_checkpoints
 
 
 class Preempted(InputError):
@@ -28,7 +28,7 @@ def finish_run(model: nn.Module, splits: Splits, config: Config, folder: Path, h
     """
     record = read_record(folder)
     if not (record and record["status"] in FINISHED):
-        scores = test_checkpoints(model, splits.test, config, folder)
+        scores = evaluate_checkpoints(model, splits.test, config, folder)
         if scores:
             _write_predictions(folder, scores)
         record = _record(model, splits, config, history, scores)
@@ -43,15 +43,12 @@ def finish_run(model: nn.Module, splits: Splits, config: Config, folder: Path, h
 def _record(model: nn.Module, splits: Splits, config: Config, history: History, scores: dict[str, Scores]) -> dict:
     device = splits.train.images.device
     return {
-        **head(config, history.status),
+        **head(config, history.status, history, scores),
         "device": describe(device),
         "precision": pick_precision(config.precision, device),
         "data": {"dataset": splits.dataset, "split": config.split, "fingerprint": splits.fingerprint,
                  "train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)},
         "parameters": count_parameters(model),
-        "epochs_run": len(history.rows),
-        "seconds": round(sum(row["seconds"] for row in history.rows), 2),
-        "metrics": metrics_of(history, scores),
         "confusion": {name: score.confusion.tolist() for name, score in scores.items()},
     }
 

@@ -13,12 +13,12 @@ from .files import replacing
 from .results import read_table
 
 
-def execute_notebook(name: str, parameters: dict, folder: str) -> Path:
+def execute_notebook(name: str, parameters: dict, folder: Path) -> Path:
     """Execute notebooks/NAME with `parameters` into `folder`, passing on what its cells print, and return the executed notebook's path.
 
     Raises InputError for what can't be used, with the notebook's own line.
     """
-    output = project_path(folder) / name
+    output = folder / name
     output.parent.mkdir(parents=True, exist_ok=True)
     environment = {**ALLOCATOR, **os.environ}
     if os.path.isabs(parameters["data_dir"]):  # would be published with the executed notebook
@@ -34,9 +34,14 @@ def execute_notebook(name: str, parameters: dict, folder: str) -> Path:
 
 
 def make_report(parameters: dict, folder: str) -> Path:
-    """Execute the results notebook into `folder`, write results.html beside it and return the HTML's path."""
-    read_table(parameters["runs"], parameters["rank_by"], parameters["study"])  # what can't be used ends here, with nothing written
-    return _html(execute_notebook("results.ipynb", parameters, folder))
+    """Execute the results notebook into `folder` (empty: the table's), write results.html beside it and return the HTML's path.
+
+    Raises InputError, with nothing written, for tables that can't be used.
+    """
+    table = read_table(parameters["runs"], parameters["rank_by"], parameters["study"])
+    if parameters["compare_with"]:
+        read_table(parameters["compare_with"])
+    return _html(execute_notebook("results.ipynb", parameters, project_path(folder) if folder else table.folder))
 
 
 def _html(notebook: Path) -> Path:

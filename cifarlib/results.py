@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .config import CHECKPOINTS, CLASSES, InputError, project_path
-from .files import HISTORY, PREDICTIONS
+from .config import CHECKPOINTS, CLASSES, SCHEDULES, InputError, project_path
+from .files import HISTORY, PREDICTIONS, TABLE
 from .words import counted, knob_value, listed, plain, points, some
 
 MODELS = {"cnn": "CNN", "resnet": "ResNet", "vit": "ViT"}
@@ -23,6 +23,7 @@ CONDITIONS = ("dataset", "protocol", "split", "model_args", "epochs", "batch_siz
 PUBLISHED_BEST = {"cnn": 0.8697, "resnet": 0.8422, "vit": 0.8350}  # github.com/eliasmarcon/CIFAR-10, "Overall Results"
 CHANCE = 1 / len(CLASSES)
 Z = 1.959964  # two-sided 95%
+BINS = 15  # of confidence, as in Guo et al.
 # What the range of so many (2 to 5) equal normal variables exceeds in 5% of cases, in units of an SD estimated with unlimited, 10, 9, ... 1
 # degrees of freedom: the studentized range. Source: J. Tukey, "The Problem of Multiple Comparisons", 1953.
 STUDENTIZED_RANGE = {
@@ -91,7 +92,7 @@ class Table:
 def read_table(path: str | Path, rank_by: str = "auto", study: str = "") -> Table:
     """Read runs.csv (or a folder that holds one) or a table in the published format, and check it; see check_table."""
     place = project_path(path)
-    place = place / "runs.csv" if place.is_dir() else place
+    place = place / TABLE if place.is_dir() else place
     try:
         frame = pd.read_csv(place)
     except FileNotFoundError:
@@ -101,7 +102,7 @@ def read_table(path: str | Path, rank_by: str = "auto", study: str = "") -> Tabl
         raise InputError(f"{path}: the table is empty; expected a header and a row for each run") from None
     except (OSError, UnicodeDecodeError, pd.errors.ParserError) as error:
         raise InputError(f"{path}: not a readable CSV ({str(error).strip()}); expected a table of runs") from None
-    name = place.parent.name if place.name == "runs.csv" else place.stem
+    name = place.parent.name if place.name == TABLE else place.stem
     return check_table(frame, rank_by, study, place.parent, name)
 
 
@@ -131,7 +132,7 @@ def check_table(frame: pd.DataFrame, rank_by: str = "auto", study: str = "", fol
     if missing := [column for column in (table.tested, table.per_class) if column not in rows]:
         raise InputError(f"rank_by: {table.rank_by} goes with {listed(missing)}, which the table lacks; rank by another checkpoint")
     rows = _marked(rows, table.tested, notes)
-    late = rows.get("status", pd.Series("done", rows.index)).eq("diverged") & rows[table.rank_by].notna()
+    late = rows["status"].eq("diverged") & rows[table.rank_by].notna()
     if late.any():
         notes.append(f"{counted(late.sum(), 'row')} diverged after a checkpoint, by which it ranks: {some(rows.loc[late, 'Full_Modelname'])}.")
     return Table(rows, tuple(notes), folder, table.rank_by, name)
@@ -140,8 +141,8 @@ def check_table(frame: pd.DataFrame, rank_by: str = "auto", study: str = "", fol
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     """The same rows with clean knobs and accuracies in [0, 1]; text that is no number becomes NaN."""
     frame = frame.copy()
-    plain = ("learning_rate", "weight_decay", "gamma", "seconds", "parameters", "seed", "test_images")
-    numeric = [c for c in frame if "accuracy" in c or "_loss" in c or c in plain]
+    others = ("learning_rate", "weight_decay", "gamma", "seconds", "parameters", "seed", "test_images")
+    numeric = [c for c in frame if "accuracy" in c or "_loss" in c or c in others]
     frame[numeric] = frame[numeric].apply(pd.to_numeric, errors="coerce")
     for column in (c for c in numeric if "accuracy" in c):
         low, high = frame[column].min(), frame[column].max()
@@ -153,9 +154,10 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     frame["model"] = frame["Modelname"]
     frame["augmentation"] = frame["augmentation"].map({"true": True, "false": False, "1": True, "0": False})
     for column, default in {"shared_with": "", "model_args": "{}", "study": "", "status": "done", "run": ""}.items():
-        if column in frame:
-            frame[column] = frame[column].astype(object).where(frame[column].notna(), default).astype(str)
-    return frame.drop(columns=[c for c in ("seed",) if c in frame and frame[c].isna().all()])  # as if there were none
+        if column in frame or default:
+            values = frame.get(column, pd.Series(default, frame.index)).astype(object)
+            frame[column] = values.where(values.notna(), default).astype(str)
+    return frame.drop(columns="seed") if "seed" in frame and frame["seed"].isna().all() else frame  # as if there were none
 
 
 def _usable(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
@@ -168,14 +170,13 @@ def _usable(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
             notes.append(f"{counted(bad.sum(), 'row')} left out, {why}: {some(frame.loc[bad, 'Full_Modelname'])}.")
             frame = frame[~bad]
 
-    status = frame.get("status", pd.Series("done", index=frame.index))
-    for other in sorted(set(status) - {"done", "diverged"}):
-        leave_out(status.loc[frame.index] == other, f"status {other}")
+    for other in sorted(set(frame["status"]) - {"done", "diverged"}):
+        leave_out(frame["status"] == other, f"status {other}")
     for model in sorted(set(frame["model"]) - set(MODELS)):
         leave_out(frame["model"] == model, f"unknown model {model!r} (known are {', '.join(MODELS)})")
-    knobs = frame[list(KNOBS)].isna().any(axis=1) | ~frame["scheduler"].isin(("exponential", "step", "cosine"))
+    knobs = frame[list(KNOBS)].isna().any(axis=1) | ~frame["scheduler"].isin(SCHEDULES)
     leave_out(knobs, "without a known value of each knob")
-    no_score = frame["test_accuracy_best_val_acc"].isna() & (status.loc[frame.index] != "diverged")
+    no_score = frame["test_accuracy_best_val_acc"].isna() & (frame["status"] != "diverged")
     leave_out(no_score, "without a test accuracy")
     if "dataset" in frame and frame["dataset"].nunique() > 1:
         leave_out(frame["dataset"] == "synthetic", "synthetic data beside real data")
@@ -261,7 +262,7 @@ def ranked(table: Table, model: str | None = None) -> pd.DataFrame:
     return rows.sort_values(table.rank_by, ascending=table.lower_is_better, kind="stable")
 
 
-def top(table: Table, model: str | None = None, n: int = 5) -> pd.DataFrame:
+def top(table: Table, model: str, n: int = 5) -> pd.DataFrame:
     """The n best runs: model, name, score (the ranking column), test, per_class, low, high (95% Wilson), and their
     experiment's runs, mean and sd."""
     best = ranked(table, model).head(n)
@@ -356,7 +357,7 @@ def noise_floor(table: Table, model: str) -> Noise:
                                        f"stands in, {points(sd)} SD")
 
 
-def selection_bias(scores, sd: float, draws: int = 4000, seed: int = 0) -> float:
+def selection_bias(scores, sd: float) -> float:
     """How much the highest of `scores` overstates its own run's expected score.
 
     By a parametric bootstrap with noise of `sd`. A lower bound: the scores are noisy already, so they lie further apart
@@ -364,7 +365,7 @@ def selection_bias(scores, sd: float, draws: int = 4000, seed: int = 0) -> float
     """
     scores = np.asarray(scores, float)
     scores = scores[scores >= scores.max() - 6 * sd]  # the rest can't win
-    drawn = scores + np.random.default_rng(seed).normal(0, sd, (draws, len(scores)))
+    drawn = scores + np.random.default_rng(0).normal(0, sd, (4000, len(scores)))
     return float((drawn.max(axis=1) - scores[drawn.argmax(axis=1)]).mean())
 
 
@@ -403,10 +404,10 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     return np.bincount(labels * len(CLASSES) + predicted, minlength=len(CLASSES) ** 2).reshape(len(CLASSES), -1)
 
 
-def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> tuple[pd.DataFrame, float]:
-    """Bins of equal width (confidence, accuracy, n) and the expected calibration error; Guo et al., ICML 2017."""
+def calibration(probabilities: np.ndarray, labels: np.ndarray) -> tuple[pd.DataFrame, float]:
+    """BINS bins of equal width (confidence, accuracy, n) and the expected calibration error; Guo et al., ICML 2017."""
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
     table = pd.DataFrame({"confidence": confidence, "accuracy": right}).groupby(place).mean()
     table["n"] = np.bincount(place)[table.index]
     return table, float(((table["accuracy"] - table["confidence"]).abs() * table["n"]).sum() / len(labels))
@@ -481,9 +482,9 @@ def importance(table: Table, model: str) -> tuple[pd.Series, str] | None:
     return (decompose if len(grid) == full else main_effects)(grid, list(levels)), text
 
 
-def decompose(grid: pd.DataFrame, knobs: list[str], score: str = "score") -> pd.Series:
+def decompose(grid: pd.DataFrame, knobs: list[str]) -> pd.Series:
     """Shares of variance by functional ANOVA of a full factorial, exact; Hutter et al., ICML 2014."""
-    values = grid.sort_values(knobs)[score].to_numpy().reshape([grid[knob].nunique() for knob in knobs])
+    values = grid.sort_values(knobs)["score"].to_numpy().reshape([grid[knob].nunique() for knob in knobs])
     effect, shares = {(): values.mean()}, {}
     for axes in (*itertools.combinations(range(len(knobs)), 1), *itertools.combinations(range(len(knobs)), 2)):
         marginal = values.mean(axis=tuple(set(range(len(knobs))) - set(axes)), keepdims=True)
@@ -493,9 +494,9 @@ def decompose(grid: pd.DataFrame, knobs: list[str], score: str = "score") -> pd.
     return pd.Series(shares | {"rest": max(0.0, 1 - sum(shares.values()))})
 
 
-def main_effects(grid: pd.DataFrame, knobs: list[str], score: str = "score") -> pd.Series:
+def main_effects(grid: pd.DataFrame, knobs: list[str]) -> pd.Series:
     """Share of variance that each knob explains beyond all others, by least squares: for a grid with holes."""
-    target = grid[score].to_numpy()
+    target = grid["score"].to_numpy()
 
     def explained(chosen):
         levels = [pd.get_dummies(grid[knob].astype(str)).to_numpy(float) for knob in chosen]
@@ -563,7 +564,7 @@ def compare(first: Table, second: Table) -> pd.DataFrame:
     sides = []
     for table in (first, second):
         rows = table.rows[table.rows["main"]]
-        sides.append(means(table, rows.assign(model_args=rows.get("model_args", "{}")), cell))
+        sides.append(means(table, rows, cell))
     both = sides[0].merge(sides[1], on=cell, suffixes=("_first", "_second"))
     both = both.rename(columns={"test_first": "first", "test_second": "second"})
     return both.assign(difference=both["second"] - both["first"])

@@ -74,19 +74,17 @@ def _recorded_plan(folder: Path) -> dict:
 def write_failure(folder: Path, config: Config, error: str) -> None:
     """Record a run that broke off, with its last lines; its checkpoint stays, so that it can be tried again."""
     history = History.read(folder / HISTORY) if (folder / HISTORY).exists() else History()
-    write_json(folder / RECORD, {
-        **head(config, "failed"), "error": error, "epochs_run": len(history.rows),
-        "seconds": round(sum(row["seconds"] for row in history.rows), 2), "metrics": metrics_of(history, {}),
-    })
+    write_json(folder / RECORD, {**head(config, "failed", history, {}), "error": error})
 
 
-def head(config: Config, status: str) -> dict:
-    """The part of a record that is known before the run."""
+def head(config: Config, status: str, history: History, scores: dict) -> dict:
+    """What every record says: of the run, its code and versions, its epochs and its checkpoints' scores."""
     # data_dir is left out: a folder says nothing about the result, and may name somebody's home.
     settings = {name: value for name, value in config.to_dict().items() if name != "data_dir"}
     packages = ("torch", "torchvision", "papermill", "pandas", "wandb")
     return {"status": status, "name": config.run_name, "config": settings, "seed": config.seed,
-            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"), "commit": commit(),
+            "epochs_run": len(history.rows), "seconds": round(sum(row["seconds"] for row in history.rows), 2),
+            "metrics": metrics_of(history, scores), "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"), "commit": commit(),
             "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}}}
 
 

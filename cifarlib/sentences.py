@@ -96,9 +96,9 @@ def shared_knobs(rows: pd.DataFrame) -> str:
     return " ".join(lines)
 
 
-def observations(table: Table, model: str, n: int = 5) -> list[str]:
+def observations(table: Table, model: str) -> list[str]:
     """Key observations on one model's best runs: sentences that follow from the table alone."""
-    rows, best = ranked(table, model), top(table, model, n)
+    rows, best = ranked(table, model), top(table, model)
     if best.empty:
         return [f"No run of {MODELS[model]} in this table can be ranked."]
     first, noise = best.iloc[0], noise_floor(table, model)
@@ -125,7 +125,7 @@ def observations(table: Table, model: str, n: int = 5) -> list[str]:
         lines.append(f"**One experiment, several names:** the best {in_words(len(best))} rows are "
                      f"{counted(distinct, 'experiment')}, repeated under names that differ in a knob that does "
                      "nothing.")
-    lines.append(f"**Hyperparameters:** {shared_knobs(rows.head(n))}")
+    lines.append(f"**Hyperparameters:** {shared_knobs(rows.loc[best.index])}")
     lines.append(f"**Augmentation:** {_augmentation_sentence(table, model)}")
     lines += [f"**Edge of the grid:** {text}" for text in edges(table, model)]
     if len(kinds := table.rows.loc[rows.index].get("precision", pd.Series(dtype=object)).dropna().unique()) > 1:
@@ -222,7 +222,7 @@ def bullets(lines) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _markdown(columns: dict[str, list]) -> str:
+def markdown(columns: dict[str, list]) -> str:
     """A Markdown table without its empty columns."""
     columns = {head: values for head, values in columns.items() if any(values)}
     lines = [list(columns), ["---"] * len(columns), *zip(*columns.values())]
@@ -233,8 +233,8 @@ def runs_table(table: Table, best: pd.DataFrame) -> str:
     """`top` or `overall` as Markdown; where each row is another model, the published best beside ours of the same size."""
     rows = [row for _, row in best.iterrows()]
     overall, ours = best["model"].nunique() == len(best) > 1, "run" in table.rows and not table.synthetic
-    sizes = table.rows.loc[best.index].get("model_args", ["{}"] * len(best))
-    return _markdown({
+    sizes = table.rows.loc[best.index, "model_args"]
+    return markdown({
         "Model": [MODELS[row["model"]] * overall for row in rows],
         "Run": [f"`{row['name']}`" for row in rows],
         table.score.capitalize(): [_score(table, row["score"]) * (table.rank_by != table.tested) for row in rows],
@@ -247,10 +247,10 @@ def runs_table(table: Table, best: pd.DataFrame) -> str:
                                       for row, size in zip(rows, sizes)]})
 
 
-def experiments_table(table: Table, model: str, n: int = 5) -> str:
+def experiments_table(table: Table, model: str) -> str:
     """A model's best experiments as Markdown."""
-    rows = [row for _, row in experiments(table, model).dropna(subset=["test"]).head(n).iterrows()]
-    return _markdown({f"{MODELS[model]}: experiment": [f"`{row['name']}`" for row in rows],
+    rows = [row for _, row in experiments(table, model).dropna(subset=["test"]).head(5).iterrows()]
+    return markdown({f"{MODELS[model]}: experiment": [f"`{row['name']}`" for row in rows],
                       "Rows": [str(row["rows"]) for row in rows],
                       "Runs": [str(row["runs"]) for row in rows],
                       f"Mean {table.score}": [_score(table, row["score"]) for row in rows],
@@ -261,7 +261,7 @@ def experiments_table(table: Table, model: str, n: int = 5) -> str:
 def paired_table(table: Table) -> str:
     """`paired_tests` as Markdown, or why there are none."""
     rows = [row for _, row in paired_tests(table).iterrows()]
-    return _markdown({"First run": [f"`{row['first']}`" for row in rows],
+    return markdown({"First run": [f"`{row['first']}`" for row in rows],
                       "Second run": [f"`{row['second']}`" for row in rows],
                       "Difference, points": [signed(row["difference"]) for row in rows],
                       "95% interval": [f"{signed(row['low'])} to {signed(row['high'])}" for row in rows],
@@ -296,7 +296,7 @@ def every_run_section(table: Table, folder: str) -> str:
         return ""
     rows = [row for _, row in runs.sort_values(table.rank_by, ascending=table.lower_is_better, kind="stable").iterrows()]
     notebooks = [f"{row['run']}/{NOTEBOOK}" for row in rows]
-    return "### Every run\n\n" + _markdown({
+    return "### Every run\n\n" + markdown({
         "Run": [f"[`{row['run']}`]({folder}/{notebook})" if (table.folder / notebook).exists() else f"`{row['run']}`"
                 for row, notebook in zip(rows, notebooks)],
         table.score.capitalize(): [_score(table, row[table.rank_by]) if pd.notna(row[table.rank_by]) else row["status"] for row in rows],

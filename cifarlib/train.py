@@ -181,7 +181,7 @@ def evaluate(model: nn.Module, split: Split, config: Config) -> Scores:
     return Scores(scores.loss, scores.confusion, torch.cat(all_logits), split.labels)
 
 
-def test_checkpoints(model: nn.Module, split: Split, config: Config, folder: Path | str) -> dict[str, Scores]:
+def evaluate_checkpoints(model: nn.Module, split: Split, config: Config, folder: Path | str) -> dict[str, Scores]:
     """Scores of the three checkpoints in `folder` on the test split; none while there is something left to train.
 
     A run that diverged at once has no best checkpoints. `model` lends its architecture and ends with the terminal weights.

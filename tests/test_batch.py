@@ -167,6 +167,7 @@ def test_what_a_second_interrupt_kills_has_not_failed(tmp_path):
         process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 75 and read_record(folder) is None, output
+    assert not (folder / "stop").exists(), "the next run of this folder would end before its first epoch"
     until(lambda: status_of(folder) == "preempted")
 
 
@@ -282,7 +283,7 @@ def machine(monkeypatch):
 
 
 def slots(jobs=0, device="auto", *models):
-    return batch.Slots.of_this_machine(jobs, [Config(device=device, **model) for model in models or [{}]])
+    return batch.Slots.of_this_machine(jobs, [Config(device=device, **model) for model in models or [{}] for _ in range(16)])
 
 
 def test_slots_share_cores_and_cards(machine):
@@ -294,6 +295,7 @@ def test_slots_share_cores_and_cards(machine):
         slots(0, "cuda:2")
     with pytest.raises(InputError, match="device: expected one for all runs, got cuda:0 and cuda:1"):
         batch.Slots.of_this_machine(0, [Config(device="cuda:0"), Config(device="cuda:1")])
+    assert batch.Slots.of_this_machine(0, [Config(device="cpu")] * 3) == batch.Slots(3, 2, ()), "no core waits for a run that isn't there"
     machine.setattr(batch, "_free_memory", lambda: 8.0)
     assert slots(0, "cpu") == batch.Slots(2, 4, ())
     assert slots() == batch.Slots(2, 4, ("0", "1") * 5)

@@ -31,6 +31,8 @@ def test_results_draws_the_charts_writes_html_and_the_readme_section(tmp_path, c
     images = {path.name: path.read_bytes() for path in figures.iterdir()}
     assert {"cnn_top5.png", "cnn_top5.svg", "resnet_top5.png", "overall_top5.png"} <= images.keys() and "vit_top5.png" not in images
     assert "<img" in (study / "results.html").read_text()
+    executed = (study / "results.ipynb").read_bytes()
+    assert cli.main([*arguments, "--compare-with", "typo.csv"]) == 2 and (study / "results.ipynb").read_bytes() == executed
     first = readme.read_text()
     assert first.startswith("before\n") and first.endswith("after\n") and "old" not in first and "### Results ResNet" in first
     assert "](executed/equal_compute/figures/cnn_top5.png)" in first and "### Every run" in first

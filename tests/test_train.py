@@ -17,14 +17,13 @@ import torch.nn.functional as F
 from conftest import tiny
 from torch import nn
 
-from cifarlib import Config, InputError, augment, build_model, checkpoint, device, evaluate, files, fit, load_cifar10, record, runs, test_checkpoints, train
+from cifarlib import Config, InputError, augment, build_model, checkpoint, device, evaluate, files, fit, load_cifar10, record, runs, evaluate_checkpoints, train
 from cifarlib.config import CHECKPOINTS, CLASSES
 from cifarlib.history import History
 from cifarlib.metrics import Scores
 from cifarlib.optimizer import AdamW
 from cifarlib.record import finish_run
 
-test_checkpoints.__test__ = False  # not a test, whatever its name says
 MODELS = ["cnn", "resnet", "vit"]
 PROTOCOLS = ["corrected", "published"]
 
@@ -308,7 +307,7 @@ def test_patience_counts_validations_without_a_lower_loss(losses, patience, val_
 
 
 @pytest.mark.parametrize("val_freq, best_accuracy, best_loss", [(1, 2, 3), (2, 4, 6)])
-def test_checkpoints_hold_the_weights_of_their_epochs(val_freq, best_accuracy, best_loss, scripted, load, tmp_path):
+def evaluate_checkpoints_hold_the_weights_of_their_epochs(val_freq, best_accuracy, best_loss, scripted, load, tmp_path):
     scripted([3, 2, 1, 4], [10, 50, 50, 30])  # of two that are equal, the first
     config, after = tiny("cnn", epochs=4 * val_freq, val_freq=val_freq), []
     model = build_model(config)
@@ -320,12 +319,12 @@ def test_checkpoints_hold_the_weights_of_their_epochs(val_freq, best_accuracy, b
     assert sorted(os.listdir(tmp_path)) == ["best_val_acc.pt", "best_val_loss.pt", "history.csv", "plan.json", "terminal.pt"]
 
 
-def test_checkpoints_are_tested_each_with_its_weights(load, tmp_path):
+def evaluate_checkpoints_are_tested_each_with_its_weights(load, tmp_path):
     config = tiny("resnet", epochs=4)
     splits = load(config)
     model = build_model(config)
     fit(model, splits, config, tmp_path)
-    scores = test_checkpoints(model, splits.test, config, tmp_path)
+    scores = evaluate_checkpoints(model, splits.test, config, tmp_path)
     assert tuple(scores) == CHECKPOINTS
     for name in CHECKPOINTS:
         other = build_model(config.replace(seed=1))
@@ -433,7 +432,7 @@ def test_stops_at_the_end_of_the_epoch_and_goes_on(request_, epoch, load, tmp_pa
     history = fit(model, splits, INTERRUPTED, tmp_path)
     assert history.status == "preempted" and len(history.rows) == epoch
     assert len(History.read(tmp_path / "history.csv").rows) == epoch
-    assert test_checkpoints(model, splits.test, INTERRUPTED, tmp_path) == {} and not (tmp_path / "terminal.pt").exists()
+    assert evaluate_checkpoints(model, splits.test, INTERRUPTED, tmp_path) == {} and not (tmp_path / "terminal.pt").exists()
     assert {number: signal.getsignal(number) for number in SIGNALS} == handlers
     assert not (tmp_path / "stop").exists()
     history, _ = run(INTERRUPTED, splits, tmp_path)
@@ -640,7 +639,7 @@ def test_diverges_at_once(load, tmp_path):
     spoil(model)
     history = fit(model, splits, config, tmp_path)
     assert history.status == "diverged" and len(history.rows) == 1 and "val_loss" not in history.last
-    assert list(test_checkpoints(model, splits.test, config, tmp_path)) == ["terminal"]
+    assert list(evaluate_checkpoints(model, splits.test, config, tmp_path)) == ["terminal"]
 
 
 def test_diverges_later(load, tmp_path):
@@ -649,7 +648,7 @@ def test_diverges_later(load, tmp_path):
     history = fit(model, splits, config, tmp_path, on_epoch=lambda history: len(history.rows) == 2 and spoil(model))
     assert history.status == "diverged" and len(history.rows) == 3
     assert math.isnan(history.last["train_loss"]) and "val_loss" not in history.last
-    scores = test_checkpoints(model, splits.test, config, tmp_path)
+    scores = evaluate_checkpoints(model, splits.test, config, tmp_path)
     assert tuple(scores) == CHECKPOINTS and history.best("best_val_loss")["epoch"] <= 2
     assert [math.isfinite(scores[name].loss) for name in CHECKPOINTS] == [True, True, False]
     again = fit(build_model(config), splits, config, tmp_path)  # only read back

@@ -19,7 +19,7 @@ def build_model(config: Config) -> nn.Module:
     Raises InputError for model_args that the model doesn't have or can't be built with.
     """
     cls = MODELS[config.model]
-    known = [name for name in inspect.signature(cls).parameters if name != "num_classes"]
+    known = list(inspect.signature(cls).parameters)
     for name in config.model_args:
         if name not in known:
             raise InputError(f"model_args: {config.model} has no {name!r}; known are {', '.join(known)}")

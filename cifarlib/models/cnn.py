@@ -5,14 +5,15 @@ Source: the architecture of the published CNNBasic (13,243,146 parameters).
 
 from torch import Tensor, nn
 
+from ..config import CLASSES
 from .conv import Conv2d
 
 
-def conv_block(inside: int, between: int, outside: int) -> list[nn.Module]:
+def conv_block(in_channels: int, mid_channels: int, out_channels: int) -> list[nn.Module]:
     """Two 3x3 convolutions, each with batch norm and GELU, then a 2x2 pooling that halves the map."""
     return [
-        Conv2d(inside, between, 3, padding=1), nn.BatchNorm2d(between), nn.GELU(),
-        Conv2d(between, outside, 3, padding=1), nn.BatchNorm2d(outside), nn.GELU(),
+        Conv2d(in_channels, mid_channels, 3, padding=1), nn.BatchNorm2d(mid_channels), nn.GELU(),
+        Conv2d(mid_channels, out_channels, 3, padding=1), nn.BatchNorm2d(out_channels), nn.GELU(),
         nn.MaxPool2d(2),
     ]
 
@@ -24,13 +25,13 @@ class CNN(nn.Module):
     """
 
     def __init__(self, channels: tuple[int, ...] = (48, 96, 192, 256, 512, 512), hidden: tuple[int, ...] = (1024, 512, 256),
-                 dropout: float = 0.15, num_classes: int = 10):
+                 dropout: float = 0.15):
         super().__init__()
         a, b, c, d, e, f = channels
         self.features = nn.Sequential(*conv_block(3, a, b), *conv_block(b, c, d), *conv_block(d, e, f), nn.Dropout(dropout))
         widths = [f * 4 * 4, *hidden]
         dense = [layer for n, m in zip(widths, hidden) for layer in (nn.Linear(n, m), nn.GELU(), nn.Dropout(dropout))]
-        self.classifier = nn.Sequential(*dense, nn.Linear(widths[-1], num_classes))
+        self.classifier = nn.Sequential(*dense, nn.Linear(widths[-1], len(CLASSES)))
 
     def forward(self, images: Tensor) -> Tensor:
         maps = self.features(images)  # (B, 512, 4, 4)

@@ -7,20 +7,21 @@ published variant (11,186,442 parameters).
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config import CLASSES
 from .conv import Conv2d
 
 
 class BasicBlock(nn.Module):
     """relu(norm(conv(relu(norm(conv(x))))) + shortcut(x)), (B, C, H, W) to (B, C', H/stride, W/stride)."""
 
-    def __init__(self, inside: int, outside: int, stride: int):
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__()
         self.residual = nn.Sequential(
-            Conv2d(inside, outside, 3, stride, padding=1), nn.BatchNorm2d(outside), nn.ReLU(),
-            Conv2d(outside, outside, 3, padding=1), nn.BatchNorm2d(outside),
+            Conv2d(in_channels, out_channels, 3, stride, padding=1), nn.BatchNorm2d(out_channels), nn.ReLU(),
+            Conv2d(out_channels, out_channels, 3, padding=1), nn.BatchNorm2d(out_channels),
         )
-        same = stride == 1 and inside == outside
-        self.shortcut = nn.Sequential() if same else nn.Sequential(nn.Conv2d(inside, outside, 1, stride), nn.BatchNorm2d(outside))
+        same = stride == 1 and in_channels == out_channels
+        self.shortcut = nn.Sequential() if same else nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
 
     def forward(self, maps: Tensor) -> Tensor:
         return F.relu(self.residual(maps) + self.shortcut(maps))
@@ -32,7 +33,7 @@ class ResNet(nn.Module):
     widths: channels of the stages, 8 or more; depths: blocks in each, 1 or more. Raises ValueError for less.
     """
 
-    def __init__(self, widths: tuple[int, ...] = (64, 128, 256, 512), depths: tuple[int, ...] = (2, 2, 2, 2), num_classes: int = 10):
+    def __init__(self, widths: tuple[int, ...] = (64, 128, 256, 512), depths: tuple[int, ...] = (2, 2, 2, 2)):
         super().__init__()
         if min(widths) < 8:
             # oneDNN writes past its memory in strided 1x1 convolutions of fewer channels (torch 2.14 on processors with AVX2).
@@ -42,14 +43,14 @@ class ResNet(nn.Module):
         self.stem = nn.Sequential(
             nn.Conv2d(3, widths[0], 7, stride=2, padding=3), nn.BatchNorm2d(widths[0]), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1)
         )
-        stages, inside = [], widths[0]
+        stages, in_channels = [], widths[0]
         for i, (width, depth) in enumerate(zip(widths, depths, strict=True)):
             strides = [1 if i == 0 else 2] + [1] * (depth - 1)
-            stages.append(nn.Sequential(*(BasicBlock(inside if j == 0 else width, width, s) for j, s in enumerate(strides))))
-            inside = width
+            stages.append(nn.Sequential(*(BasicBlock(in_channels if j == 0 else width, width, s) for j, s in enumerate(strides))))
+            in_channels = width
         self.stages = nn.Sequential(*stages)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(inside, num_classes)
+        self.fc = nn.Linear(in_channels, len(CLASSES))
 
     def forward(self, images: Tensor) -> Tensor:
         maps = self.stem(images)  # (B, 64, 8, 8)

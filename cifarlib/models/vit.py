@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config import CLASSES
+
 
 class Attention(nn.Module):
     """Multi-head self-attention after a norm, (B, T, dim) to the same."""
@@ -45,8 +47,7 @@ class ViT(nn.Module):
     patch: side of a patch in pixels; dim: width of a token; depth: blocks; heads of head_dim each; mlp_dim: feed-forward width.
     """
 
-    def __init__(self, patch: int = 4, dim: int = 2048, depth: int = 8, heads: int = 6, head_dim: int = 64, mlp_dim: int = 2048,
-                 num_classes: int = 10):
+    def __init__(self, patch: int = 4, dim: int = 2048, depth: int = 8, heads: int = 6, head_dim: int = 64, mlp_dim: int = 2048):
         super().__init__()
         self.patch = patch
         self.embed = nn.Sequential(nn.LayerNorm(3 * patch**2), nn.Linear(3 * patch**2, dim), nn.LayerNorm(dim))
@@ -54,7 +55,7 @@ class ViT(nn.Module):
         self.register_buffer("positions", sincos_positions(32 // patch, dim), persistent=False)
         self.blocks = nn.Sequential(*(Block(dim, heads, head_dim, mlp_dim) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim)
-        self.head = nn.Linear(dim, num_classes)
+        self.head = nn.Linear(dim, len(CLASSES))
 
     def forward(self, images: Tensor) -> Tensor:
         p = self.patch
