@@ -21,7 +21,7 @@ from .config import Config, InputError, Options, project_path
 from .execute import BAD_INPUT, FAILED, OK, PREEMPTED
 from .files import LOG, NOTEBOOK, RECORD, STOP
 from .grid import Run
-from .runs import FINISHED, check_plan, note_planned, read_record, status_of, write_failure, write_table
+from .runs import FINISHED, check_plan, note_planned, read_record, remove_stale_parts, status_of, write_failure, write_table
 from .signals import SignalContext
 from .words import counted, listed
 
@@ -197,6 +197,7 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
     """
     study = project_path(options.executed_dir) / options.study
     check_plans(runs, options)
+    remove_stale_parts(study)
     note_planned(study, [cell for run in runs for cell in run.cells])
     codes: dict[str, int] = {}
     with Stopping() as stopping, ThreadPoolExecutor(slots.jobs) as pool, _grid_bar(runs, options, echo is None) as bar:

@@ -43,8 +43,8 @@ class Table:
     """A checked table of runs.
 
     rows: a row a cell; beside the file's columns it has `model`, `experiment` (equal for cells that are one
-    configuration), `copy` (the row repeats another row's run), `main` (it has the conditions its model is ranked by),
-    `images` (of the test) and `chance` (no better than guessing). notes: a sentence for everything left out or assumed.
+    configuration), `copy` (the row repeats another row's run), `condition` (its CONDITIONS), `main` (they
+    are those its model is ranked by), `images` (of the test) and `chance` (no better than guessing). notes: a sentence for everything left out or assumed.
     rank_by: the column that ranks; tested, per_class: the columns that report, of the checkpoint that it names.
     """
 

@@ -122,6 +122,14 @@ def metrics_of(history: History, scores: dict) -> dict:
     return {name: value if value is not None and math.isfinite(value) else None for name, value in metrics.items()}
 
 
+def remove_stale_parts(study: Path) -> None:
+    """Remove what killed processes left half written in the study's folder; those of its runs go when they are trained again."""
+    for part in (*study.glob(".*.part"), *(study / PLANNED).glob(".*.part")):
+        with suppress(FileNotFoundError):
+            if time.time() - part.stat().st_mtime > STALE:  # nobody writes that long
+                part.unlink()
+
+
 def note_planned(study: Path, cells: list[Config]) -> None:
     """Keep the cells that somebody asked for in the study's folder, from where status and the table of runs take them.
 
@@ -129,10 +137,6 @@ def note_planned(study: Path, cells: list[Config]) -> None:
     """
     content = json.dumps([{**cell.to_dict(), "data_dir": ""} for cell in cells], indent=0)
     (study / PLANNED).mkdir(parents=True, exist_ok=True)
-    for part in (*study.glob(".*.part"), *(study / PLANNED).glob(".*.part")):
-        with suppress(FileNotFoundError):
-            if time.time() - part.stat().st_mtime > STALE:  # nobody writes that long: its writer was killed
-                part.unlink()
     with replacing(study / PLANNED / f"{hashlib.sha256(content.encode()).hexdigest()[:12]}.json") as part:
         part.write_text(content)
 
