@@ -13,6 +13,7 @@ import tempfile
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from functools import partial
 
@@ -26,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from . import augment
-from .batch import notebook_path
+from .batch import ALLOCATOR, notebook_path
 from .config import Config, project_path
 from .data import Split, Splits, load_cifar10
 from .device import autocast, describe, pick_device, pick_precision
@@ -147,16 +148,15 @@ def measure(config: Config, rounds: int) -> dict:
     """Ours against the reference, taken in turn `rounds` times after a round of warming up.
 
     images_per_second: training images by the seconds of training on and validating; ratio: ours over the reference, of each round.
+    The reference has a process of its own, without what our runs set for the allocator of theirs.
     """
     splits = load_cifar10(config)
-    ways = {"reference": Reference(splits, config), "ours": Ours(splits, config)}
-    speeds = {name: [] for name in ways}
-    for number in range(rounds + 1):
-        for name, way in ways.items():
-            seconds = _seconds(way.epoch)
-            if number:
-                speeds[name].append(len(splits.train) / seconds)
-    ours = ways["ours"]
+    ours, speeds = Ours(splits, config), {"reference": [], "ours": []}
+    with _plain_process(config) as reference:
+        for number in range(rounds + 1):
+            for way, seconds in (("reference", reference.submit(_reference_epoch).result()), ("ours", _seconds(ours.epoch))):
+                if number:
+                    speeds[way].append(len(splits.train) / seconds)
     return {"images": len(splits.train), "batch_size": config.batch_size, "precision": ours.trainer.precision, "images_per_second": speeds,
             "ratio": [mine / theirs for mine, theirs in zip(speeds["ours"], speeds["reference"])],
             "gflop_per_image": flops(config) / 1e9, "loader_share": _loader_share(ours), "waits_per_epoch": _waits(ours)}
@@ -238,6 +238,28 @@ def conditions(config: Config) -> dict:
     device = pick_device(config.device)
     return {"device": describe(device), "cores": os.cpu_count(), "torch": torch.__version__, "commit": commit(),
             "dataset": load_cifar10(config).dataset, "kept_memory": "MALLOC_TRIM_THRESHOLD_" in os.environ, "date": datetime.now(timezone.utc).date().isoformat()}
+
+
+@contextmanager
+def _plain_process(config: Config):
+    """A pool of one process for `_reference_epoch`."""
+    kept = {name: os.environ.pop(name) for name in ALLOCATOR if name in os.environ}
+    try:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _make_reference, (config,)) as pool:
+            yield pool
+    finally:
+        os.environ.update(kept)
+
+
+def _make_reference(config: Config) -> None:
+    """In the reference's process."""
+    global _reference
+    _reference = Reference(load_cifar10(config), config)
+
+
+def _reference_epoch() -> float:
+    """In the reference's process: the seconds of an epoch."""
+    return _seconds(_reference.epoch)
 
 
 def _seconds(work) -> float:

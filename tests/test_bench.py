@@ -1,7 +1,7 @@
 """The measurements of speed: that they measure what they say, not how fast this machine is."""
 
 import json
-import math
+import os
 from pathlib import Path
 from threading import BrokenBarrierError
 
@@ -10,9 +10,10 @@ import torch
 from conftest import tiny
 
 from cifarlib import bench
+from cifarlib.batch import ALLOCATOR
 from cifarlib.cli import main
 from cifarlib.config import InputError
-from cifarlib.models import conv
+from cifarlib.models.conv import Conv2d
 
 ROOT = Path(__file__).parent.parent
 FOUND = {
@@ -31,7 +32,7 @@ FOUND = {
 
 @pytest.mark.parametrize("model, training, forward", [("cnn", 2.608, 0.870), ("vit", 35.62, 11.87)])
 def test_flops_are_the_known_ones(model, training, forward, monkeypatch):
-    monkeypatch.setattr(conv, "WORTHWHILE", math.inf)
+    monkeypatch.setattr(Conv2d, "_filtering", lambda layer, maps: None)
     assert bench.flops(tiny(model, model_args={}), count=2) / 1e9 == pytest.approx(training + forward / 4, rel=1e-3)
 
 
@@ -53,6 +54,16 @@ def test_reference_and_ours_train_the_same_model_on_the_same_images():
         way.epoch()
         assert not any(torch.equal(p, q) for p, q in zip(way.model.parameters(), weights) if p.ndim > 1)
     assert reference.model.training is False, "it validates last"
+
+
+def test_the_reference_has_the_allocator_as_it_comes(monkeypatch):
+    for name, value in ALLOCATOR.items():
+        monkeypatch.setenv(name, value)
+    config = tiny("resnet", augmentation=True, limit_train=32)
+    with bench._plain_process(config) as reference:
+        assert reference.submit(bench._reference_epoch).result() > 0
+        assert [reference.submit(os.getenv, name).result() for name in ALLOCATOR] == [None] * len(ALLOCATOR)
+    assert ALLOCATOR.items() <= os.environ.items()
 
 
 def test_runs_at_once_are_added_up():

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -245,6 +246,31 @@ def test_winograds_filtering_is_the_convolution(inside, outside, maps, bias, lay
     output.backward(upstream)
     for one, other in zip([output, *(tensor.grad for tensor in weights)], [wanted, *(tensor.grad for tensor in doubles)], strict=True):
         assert (one - other).abs().max() < 2e-5 * other.abs().max()
+
+
+@pytest.mark.parametrize("inside, outside, maps", [(192, 256, (4, 8, 8)), (256, 192, (3, 4, 6))])
+def test_winograds_filtering_in_bf16_is_the_convolution(inside, outside, maps, monkeypatch):
+    """Against torch's convolution in double, outputs and all gradients are off by less than the spacing of bf16's numbers."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    ours = Conv2d(inside, outside, 3, padding=1).to(memory_format=torch.channels_last)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(maps[0], inside, *maps[1:], generator=generator).bfloat16().to(memory_format=torch.channels_last)
+    upstream = torch.randn(maps[0], outside, *maps[1:], generator=generator).bfloat16()
+
+    def results(convolve, *tensors):
+        tensors = [tensor.detach().clone().requires_grad_() for tensor in tensors]
+        with torch.autocast("cpu", enabled=tensors[0].dtype == torch.bfloat16):
+            output = convolve(*tensors)
+        output.backward(upstream.to(output.dtype))
+        return [output.double(), *(tensor.grad.double() for tensor in tensors)]
+
+    def filtered(x, weight, bias):
+        return torch.func.functional_call(ours, {"weight": weight, "bias": bias}, x)
+
+    wanted = results(partial(F.conv2d, padding=1), *(tensor.double() for tensor in (x, ours.weight, ours.bias)))
+    monkeypatch.setattr(nn.Conv2d, "forward", None)  # so that it can't be what is compared
+    for found, exact in zip(results(filtered, x, ours.weight, ours.bias), wanted, strict=True):
+        assert (found - exact).norm() < 2**-7 * exact.norm()
 
 
 @pytest.mark.parametrize("channels, side, stride, dtype, bf16", [

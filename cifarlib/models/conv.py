@@ -1,33 +1,59 @@
 """Convolutions with fewer multiplications: nn.Conv2d's weights, outputs and gradients, up to rounding, by matrix products."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Winograd's filtering of 4 outputs by 3 taps from 6 inputs: TO_OUTPUT @ ((FROM_KERNEL @ taps) * (FROM_INPUT @ inputs)), in 6
-# multiplications instead of 12; in two dimensions 36 instead of 144. Kronecker's product of each matrix with itself transforms a
-# flattened square. Source: A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural Networks", 2015.
-FROM_INPUT = torch.tensor([[4., 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
-                           [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]])
-FROM_KERNEL = torch.tensor([[6., 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
-TO_OUTPUT = torch.tensor([[1., 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]])
-FROM_INPUT, FROM_KERNEL, TO_OUTPUT = (torch.kron(matrix, matrix) for matrix in (FROM_INPUT, FROM_KERNEL, TO_OUTPUT))
-WORTHWHILE = 96  # channels, in and out, from which the products saved outweigh the transforms (measured on AVX2)
+
+class Winograd(NamedTuple):
+    """Winograd's filtering: `tile` outputs by 3 taps are to_output @ ((from_kernel @ taps) * (from_input @ inputs)).
+
+    In two dimensions Kronecker's product of each matrix with itself transforms a flattened square.
+    Source: A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural Networks", 2015.
+    """
+
+    tile: int
+    from_input: Tensor
+    from_kernel: Tensor
+    to_output: Tensor
+    worthwhile: int  # channels, in and out, from which the products saved outweigh the transforms (measured on AVX2 and AVX-512)
+
+    @classmethod
+    def of(cls, from_input: list, from_kernel: list, to_output: list, worthwhile: int) -> "Winograd":
+        squares = (torch.kron(matrix, matrix) for matrix in map(torch.tensor, (from_input, from_kernel, to_output)))
+        return cls(len(to_output), *squares, worthwhile)
+
+
+# 16 multiplications instead of 36, with factors that bf16 holds exactly: outputs and gradients are off by 0.5%, by torch's own bf16 0.2%.
+OF_2 = Winograd.of([[1., 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]],
+                   [[1., 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]],
+                   [[1., 1, 1, 0], [0, 1, -1, -1]], worthwhile=192)
+# 36 multiplications instead of 144, with factors that only fp32 is precise enough for.
+OF_4 = Winograd.of([[4., 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
+                    [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]],
+                   [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1.]],
+                   [[1., 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], worthwhile=96)
 
 
 class Conv2d(nn.Conv2d):
     """nn.Conv2d with square kernels, strides and paddings, without groups or dilation.
 
     Where a kernel covers the whole map from each output, only the taps that fall on the map are used: on a 32x32 image the ResNet's
-    last stages work on 2x2 and 1x1 maps, where most of a 3x3 kernel multiplies padding. Wide 3x3 convolutions in fp32 on a CPU go by
-    Winograd's filtering.
+    last stages work on 2x2 and 1x1 maps, where most of a 3x3 kernel multiplies padding. On a CPU 1x1 kernels multiply the pixels that
+    they meet, and wide 3x3 convolutions go by Winograd's filtering.
     """
 
     def forward(self, maps: Tensor) -> Tensor:
-        first_taps = self._first_taps(maps)
-        if first_taps:
+        if first_taps := self._first_taps(maps):
             return self._product(maps, first_taps)
-        return self._winograd(maps) if self._saves(maps) else super().forward(maps)
+        if maps.device.type != "cpu":
+            return super().forward(maps)
+        if self.kernel_size == (1, 1) and self.padding == (0, 0):
+            return self._pixels(maps)
+        filtering = self._filtering(maps)
+        return self._filtered(maps, filtering) if filtering else super().forward(maps)
 
     def _first_taps(self, maps: Tensor) -> range | None:
         """For each row (and column) of the output, the tap that falls on the map's first row; None if a kernel doesn't cover the map."""
@@ -44,23 +70,34 @@ class Conv2d(nn.Conv2d):
         output = F.linear(maps.permute(0, 2, 3, 1).flatten(1), weight, bias)  # (B, outputs * C'), channels last as the maps are
         return output.view(len(maps), len(first), len(first), -1).permute(0, 3, 1, 2)
 
-    def _saves(self, maps: Tensor) -> bool:
-        """Whether Winograd's filtering applies to `maps` and is quicker."""
-        height, width = maps.shape[-2:]
-        return (self.kernel_size == (3, 3) and self.stride == self.padding == (1, 1) and height % 4 == width % 4 == 0
-                and min(self.in_channels, self.out_channels) >= WORTHWHILE and maps.dtype == torch.float32
-                and maps.device.type == "cpu" and not torch.is_autocast_enabled("cpu"))
+    def _pixels(self, maps: Tensor) -> Tensor:
+        """A 1x1 kernel as a product with the pixels that it meets."""
+        stride, _ = self.stride
+        return F.linear(maps.permute(0, 2, 3, 1)[:, ::stride, ::stride], self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
-    def _winograd(self, maps: Tensor) -> Tensor:
-        """Tiles of 4x4 outputs from overlapping tiles of 6x6 inputs, channels last."""
-        count, _, height, width = maps.shape
-        places = [(slice(y, y + height - 3, 4), slice(x, x + width - 3, 4)) for y in range(6) for x in range(6)]
-        tiles = _Parts.apply(F.pad(maps.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)), places)  # (36, B, H/4, W/4, C)
-        kernels = FROM_KERNEL @ self.weight.permute(2, 3, 0, 1).reshape(9, -1)  # (36, C' * C)
-        inputs = (FROM_INPUT @ tiles.flatten(1)).view(36, -1, self.in_channels)
-        products = inputs @ kernels.view(36, self.out_channels, self.in_channels).mT  # (36, B * tiles, C')
-        output = (TO_OUTPUT @ products.flatten(1)).view(4, 4, count, height // 4, width // 4, -1).permute(2, 3, 0, 4, 1, 5)
-        output = output.reshape(count, height, width, -1)
+    def _filtering(self, maps: Tensor) -> Winograd | None:
+        """Winograd's filtering that is quicker for `maps` than torch's convolution; None if there is none."""
+        if torch.is_autocast_enabled("cpu"):
+            # AMX multiplies so fast in bf16 that the transforms would cost more than they save.
+            filtering = None if torch.cpu._is_amx_tile_supported() else OF_2
+        else:
+            filtering = OF_4 if maps.dtype == torch.float32 else None
+        fits = filtering and (self.kernel_size == (3, 3) and self.stride == self.padding == (1, 1)
+                              and min(self.in_channels, self.out_channels) >= filtering.worthwhile
+                              and all(size % filtering.tile == 0 for size in maps.shape[-2:]))
+        return filtering if fits else None
+
+    def _filtered(self, maps: Tensor, filtering: Winograd) -> Tensor:
+        """Square tiles of outputs from overlapping tiles of inputs, two pixels wider, channels last."""
+        tile, (count, _, height, width) = filtering.tile, maps.shape
+        places = [(slice(y, y + height - tile + 1, tile), slice(x, x + width - tile + 1, tile)) for y in range(tile + 2) for x in range(tile + 2)]
+        tiles = _Parts.apply(F.pad(maps.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)), places)  # (places, B, H/tile, W/tile, C)
+        with torch.autocast("cpu", enabled=False):  # rounded once, after the transform
+            kernels = filtering.from_kernel @ self.weight.permute(2, 3, 0, 1).reshape(9, -1)  # (places, C' * C)
+        inputs = (filtering.from_input @ tiles.flatten(1)).view(len(places), -1, self.in_channels)
+        products = inputs @ kernels.view(len(places), self.out_channels, self.in_channels).mT  # (places, B * tiles, C')
+        output = (filtering.to_output @ products.flatten(1)).view(tile, tile, count, height // tile, width // tile, -1)
+        output = output.permute(2, 3, 0, 4, 1, 5).reshape(count, height, width, -1)
         return (output if self.bias is None else output + self.bias).permute(0, 3, 1, 2)
 
 

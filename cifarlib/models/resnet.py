@@ -21,7 +21,7 @@ class BasicBlock(nn.Module):
             Conv2d(out_channels, out_channels, 3, padding=1), nn.BatchNorm2d(out_channels),
         )
         same = stride == 1 and in_channels == out_channels
-        self.shortcut = nn.Sequential() if same else nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
+        self.shortcut = nn.Sequential() if same else nn.Sequential(Conv2d(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
 
     def forward(self, maps: Tensor) -> Tensor:
         return F.relu(self.residual(maps) + self.shortcut(maps))
