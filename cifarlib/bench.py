@@ -1,6 +1,6 @@
 """How fast training is: beside a plain reference, beside the machine's own limits, and what a run costs besides.
 
-Ratios are of times taken in turn in one process, so that whatever else the machine does meets both.
+Ratios are of times taken in turn, so that whatever else the machine does meets both.
 """
 
 import json
