@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # the committed studies that README.md reports
-STUDIES := published_resnet resnet_24_epochs equal_compute
+STUDIES := published_resnet cnn_10_epochs resnet_24_epochs equal_compute
 
 .PHONY: help setup demo test lab report clean-demo
 

@@ -379,7 +379,7 @@ def _curves(axes, history: pd.DataFrame) -> None:
     _percent(axes[1].yaxis)
     rates = history.reindex(columns=["epoch", "learning_rate"]).dropna().to_numpy().T
     axes[2].plot(*rates, color="black", drawstyle="steps-mid", **marker)
-    axes[2].set(ylabel="learning rate", xlabel="epoch", ylim=(0, None))
+    axes[2].set(ylabel="learning rate", xlabel="epoch", ylim=(0, 1.05 * rates[1].max(initial=0) or None))
     axes[2].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
     for axis in axes:
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))

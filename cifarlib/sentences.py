@@ -58,7 +58,8 @@ def chance_sentence(table: Table) -> str:
     runs = table.rows[~table.rows["copy"]]
     lost = runs[runs["chance"]]
     if lost.empty:
-        return f"{'The one run is' if len(runs) == 1 else f'All {in_words(len(runs))} runs are'} better than guessing."
+        every = {1: "The one run is", 2: "Both runs are"}.get(len(runs), f"All {in_words(len(runs))} runs are")
+        return f"{every} better than guessing."
     by_model = listed(f"{n} of {MODELS[m]}'s" for m, n in lost["model"].value_counts().items())
     are = "is" if len(lost) == 1 else "are"
     text = f"{len(lost)} of {counted(len(runs), 'run')} ({by_model}) {are} no better than guessing"
