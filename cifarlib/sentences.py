@@ -180,9 +180,9 @@ def overall_observations(table: Table) -> list[str]:
     if missing:
         lines.append(f"**Missing:** the table has no ranked run of {listed(missing)}.")
     if spare := every["rows"].sum() - len(every):
-        names = len(table.rows[table.rows["main"]].drop_duplicates(["experiment", "Full_Modelname"])) - len(every)
+        seeds = len(table.rows[table.rows["main"]].drop_duplicates(["experiment", "seed"])) - len(every) if "seed" in table.rows else 0
         kinds = [f"{in_words(n)} {text}" for n, text in (
-            (spare - names, "with a further seed"), (names, "under another name (gamma does nothing under the cosine schedule)")) if n]
+            (seeds, "with a further seed"), (spare - seeds, "under another name (gamma does nothing under the cosine schedule)")) if n]
         lines.append(f"**Experiments:** {every['rows'].sum()} rows are {counted(len(every), 'experiment')}; the others repeat one, "
                      f"{listed(kinds)}.")
     if same := identical_rows(table):

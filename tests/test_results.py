@@ -196,6 +196,7 @@ def test_shared_cells_count_once_and_seeds_are_repeats_not_competitors(small):
     runs = small[(small["shared_with"] == "") & (table.rows["experiment"] == first)]
     assert finalists.loc[first, "test"] == pytest.approx(runs["test_accuracy_best_val_acc"].mean())
     assert finalists.loc[first, "sd"] == pytest.approx(runs["test_accuracy_best_val_acc"].std())
+    assert "the others repeat one, 18 with a further seed and 12 under another name" in " ".join(sentences.overall_observations(table))
     assert "24 cells of" not in " ".join(table.notes) and "12 cells of 66 share" in " ".join(table.notes)
 
 
