@@ -21,7 +21,7 @@ from .config import Config, InputError, Options, project_path
 from .execute import BAD_INPUT, FAILED, OK, PREEMPTED
 from .files import LOG, NOTEBOOK, RECORD, STOP
 from .grid import Run
-from .runs import FINISHED, check_plan, note_planned, read_record, remove_stale_parts, status_of, write_failure, write_table
+from .runs import FINISHED, check_plan, note_planned, precision_of, read_record, remove_stale_parts, status_of, write_failure, write_table
 from .signals import SignalContext
 from .words import counted, listed
 
@@ -70,7 +70,9 @@ def execute_run(run: Run, options: Options, stopping: Stopping, threads: int = 0
     claim: the run ends, and nothing is recorded, if somebody else takes it over.
     """
     folder = options.run_folder(run.config)
-    for stale in (folder / STOP, folder / RECORD, *folder.glob(".*.part")):  # parts are what killed processes left half written
+    if status_of(folder) not in FINISHED:  # a finished run's goes once training anew begins, which bad input may prevent
+        (folder / RECORD).unlink(missing_ok=True)
+    for stale in (folder / STOP, *folder.glob(".*.part")):  # parts are what killed processes left half written
         stale.unlink(missing_ok=True)
     parameters = {**run.config.to_dict(), **dataclasses.asdict(options)}
     environment = {**ALLOCATOR, **os.environ, "PYTHONUNBUFFERED": "1"}
@@ -174,17 +176,18 @@ def _gpu_memory() -> dict[str, float]:
     """GiB of each CUDA card that this process may use, by what CUDA_VISIBLE_DEVICES calls it.
 
     From nvidia-smi (asking torch would take a context on every card), which lists the cards of other jobs too. A part of a card, and a
-    card under a shortened name, count as one that has room for one run.
+    card under a shortened name or whose memory nvidia-smi can't tell, count as one that has room for one run.
     """
     try:
         query = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
         answer = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout
         rows = [line.split(", ") for line in answer.splitlines()]
-        memory = {name: float(size) / 1024 for index, uuid, size in rows for name in (index, uuid)}
+        memory = {name: float(size) / 1024 if size.isdecimal() else GPU_MEMORY_A_RUN for index, uuid, size in rows for name in (index, uuid)}
     except (OSError, ValueError, subprocess.SubprocessError):
         rows, memory = [], {}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(index for index, _, _ in rows)).split(",")
-    return {name: memory.get(name, GPU_MEMORY_A_RUN) for name in visible if name in memory or name.startswith(("GPU-", "MIG-"))}
+    return {name: memory.get(name, GPU_MEMORY_A_RUN) for name in visible
+            if name in memory or name.startswith(("GPU-", "MIG-")) or not memory and name.isdecimal()}
 
 
 def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bool = False, fail_fast: bool = False,
@@ -193,12 +196,13 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
 
     0 if all are finished, 1 if some failed, 2 if none could start for bad input, 75 if some were stopped before their end.
     Runs that another runner trains are waited for (its owner may die) unless told otherwise. Raises InputError, before anything
-    starts, if a folder holds another run.
+    starts, if a folder holds another run or the study one of another version.
     """
     study = project_path(options.executed_dir) / options.study
     check_plans(runs, options)
     remove_stale_parts(study)
     note_planned(study, [cell for run in runs for cell in run.cells])
+    _update_table(study)
     codes: dict[str, int] = {}
     with Stopping() as stopping, ThreadPoolExecutor(slots.jobs) as pool, _grid_bar(runs, options, echo is None) as bar:
         waiting = deque(run for run in runs if wanted(options.run_folder(run.config), options, retry_failed))
@@ -229,7 +233,10 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
                 if claim.lost:
                     waiting.append(run)
                 else:  # before the release: another runner that tries a failed run again removes its record
-                    _update_table(study)
+                    try:
+                        _update_table(study)
+                    except InputError as error:  # of a record that came meanwhile: no reason to train no more
+                        tqdm.write(f"cifarlib: {error}", file=sys.stderr)
                     _report(bar, run, options, codes[run.name], time.monotonic() - started, echo is None)
                 claim.release()
                 if fail_fast and codes[run.name] in (FAILED, BAD_INPUT):
@@ -248,6 +255,8 @@ def _exit_code(runs: list[Run], options: Options, codes: dict[str, int], fail_fa
     if codes and set(codes.values()) == {BAD_INPUT}:
         return BAD_INPUT
     statuses = {status_of(options.run_folder(run.config)) for run in runs}
+    if not options.resume and FAILED in codes.values():
+        return FAILED  # what it was to replace may still be there, finished
     # A run that somebody else trains is left to them, unless this runner was stopped while it waited for them.
     unfinished = statuses & {"preempted", "pending", *["running"] * stopped}
     if "failed" in statuses and (fail_fast or not unfinished):
@@ -256,9 +265,12 @@ def _exit_code(runs: list[Run], options: Options, codes: dict[str, int], fail_fa
 
 
 def check_plans(runs: list[Run], options: Options) -> None:
-    """Raise InputError if the folder of one of `runs` holds another run that would be continued."""
+    """Raise InputError if the folder of one of `runs` holds another run that would be continued, or one in another precision than asked for."""
     for run in runs if options.resume else ():
-        check_plan(options.run_folder(run.config), run.config.identity())
+        folder, asked = options.run_folder(run.config), run.config.precision
+        check_plan(folder, run.config.identity())
+        if asked != "auto" and (trained := precision_of(folder) or asked) != asked:
+            raise InputError(f"{folder} holds a run in {trained}, not in {asked}; use another study, or train anew with --no-resume")
 
 
 def wanted(folder: Path, options: Options, retry_failed: bool) -> bool:
@@ -300,4 +312,4 @@ def _report(bar: tqdm, run: Run, options: Options, code: int, seconds: float, sh
         if "error" in record:
             bar.write("    " + record["error"].splitlines()[-1])
         elif code not in (OK, PREEMPTED):
-            bar.write(f"    its notebook broke off when the run was recorded: see {LOG}")
+            bar.write(f"    its notebook broke off before or after the training: see {LOG}")

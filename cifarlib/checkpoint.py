@@ -54,6 +54,7 @@ class Store:
             state = torch.load(self.folder / STATE, map_location=device, weights_only=True)
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
+            self._write_best(state["best"])  # again, if writing was cut off between the two
             return History(state["rows"])
         if terminal.exists():
             model.load_state_dict(torch.load(terminal, map_location=device, weights_only=True))
@@ -65,27 +66,30 @@ class Store:
         """After an epoch: its weights if they are the best so far, and everything on disk unless that takes longer than a GPU trains."""
         if not self.folder:
             return
-        for name in ("best_val_acc", "best_val_loss"):
-            if history.best(name) is history.last:
-                self.best[name] = {key: value.clone() for key, value in model.state_dict().items()}
+        if best := [name for name in ("best_val_acc", "best_val_loss") if history.best(name) is history.last]:
+            self.best |= dict.fromkeys(best, {key: value.clone() for key, value in model.state_dict().items()})
         self.pending = True
         if self.thorough or time.monotonic() - self.written >= WRITING * self.cost:
             self.write(model, optimizer, history)
 
     def write(self, model: nn.Module, optimizer: AdamW, history: History) -> None:
-        """What `keep` left unwritten. The state comes last: the epochs are done once that is there."""
+        """What `keep` left unwritten. The epochs are done once the state is there, so it has the best weights that are written after it."""
         if not self.folder or not self.pending:
             return
         started = time.monotonic()
-        for name, weights in self.best.items():
-            save(weights, self.folder / f"{name}.pt")
         history.write(self.folder / HISTORY)
-        save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rows": history.rows}, self.folder / STATE)
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rows": history.rows, "best": self.best}
+        save(state, self.folder / STATE)
+        self._write_best(self.best)
         self.best, self.pending, self.written = {}, False, time.monotonic()
         self.cost = self.written - started if self.written - started > CHEAP else 0.0
 
+    def _write_best(self, best: dict[str, dict]) -> None:
+        for name, weights in best.items():
+            save(weights, self.folder / f"{name}.pt")
+
     def finish(self, model: nn.Module) -> None:
-        """Keep the terminal weights; the state to go on from, four times their size, is not needed any more."""
+        """Keep the terminal weights; the state to go on from, at least four times their size, is not needed any more."""
         if not self.folder:
             return
         if (self.folder / STATE).exists():

@@ -272,10 +272,10 @@ def bench(arguments: argparse.Namespace) -> int:
         from .sentences import rewrite_between_markers
 
         try:
-            results = json.loads(project_path(path).read_text())
-        except (OSError, ValueError):
+            section = readme_section(json.loads(project_path(path).read_text()))
+        except (OSError, ValueError, KeyError):
             raise InputError(f"{path}: no measurements there; take them first, without --no-measure")
-        rewrite_between_markers(arguments.readme, "throughput", readme_section(results))
+        rewrite_between_markers(arguments.readme, "throughput", section)
     print(path)
     return 0
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 import math
 import re
 from dataclasses import dataclass, field
@@ -127,6 +128,10 @@ class Config(_Fields):
         for name in self.model_args:
             if not (isinstance(name, str) and name.isidentifier()):  # it becomes a part of the run folder's name
                 raise InputError(f"model_args: expected names of sizes, got {name!r}")
+        try:
+            json.dumps(self.model_args, allow_nan=False)
+        except (TypeError, ValueError):
+            raise InputError(f"model_args: expected values that JSON has, got {self.model_args!r}") from None
         object.__setattr__(self, "model_args", dict(sorted(self.model_args.items())))
 
     def to_dict(self) -> dict:

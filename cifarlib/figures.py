@@ -128,7 +128,8 @@ def overall_top5(table: Table) -> Figure:
     for _, row in best.iloc[1:].iterrows():
         side = "ahead of" if first["test"] >= row["test"] else "behind"
         gaps.append(f"{points(first['test'] - row['test'])} {side} {MODELS[row['model']]}")
-    title = f"{MODELS[first['model']]} is best with {percent(first['test'])}, {listed(gaps or ['the only model'])}"
+    verdict = "is best" if first["test"] == best["test"].max() else f"ranks first by {table.score}, on test images"
+    title = f"{MODELS[first['model']]} {verdict} with {percent(first['test'])}, {listed(gaps or ['the only model'])}"
     return _bars(table, best, r.noise_floor(table, first["model"]), title)
 
 
@@ -187,13 +188,13 @@ def finalists(table: Table) -> Figure | str:
     axis.grid(axis="y", visible=False)
     _percent(axis.xaxis, ticks=8)
     first = shown.iloc[0]
-    title = f"a {MODELS[first['model']]} reaches {percent(first['test'])} on average over {counted(first['runs'], 'seed')}"
+    title = f"a {MODELS[first['model']]} reaches {percent(first['test'])} on average over {counted(first['runs'], first['repeats'])}"
     if len(shown) > 1:
         gap = first["test"] - shown["test"].iloc[1]
-        noise = r.noise_floor(table, first["model"])
-        margin = noise.margin_of_means(first["runs"], shown["runs"].iloc[1])
+        noises = [r.noise_floor(table, model) for model in shown["model"].head(2)]
+        margin = r.margin_of_means(noises, shown["runs"].head(2))
         title += (f", {points(gap)} {'above' if gap >= 0 else 'below'} the next configuration, {'more' if abs(gap) > margin else 'no more'} "
-                  f"than the {noise.name} of two such means ({points(margin)})")
+                  f"than the {noises[0].name} of two such means ({points(margin)})")
     return _titled(figure, title, f"Ordered by mean {table.ranking}. Diamonds: mean and SD over seeds.", table)
 
 
@@ -589,7 +590,7 @@ def cost(table: Table) -> Figure | str:
     _percent(axes[0, 0].yaxis)
     _legend(axes[0, -1])
     heads = [f"{MODELS[row['model']]}'s best run reaches {percent(row[table.tested])}"
-             + (f" in {duration(row['seconds'])}" if "seconds" in shown else "") for _, row in best.iterrows()]
+             + (f" in {duration(row['seconds'])}" if "seconds" in shown and pd.notna(row["seconds"]) else "") for _, row in best.iterrows()]
     note = "Large: the best runs." + " Times: as they were, beside other work too" * ("seconds" in shown)
     note += ", and on different devices" * bool("device" in rows and rows["device"].nunique() > 1) + "." * ("seconds" in shown)
     return _titled(figure, "; ".join(heads), note, table)

@@ -67,10 +67,19 @@ def _combinations(values: dict) -> list[dict]:
 
 
 def distinct_runs(cells: list[Config]) -> list[Run]:
-    """The runs that a grid needs: cells that differ only in knobs that do nothing share one, trained as the first of them."""
+    """The runs that a grid needs: cells that differ only in knobs that do nothing share one, trained as the first of them.
+
+    Raises InputError if cells of one run's name differ in more.
+    """
     groups: dict[str, list[Config]] = {}
     for cell in cells:
         groups.setdefault(cell.run_name, []).append(cell)
+    for name, (first, *others) in groups.items():
+        for other in others:
+            differ = [knob for knob, value in first.identity().items() if other.identity()[knob] != value]
+            if differ:
+                raise InputError(f"two cells of the run {name} differ in {differ[0]}: {getattr(first, differ[0])!r} and "
+                                 f"{getattr(other, differ[0])!r}; make two studies of them")
     return [Run(group[0], tuple(group)) for group in groups.values()]
 
 

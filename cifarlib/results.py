@@ -56,7 +56,7 @@ class Table:
 
     @property
     def checkpoint(self) -> str:
-        return next((c for c in CHECKPOINTS if self.rank_by.endswith(c)), CHECKPOINTS[0])
+        return next((c for c in CHECKPOINTS if self.rank_by.endswith(c)), "terminal")  # the last epoch's columns have no suffix
 
     @property
     def tested(self) -> str:
@@ -151,6 +151,8 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
                              "1]; divide percentages by 100")
     for column in ("Modelname", "scheduler", "augmentation"):
         frame[column] = frame[column].astype(str).str.strip().str.lower()
+    frame["Full_Modelname"] = frame["Full_Modelname"].astype(str)
+    frame["gamma"] = frame["gamma"].mask(frame["gamma"].isna() & (frame["scheduler"] == "cosine"), 0)  # may be left empty, where it does nothing
     frame["model"] = frame["Modelname"]
     frame["augmentation"] = frame["augmentation"].map({"true": True, "false": False, "1": True, "0": False})
     for column, default in {"shared_with": "", "model_args": "{}", "study": "", "status": "done", "run": ""}.items():
@@ -223,6 +225,11 @@ def _marked(rows: pd.DataFrame, tested: str, notes: list[str]) -> pd.DataFrame:
     if copies := rows["copy"].sum():
         notes.append(f"{counted(copies, 'cell')} of {len(rows)} share another cell's run, because what tells them "
                      "apart does nothing; each run counts once.")
+    if "run" in rows and "seed" in rows:
+        again = rows[~rows["copy"]].duplicated(["experiment", "seed", *_metrics(rows)])
+        if again.any():
+            notes.append(f"{counted(again.sum(), 'row')} repeat a run of another study in every digit; each run counts once.")
+            rows.loc[again.index[again], "copy"] = True
     rows["main"] = True
     for model, group in rows.groupby("model"):
         sizes = group.groupby("condition")["experiment"].nunique().sort_values(ascending=False, kind="stable")
@@ -235,6 +242,10 @@ def _marked(rows: pd.DataFrame, tested: str, notes: list[str]) -> pd.DataFrame:
             notes.append(f"{MODELS[model]}: {counted(len(others), 'row')} under other conditions ({how}) do not enter "
                          f"the ranking: {some(others['Full_Modelname'])}.")
     return rows
+
+
+def _metrics(rows: pd.DataFrame) -> list[str]:
+    return [c for c in rows if c.startswith(("test_", "train_", "val_")) and not c.endswith(("images", "freq"))]
 
 
 # ------------------------------------------------------------------ ranking
@@ -264,12 +275,12 @@ def ranked(table: Table, model: str | None = None) -> pd.DataFrame:
 
 def top(table: Table, model: str, n: int = 5) -> pd.DataFrame:
     """The n best runs: model, name, score (the ranking column), test, per_class, low, high (95% Wilson), and their
-    experiment's runs, mean and sd."""
+    experiment's runs, repeats, mean and sd."""
     best = ranked(table, model).head(n)
     shown = best[["model", "experiment"]].assign(name=best["Full_Modelname"], score=best[table.rank_by],
                                                  test=best[table.tested], per_class=best[table.per_class])
     shown["low"], shown["high"] = wilson(best[table.tested], best["images"])
-    spread = experiments(table)[["runs", "test", "sd"]].rename(columns={"test": "mean"})
+    spread = experiments(table)[["runs", "repeats", "test", "sd"]].rename(columns={"test": "mean"})
     return shown.join(spread, on="experiment")
 
 
@@ -293,15 +304,18 @@ def wilson(accuracy, n, z: float = Z):
 def experiments(table: Table, model: str | None = None) -> pd.DataFrame:
     """Rows that are one configuration under several names, seeds or repeats, collapsed; best mean score first.
 
-    Columns: model, name (the first run's), rows, runs (with a test), score (mean), test (mean), sd, chance (all runs).
+    Columns: model, name (the first run's), rows, runs (with a test), repeats (`seed`, or `run` where one seed has several),
+    score (mean), test (mean), sd, chance (all runs).
     """
     rows = table.rows[table.rows["main"] & (True if model is None else table.rows["model"] == model)]
     runs = rows[~rows["copy"]].groupby("experiment", sort=False)
     test = runs[table.tested]
     every = pd.DataFrame({"model": runs["model"].first(), "name": runs["Full_Modelname"].first(),
                           "rows": rows.groupby("experiment").size(), "runs": test.count(),
-                          "score": runs[table.rank_by].mean(),
+                          "repeats": "run", "score": runs[table.rank_by].mean(),
                           "test": test.mean(), "sd": test.std(ddof=1), "chance": runs["chance"].all()})
+    if "seed" in rows:
+        every["repeats"] = np.where(runs["seed"].nunique() == runs.size(), "seed", "run")
     return every.sort_values("score", ascending=table.lower_is_better, kind="stable")
 
 
@@ -314,8 +328,7 @@ def finalists(table: Table) -> pd.DataFrame:
 def identical_rows(table: Table) -> int:
     """How many experiments repeat another one's metrics in every digit, those at chance apart."""
     rows = candidates(table).query("not chance").drop_duplicates("experiment")
-    metrics = [c for c in rows if c.startswith(("test_", "train_", "val_")) and not c.endswith(("images", "freq"))]
-    return int(rows.duplicated(["model", *metrics]).sum())
+    return int(rows.duplicated(["model", *_metrics(rows)]).sum())
 
 
 @dataclass(frozen=True)
@@ -336,9 +349,10 @@ class Noise:
         quantiles = STUDENTIZED_RANGE[min(runs, max(STUDENTIZED_RANGE))]
         return float(np.interp(1 / (self.freedom or np.inf), 1 / FREEDOM, quantiles)) * self.sd
 
-    def margin_of_means(self, first: int, second: int) -> float:
-        """What the difference between the means of so many runs each exceeds in 5% of cases."""
-        return self.margin() * math.sqrt((1 / first + 1 / second) / 2)
+
+def margin_of_means(noises: list[Noise], runs: list[int]) -> float:
+    """What the difference between two means, of so many runs with such noise each, exceeds in 5% of cases."""
+    return math.sqrt(sum(noise.margin() ** 2 / count for noise, count in zip(noises, runs)) / 2)
 
 
 def noise_floor(table: Table, model: str) -> Noise:
@@ -454,11 +468,11 @@ def paired_tests(table: Table, n: int = 3) -> pd.DataFrame:
 
 
 def cells(table: Table, model: str) -> pd.DataFrame:
-    """One row a grid cell: knobs, score (mean over repeats), chance. Cosine cells stand at every gamma of the grid."""
+    """One row a grid cell: knobs, score (mean over repeats), chance. Cosine cells stand at every gamma that another schedule has."""
     rows = table.rows[table.rows["main"] & (table.rows["model"] == model)].dropna(subset=[table.rank_by])
-    cosine = rows[rows["scheduler"] == "cosine"].drop(columns="gamma").merge(rows[["gamma"]].drop_duplicates(),
-                                                                             how="cross")
-    every = pd.concat([rows[rows["scheduler"] != "cosine"], cosine])
+    others = rows[rows["scheduler"] != "cosine"]
+    gammas = (others if len(others) else rows.head(1))[["gamma"]].drop_duplicates()
+    every = pd.concat([others, rows[rows["scheduler"] == "cosine"].drop(columns="gamma").merge(gammas, how="cross")])
     return every.groupby(list(KNOBS)).agg(score=(table.rank_by, "mean"), chance=("chance", "all")).reset_index()
 
 

@@ -31,10 +31,17 @@ class OtherMachine(InputError):
 
 def read_record(folder: Path) -> dict | None:
     """The record in a run folder; None if there is none that can be read."""
+    record = _read_json(Path(folder) / RECORD)
+    return record if "status" in record else None
+
+
+def _read_json(path: Path) -> dict:
+    """The mapping in a file; an empty one if there is none that can be read."""
     try:
-        return json.loads((Path(folder) / RECORD).read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError):
-        return None
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def status_of(folder: Path) -> str:
@@ -61,6 +68,11 @@ def check_plan(folder: Path, plan: dict) -> None:
             kind = OtherMachine if name in ("device", "precision") else InputError
             raise kind(f"{folder} holds a run with {name} {before[name]!r}, this one has {value!r}; "
                              "use another study, or train anew with resume False (--no-resume)")
+
+
+def precision_of(folder: Path) -> str | None:
+    """The precision in which the run in a folder is or was trained; None if nothing is there."""
+    return _read_json(folder / PLAN).get("precision") or (read_record(folder) or {}).get("precision")
 
 
 def _recorded_plan(folder: Path) -> dict:
@@ -142,22 +154,29 @@ def note_planned(study: Path, cells: list[Config]) -> None:
 
 
 def planned_cells(study: Path) -> dict[str, list[Config]]:
-    """The cells that were asked for in a study, by the name of their run."""
-    cells = [Config.from_dict(cell) for path in sorted((study / PLANNED).glob("*.json")) for cell in json.loads(path.read_text())]
+    """The cells that were asked for in a study, by the name of their run. Raises InputError if they are of another version."""
     runs: dict[str, dict[str, Config]] = {}
-    for cell in cells:
-        runs.setdefault(cell.run_name, {})[cell.cell_name] = cell
+    for path in sorted((study / PLANNED).glob("*.json")):
+        try:
+            cells = [Config.from_dict(cell) for cell in json.loads(path.read_text())]
+        except (InputError, ValueError, TypeError) as error:
+            raise InputError(f"{path} is no list of cells of this version ({error}); remove it")
+        for cell in cells:
+            runs.setdefault(cell.run_name, {})[cell.cell_name] = cell
     return {name: list(group.values()) for name, group in runs.items()}
 
 
 def table_rows(folder: Path, planned: list[Config]) -> list[dict]:
-    """The rows that a run folder gives to the table: one for each of the `planned` cells that share the run."""
+    """The rows that a run folder gives to the table: one for each of the `planned` cells that share the run.
+
+    Raises InputError if its record is of another version.
+    """
     record = read_record(folder)
     if not record:
         return []
     try:
         run = Config.from_dict(record["config"])
-    except InputError as error:
+    except (InputError, KeyError) as error:
         raise InputError(f"{folder / RECORD} is not a run of this version ({error}); move its folder out of the study")
     cells = {cell.cell_name: cell for cell in [*planned, run]}.values()
     settings = ("seed", "protocol", "split", "epochs", "batch_size", "val_freq", "early_stopping_patience", "limit_train",
@@ -178,7 +197,10 @@ def table_rows(folder: Path, planned: list[Config]) -> list[dict]:
 
 
 def write_table(study: Path) -> Path:
-    """Rebuild STUDY/runs.csv from the records of its run folders, in the order of the run names; return its path."""
+    """Rebuild STUDY/runs.csv from the records of its run folders, in the order of the run names; return its path.
+
+    Raises InputError if there are none, or one is of another version.
+    """
     before = None
     while before != (records := _records(study)):  # again if records came meanwhile: this table may have replaced a newer one
         before, planned = records, planned_cells(study)
@@ -200,7 +222,7 @@ def _records(study: Path) -> dict[Path, int]:
 
 
 def summary(study: Path) -> str:
-    """How a study stands: runs by model and status, the best so far, and the time the rest may take."""
+    """How a study stands: runs by model and status, the best so far, and the time the rest may take. Raises InputError if nothing is there."""
     planned = planned_cells(study)
     names = sorted(planned.keys() | {path.parent.name for path in study.glob(f"*/{RECORD}")})
     if not names:
@@ -210,7 +232,7 @@ def summary(study: Path) -> str:
     counts = pandas.crosstab(table.model, table.status).reindex(columns=STATUSES, fill_value=0)
     counts.loc["all"] = counts.sum()
     records = {name: record for name in names if (record := read_record(study / name))}
-    scores = {name: value for name, record in records.items() if (value := record["metrics"].get("val_accuracy_best_val_acc")) is not None}
+    scores = {name: value for name, record in records.items() if (value := record.get("metrics", {}).get("val_accuracy_best_val_acc")) is not None}
     lines = [counts.rename_axis(index=None, columns=None).to_string()]
     if scores:
         best = max(scores, key=scores.get)
@@ -227,7 +249,7 @@ def time_left(configs: list[Config], executed: Path, jobs: int) -> str:
     seconds: dict[tuple, list[float]] = {}
     for path in executed.glob(f"*/*/{RECORD}"):
         record = read_record(path.parent)
-        if record and record["epochs_run"]:
+        if record and record.get("epochs_run"):
             seconds.setdefault(kind(record["config"]), []).append(record["seconds"] / record["epochs_run"])
     kinds = [kind(config.to_dict()) for config in configs]
     if not configs:

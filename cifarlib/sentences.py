@@ -1,6 +1,6 @@
 """What a table of runs says in sentences and Markdown tables: for the results notebook and the README."""
 
-import math
+import itertools
 from pathlib import Path
 
 import pandas as pd
@@ -9,7 +9,7 @@ from .config import InputError
 from .files import NOTEBOOK, replacing
 from .results import (
     CONDITIONS, KNOBS, MODELS, Noise, PUBLISHED_BEST, Table, acting, augmentation_pairs, compare, edges,
-    experiments, identical_rows, noise_floor, overall, paired_tests, ranked, selection_bias, top,
+    experiments, identical_rows, margin_of_means, noise_floor, overall, paired_tests, ranked, selection_bias, top,
 )
 from .words import counted, duration, in_words, knob_value, listed, percent, plain, points, signed
 
@@ -113,7 +113,7 @@ def observations(table: Table, model: str) -> list[str]:
     if ties := (rows[table.rank_by] == first["score"]).sum() - 1:
         lines.append(f"**Tie:** {counted(ties, 'other run')} {'has' if ties == 1 else 'have'} the same {table.score}.")
     if first["runs"] > 1 and "seed" in table.rows:
-        lines.append(f"**Repeats:** over {first['runs']} seeds the best run's configuration reaches "
+        lines.append(f"**Repeats:** over {first['runs']} {first['repeats']}s the best run's configuration reaches "
                      f"{percent(first['mean'])} on average, SD {points(first['sd'])}.")
     if len(best) > 1:
         gap, margin, several = best["test"].max() - best["test"].min(), noise.margin(len(best)), in_words(len(best))
@@ -139,7 +139,7 @@ def _score(table: Table, value: float) -> str:
 
 
 def _augmentation_sentence(table: Table, model: str) -> str:
-    best = ranked(table, model).groupby("augmentation")[table.tested].max()
+    best = ranked(table, model).groupby("augmentation")[table.tested].first()  # by the ranking column
     if len(best) < 2:
         return f"its benefit can't be told, {'every' if best.index[0] else 'no'} ranked run uses it."
     gain = signed(best[True] - best[False])
@@ -174,15 +174,19 @@ def overall_observations(table: Table) -> list[str]:
         lines.append(f"**What the winners share:** {shared_knobs(table.rows.loc[best.index])}")
         lines += [f"**Image by image:** {text}" for text in paired_sentences(table)]
         winners = table.rows.loc[best.index].set_index("model")
-        for column in (c for c in CONDITIONS if c in winners and winners[c].nunique() > 1):
+        for column in (c for c in (*CONDITIONS, "precision") if c in winners and winners[c].nunique() > 1):
             values = listed(f"{plain(value)} for {MODELS[model]}" for model, value in winners[column].items())
             lines.append(f"**Not like for like:** {column.replace('_', ' ')} is {values}.")
     if missing:
         lines.append(f"**Missing:** the table has no ranked run of {listed(missing)}.")
     if spare := every["rows"].sum() - len(every):
-        seeds = len(table.rows[table.rows["main"]].drop_duplicates(["experiment", "seed"])) - len(every) if "seed" in table.rows else 0
+        rows = table.rows[table.rows["main"]]
+        counts = [len(rows.drop_duplicates([c for c in columns if c in rows])) for columns in (
+            ["experiment"], ["experiment", "seed"], ["experiment", "seed", "study", "run"] if "run" in rows else ["experiment", "seed"])]
+        seeds, again = (later - earlier for earlier, later in itertools.pairwise(counts))
         kinds = [f"{in_words(n)} {text}" for n, text in (
-            (seeds, "with a further seed"), (spare - seeds, "under another name (gamma does nothing under the cosine schedule)")) if n]
+            (seeds, "with a further seed"), (again, "with the same seed in another study"),
+            (spare - seeds - again, "under another name (gamma does nothing under the cosine schedule)")) if n]
         lines.append(f"**Experiments:** {every['rows'].sum()} rows are {counted(len(every), 'experiment')}; the others repeat one, "
                      f"{listed(kinds)}.")
     if same := identical_rows(table):
@@ -197,7 +201,7 @@ def gap_sentence(table: Table, first: pd.Series, second: pd.Series) -> str:
     if gap == 0:
         return f"{names[0]} and {names[1]} tie on the test images."
     noises = [noise_floor(table, row["model"]) for row in (first, second)]
-    margin = math.hypot(*(noise.margin() for noise in noises)) / math.sqrt(2)
+    margin = margin_of_means(noises, [1, 1])
     name = "noise" if all(noise.name == "noise" for noise in noises) else "sampling error"
     return (f"{names[0]} is {points(gap)} {'above' if gap > 0 else 'below'} {names[1]} on the test images, "
             f"{'more' if abs(gap) > margin else 'no more'} than the {name} ({points(margin)}).")
@@ -303,7 +307,7 @@ def every_run_section(table: Table, folder: str) -> str:
         table.score.capitalize(): [_score(table, row[table.rank_by]) if pd.notna(row[table.rank_by]) else row["status"] for row in rows],
         "Test accuracy": [percent(row[table.tested]) if pd.notna(row[table.tested]) else "" for row in rows],
         "Epochs": [plain(row["epochs_run"]) for row in rows],
-        "Precision": [row["precision"] for row in rows],
+        "Precision": [row["precision"] if pd.notna(row["precision"]) else "" for row in rows],
         "Time": [duration(row["seconds"]) for row in rows],
     }) + f"\n\nTogether {duration(runs['seconds'].sum())} of training and validation."
 
@@ -327,8 +331,8 @@ def rewrite_between_markers(path: str | Path, name: str, text: str) -> bool:
     path, begin, end = Path(path), f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     try:
         old = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: can't be read ({error.strerror}); expected a file with {begin} and {end}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: can't be read ({error}); expected a file with {begin} and {end}") from None
     if old.count(begin) != 1 or old.count(end) != 1 or old.index(begin) > old.index(end):
         raise InputError(f"{path}: expected {begin} and then {end}, once each; add the two lines where the results "
                          "belong")

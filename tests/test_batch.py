@@ -136,9 +136,14 @@ def test_a_stop_request_ends_at_an_epoch_and_the_rest_gives_the_same_numbers(tmp
     record = read_record(folder)
     assert record["status"] == "preempted" and 2 <= record["epochs_run"] == epochs_in(folder) < 12
     assert "test_accuracy_best_val_acc" not in record["metrics"], "the test images wait until training is finished"
-    other = grid(tmp_path, LONG, "--precision", "bf16")  # as on a machine of another kind: it leaves the run to its own kind
+    other = grid(tmp_path, LONG, "--precision", "bf16")
+    assert other.returncode == 2 and "a run in fp32, not in bf16" in other.output and status_of(folder) == "preempted"
+    plan = (folder / "plan.json").read_text()
+    (folder / "plan.json").write_text(plan.replace('"cpu"', '"cuda"'))  # begun on another kind of machine: the run is left to its own kind
+    other = grid(tmp_path, LONG)
     assert other.returncode == 75 and "another kind of machine" in other.output and status_of(folder) == "preempted"
-    assert "holds a run with precision 'fp32', this one has 'bf16'" in (folder / "run.log").read_text()
+    (folder / "plan.json").write_text(plan)
+    assert "holds a run with device 'cuda', this one has 'cpu'" in (folder / "run.log").read_text()
     assert grid(tmp_path, LONG).returncode == 0
     assert_same_numbers(folder, uninterrupted)
 
@@ -322,6 +327,19 @@ def test_slots_take_no_card_or_core_of_another_job(machine, visible, cards):
     machine.setenv("CUDA_VISIBLE_DEVICES", visible)
     machine.setenv("SLURM_CPUS_PER_TASK", "4")
     assert slots(4) == batch.Slots(4, 1, cards)
+
+
+def test_cards_whose_memory_cannot_be_told_have_room_for_a_run_each(machine):
+    machine.setattr(batch.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, stdout="0, GPU-aa, [N/A]\n1, GPU-bb, 81920\n"))
+    assert slots().gpus == ("0", "1", "1", "1", "1", "1")
+
+    def missing(*_, **__):
+        raise FileNotFoundError("nvidia-smi")
+
+    machine.setattr(batch.subprocess, "run", missing)
+    assert slots().gpus == ()
+    machine.setenv("CUDA_VISIBLE_DEVICES", "0,3")
+    assert slots() == batch.Slots(2, 4, ("0", "3"))
 
 
 def test_an_absolute_data_folder_is_not_published(tmp_path, monkeypatch):

@@ -143,6 +143,8 @@ def test_train_prints_the_run_folder_last_and_keeps_everything_there(tmp_path):
 
     other = train(tmp_path, "--study", "one", "-m", "resnet", "-s", "step", "-e", "2")
     assert other.returncode == 2 and "epochs 1, this one has 2" in other.stderr and other.stderr.count("\n") == 1
+    anew = train(tmp_path, "--study", "one", "-m", "resnet", "-s", "step", "--no-resume", "--device", "mps")
+    assert anew.returncode == 2 and "mps" in anew.stderr
     assert json.loads((folder / "record.json").read_text()) == record, "nothing is lost"
 
 
@@ -193,6 +195,11 @@ def test_a_dry_run_finds_another_run_in_its_folder(tmp_path, monkeypatch, capsys
     (folder / "record.json").write_text(json.dumps({"status": "done", "config": Config(epochs=3).to_dict(), "epochs_run": 3, "seconds": 1}))
     assert cli.main([*command, "--dry-run"]) == 2 and "holds a run with epochs 3, this one has 80" in capsys.readouterr().err
     assert cli.main([*command, "--dry-run", "-e", "3", "--device", "cpu"]) == 0
+    for name, has in (("plan.json", Config(epochs=3).identity()), ("record.json", {"status": "done", "config": Config(epochs=3).to_dict()})):
+        (folder / "record.json").unlink(missing_ok=True)
+        (folder / name).write_text(json.dumps({**has, "precision": "fp32"}))
+        assert cli.main([*command, "--dry-run", "-e", "3", "--precision", "bf16"]) == 2 and "a run in fp32, not in bf16" in capsys.readouterr().err
+        (folder / "plan.json").unlink(missing_ok=True)
 
 
 def test_grid_takes_the_short_options_of_train(tmp_path, capsys):

@@ -60,6 +60,7 @@ def test_a_path_is_text(tmp_path):
     ("device", "gpu"), ("device", "cuda:"), ("device", "cuda:x"), ("device", "cuda:01"), ("device", "cpu:0 "), ("precision", "fp16"),
     ("model_args", "depth=2"), ("model_args", None), ("model_args", [("depth", 2)]),
     ("model_args", {1: 2}), ("model_args", {1: 2, "depth": 3}), ("model_args", {"../depth": 2}), ("model_args", {"": 2}),
+    ("model_args", {"dim": math.nan}), ("model_args", {"dim": math.log}),
 ])
 def test_wrong_value_is_one_line_that_names_the_field(name, value):
     with pytest.raises(InputError) as caught:

@@ -102,6 +102,14 @@ def test_a_missing_grid_file_is_one_clear_line(tmp_path):
         read_grid(tmp_path / "none.yaml")
 
 
+def test_cells_of_one_run_that_differ_in_more_than_its_name_says_are_an_error(tmp_path):
+    path = write(tmp_path, "rows: [{gamma: 0.95, epochs: 10}, {gamma: 0.97, epochs: 20}]")
+    with pytest.raises(InputError, match="lr_0.001_wd_0.001 differ in epochs: 10 and 20; make two studies"):
+        distinct_runs(read_grid(path))
+    with pytest.raises(InputError, match="differ in limit_train: 3840 and 640"):
+        distinct_runs(read_grid(PARAMETERS / "demo.yaml", {"model": "cnn", "model_args": {}}))
+
+
 def test_only_selects_cells():
     cells = read_grid(PARAMETERS / "published.yaml")
     chosen = select(cells, "model=cnn,scheduler=step,augmentation=true,learning_rate=1e-4")

@@ -220,7 +220,7 @@ def test_noise_floor_pools_the_repeats():
     floor = results.noise_floor(checked(frame), "resnet")
     assert floor.sd == pytest.approx(0.02) and floor.name == "noise"
     assert floor.margin() == pytest.approx(4.3027 * math.sqrt(2) * 0.02, rel=1e-3)  # Student's t of two degrees of freedom
-    assert results.Noise(0.02, "noise", "", freedom=4).margin_of_means(3, 2) == pytest.approx(2.7764 * 0.02 * math.sqrt(1 / 3 + 1 / 2), rel=1e-3)
+    assert results.margin_of_means(2 * [results.Noise(0.02, "noise", "", freedom=4)], [3, 2]) == pytest.approx(2.7764 * 0.02 * math.sqrt(1 / 3 + 1 / 2), rel=1e-3)
     other = [made.row(config.replace(seed=seed, learning_rate=0.5), accuracy, noise) for seed, accuracy in ((100, 0.60), (1, 0.60), (2, 0.66))]
     both = results.noise_floor(checked(pd.concat([frame, pd.DataFrame(other)], ignore_index=True)), "resnet")
     assert both.sd == pytest.approx(math.sqrt((0.02 ** 2 + 0.0012) / 2)) and both.freedom == 4, "of two, both count"
@@ -389,6 +389,49 @@ def test_sentences_about_a_cell_with_several_seeds():
     assert "**Not like for like:** the runs multiply in bf16 and fp32" in text
     assert "(the only configuration)" in " ".join(sentences.observations(checked(repeats()), "resnet"))
     assert "Not like for like" not in " ".join(sentences.observations(checked(repeats()), "resnet"))
+
+
+def test_repeats_with_one_seed_are_runs_not_seeds_and_copies_count_once():
+    frame = repeats(seeds=(100,))
+    again = frame.assign(study="again", **{c: frame[c] - 0.01 for c in frame if c.startswith("test_accuracy")})
+    table = checked(pd.concat([frame, again, frame.assign(study="copied")], ignore_index=True))
+    assert results.experiments(table)["runs"].tolist() == [2]
+    assert "one row repeat a run of another study in every digit" in " ".join(table.notes)
+    assert "over 2 runs the best" in " ".join(sentences.observations(table, "resnet"))
+    assert "three rows are one experiment; the others repeat one, two with the same seed in another study." in " ".join(
+        sentences.overall_observations(table)).replace("3 rows", "three rows")
+
+
+def test_precision_that_differs_between_models_is_said():
+    frame = made.table(models=("cnn", "resnet"), **ONE)
+    text = " ".join(sentences.overall_observations(checked(frame.assign(precision=["fp32", "bf16"]))))
+    assert "**Not like for like:** precision is" in text and "fp32 for CNN" in text
+
+
+def test_gamma_is_no_knob_of_a_grid_with_the_cosine_alone():
+    frame = made.table(models=("cnn",), learning_rate=(0.001, 0.0001), weight_decay=(0.001,), gamma=(0.95, 0.97, 0.99),
+                       scheduler=("cosine",), augmentation=(True,))
+    assert len(results.cells(checked(frame), "cnn")) == 2 and results.importance(checked(frame), "cnn") is None
+    empty = checked(frame.drop_duplicates("run").assign(gamma=np.nan))
+    assert len(results.ranked(empty)) == 2 and not empty.notes, "gamma may be left empty where it does nothing"
+
+
+def test_the_last_epochs_score_goes_with_its_weights(small):
+    table = results.check_table(small, rank_by="val_accuracy")
+    assert table.tested == "test_accuracy_terminal" and table.ranking == "validation accuracy (checkpoint terminal)"
+
+
+def test_the_gain_by_augmentation_is_that_of_the_runs_that_rank_first():
+    frame = made.table(models=("cnn",), **{**ONE, "learning_rate": (0.001, 0.0001), "augmentation": (False, True)}).sort_values(
+        ["augmentation", "learning_rate"]).assign(val_accuracy_best_val_acc=[0.7, 0.8, 0.7, 0.8], test_accuracy_best_val_acc=[0.9, 0.6, 0.9, 0.7])
+    text = " ".join(sentences.observations(checked(frame), "cnn"))
+    assert "at best 70.00% with it, 60.00% without it" in text
+
+
+def test_unknown_names_and_precisions_are_no_traceback():
+    frame = repeats((0.001, 0.0001), (100,))
+    frame = frame.assign(precision=["fp32", np.nan], Full_Modelname=[1, 2])
+    assert "nan" not in sentences.readme_section(checked(frame))
 
 
 def test_every_run_is_listed_with_its_time_and_notebook(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from torture import torture
 from cifarlib import batch, claim, runs
 from cifarlib.batch import Slots, run_all
 from cifarlib.claim import Claim
-from cifarlib.config import Config, Options
+from cifarlib.config import Config, InputError, Options
 from cifarlib.execute import FAILED, OK, PREEMPTED
 from cifarlib.grid import Run
 from cifarlib.runs import read_record, write_failure, write_table
@@ -185,6 +185,28 @@ def test_a_table_of_runs_lacks_no_record_that_came_while_it_was_written(tmp_path
 
     monkeypatch.setattr(runs, "table_rows", slow)
     assert list(pandas.read_csv(write_table(tmp_path)).run) == ["a", "b"]
+
+
+def test_one_foreign_record_stops_a_grid_before_it_starts_or_not_at_all(tmp_path, monkeypatch, capsys):
+    foreign = made(tmp_path / "single") / "old" / "record.json"
+    trained = []
+
+    def train_one(run, options, *_):
+        trained.append(run.name)
+        foreign.parent.mkdir(exist_ok=True)
+        runs.write_json(foreign, {"status": "done", "config": {"lr": 1}})
+        write_failure(options.run_folder(run.config), run.config, "out of memory")
+        return FAILED
+
+    monkeypatch.setattr(batch, "execute_run", train_one)
+    configs = [CONFIG.replace(seed=seed) for seed in (1, 2)]
+    every, options, slots = [Run(config, (config,)) for config in configs], Options(executed_dir=str(tmp_path)), Slots(1, 1, ())
+    with pytest.raises(InputError, match="old/record.json is not a run of this version"):
+        run_all(every, options, slots)
+    assert len(trained) == 2 and "old/record.json is not a run of this version" in capsys.readouterr().err
+    with pytest.raises(InputError, match="not a run of this version"):
+        run_all(every, options, slots, retry_failed=True)
+    assert len(trained) == 2, "told before anything starts"
 
 
 def made(folder):

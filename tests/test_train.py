@@ -519,6 +519,23 @@ def test_goes_on_from_a_crash_at_any_write(after, load, tmp_path, monkeypatch, u
     assert number > 10
 
 
+def test_best_weights_are_those_of_an_epoch_that_counts(load, tmp_path, monkeypatch):
+    """Also where the epoch, trained again, would not give the same ones."""
+    def crash(*_):
+        raise Crash
+
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(checkpoint.Store, "_write_best", crash)
+        run(INTERRUPTED, load(INTERRUPTED), tmp_path)
+    assert not (tmp_path / "best_val_acc.pt").exists()
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(train.Trainer, "train_epoch", crash)
+        run(INTERRUPTED, load(INTERRUPTED), tmp_path)
+    first = torch.load(tmp_path / "last.pt", weights_only=True)["model"]
+    best = torch.load(tmp_path / "best_val_acc.pt", weights_only=True)
+    assert all(torch.equal(best[name], first[name]) for name in first)
+
+
 KILLED = """
 import os, pickle, signal, sys
 from cifarlib import build_model, fit, train
