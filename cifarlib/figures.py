@@ -257,8 +257,11 @@ def knobs(table: Table, model: str) -> Figure | str:
     spans = pd.Series({KNOBS[knob]: values.max() - values.min() for knob, values in best.items()})
     spans = spans.sort_values(ascending=False)
     size = (lambda span: f"{span:.3f}") if table.lower_is_better else points
-    title = f"{MODELS[model]}: {spans.index[0]} moves the best score most ({size(spans.iloc[0])})"
-    title += f", {spans.index[-1]} least ({size(spans.iloc[-1])})" * (len(spans) > 1)
+    first, last = size(spans.iloc[0]), size(spans.iloc[-1])
+    title = f"{MODELS[model]}: {spans.index[0]} moves the best score most ({first})"
+    title += f", {spans.index[-1]} least ({last})" * (len(spans) > 1)
+    if len(spans) > 1 and first == last:
+        title = f"{MODELS[model]}: {listed(spans.index)} move the best score alike ({first})"
     note = f"A point a {'configuration, by one seed' if len(r.finalists(table)) else 'run'}; bars: medians; numbers: the best"
     note += ", in percent" * (not table.lower_is_better) + "."
     return _titled(figure, title, note + " Gamma: without cosine runs, where it does nothing." * ("gamma" in groups),

@@ -195,3 +195,16 @@ def test_the_notebook_is_thin_and_its_parameters_are_literals():
     assert all("=" not in line.split("#")[1] for line in tagged[0].source.splitlines())
     assert set(papermill.inspect_notebook(str(NOTEBOOK))) == {"runs", "figures", "rank_by", "study", "compare_with",
                                                               "data_dir"}
+
+
+def test_titles_say_who_ranks_first_and_who_does_better_on_test():
+    frame = made.table(models=("cnn", "resnet"), **ONE).assign(val_accuracy_best_val_acc=[0.9, 0.8], test_accuracy_best_val_acc=[0.85, 0.87])
+    title = figures.overall_top5(results.check_table(frame)).get_suptitle().replace("\n", " ")
+    assert title == "CNN ranks first by validation accuracy, on test images with 85.00%, 2.00 points behind ResNet"
+
+
+def test_knobs_that_move_the_score_alike_are_not_ranked():
+    frame = made.table(models=("cnn",), **{**ONE, "learning_rate": (0.001, 0.0001), "augmentation": (False, True)})
+    same = frame.iloc[:3].assign(val_accuracy_best_val_acc=[0.9, 0.8, 0.8])
+    title = figures.knobs(results.check_table(same), "cnn").get_suptitle().replace("\n", " ")
+    assert title == "CNN: learning rate and augmentation move the best score alike (10.00 points)"
