@@ -202,7 +202,7 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
     check_plans(runs, options)
     remove_stale_parts(study)
     note_planned(study, [cell for run in runs for cell in run.cells])
-    _update_table(study)
+    _update_table(study)  # cells that share a finished run may be new
     codes: dict[str, int] = {}
     with Stopping() as stopping, ThreadPoolExecutor(slots.jobs) as pool, _grid_bar(runs, options, echo is None) as bar:
         waiting = deque(run for run in runs if wanted(options.run_folder(run.config), options, retry_failed))
@@ -241,7 +241,7 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
                 claim.release()
                 if fail_fast and codes[run.name] in (FAILED, BAD_INPUT):
                     stopping.request()
-    _update_table(study)  # also when nothing was trained: cells that share a finished run may be new
+    _update_table(study)  # what it may have said on the way is an error in the end
     return _exit_code(runs, options, codes, fail_fast, stopping.requested)
 
 

@@ -183,7 +183,7 @@ def finalists(table: Table) -> Figure | str:
         label = f"{row['name']}:  {percent(row['test'])}, SD {100 * row['sd']:.2f}, n {row['runs']}"
         axis.annotate(label, (0, place - 0.27), (4, 0), ("axes fraction", "data"), "offset points", va="center",
                       fontsize=min(8.5, 1000 / len(label)))
-    axis.set(ylim=(len(shown) - 0.5, -0.6), yticks=[], xlabel="test accuracy, a point a seed")
+    axis.set(ylim=(len(shown) - 0.5, -0.6), yticks=[], xlabel="test accuracy, a point a run")
     axis.margins(x=0.08)
     axis.grid(axis="y", visible=False)
     _percent(axis.xaxis, ticks=8)
@@ -195,7 +195,7 @@ def finalists(table: Table) -> Figure | str:
         margin = r.margin_of_means(noises, shown["runs"].head(2))
         title += (f", {points(gap)} {'above' if gap >= 0 else 'below'} the next configuration, {'more' if abs(gap) > margin else 'no more'} "
                   f"than the {noises[0].name} of two such means ({points(margin)})")
-    return _titled(figure, title, f"Ordered by mean {table.ranking}. Diamonds: mean and SD over seeds.", table)
+    return _titled(figure, title, f"Ordered by mean {table.ranking}. Diamonds: mean and SD.", table)
 
 
 @_styled

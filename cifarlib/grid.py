@@ -76,10 +76,10 @@ def distinct_runs(cells: list[Config]) -> list[Run]:
         groups.setdefault(cell.run_name, []).append(cell)
     for name, (first, *others) in groups.items():
         for other in others:
-            differ = [knob for knob, value in first.identity().items() if other.identity()[knob] != value]
-            if differ:
-                raise InputError(f"two cells of the run {name} differ in {differ[0]}: {getattr(first, differ[0])!r} and "
-                                 f"{getattr(other, differ[0])!r}; make two studies of them")
+            mine, theirs = first.identity(), other.identity()
+            if differ := [knob for knob in mine if mine[knob] != theirs[knob]]:
+                raise InputError(f"two cells of the run {name} differ in {differ[0]}: {mine[differ[0]]!r} and "
+                                 f"{theirs[differ[0]]!r}; make two studies of them")
     return [Run(group[0], tuple(group)) for group in groups.values()]
 
 

@@ -228,7 +228,7 @@ def _marked(rows: pd.DataFrame, tested: str, notes: list[str]) -> pd.DataFrame:
     if "run" in rows and "seed" in rows:
         again = rows[~rows["copy"]].duplicated(["experiment", "seed", *_metrics(rows)])
         if again.any():
-            notes.append(f"{counted(again.sum(), 'row')} repeat a run of another study in every digit; each run counts once.")
+            notes.append(f"{counted(again.sum(), 'row')} {'repeats' if again.sum() == 1 else 'repeat'} a run of another study in every digit; each run counts once.")
             rows.loc[again.index[again], "copy"] = True
     rows["main"] = True
     for model, group in rows.groupby("model"):

@@ -182,7 +182,7 @@ def overall_observations(table: Table) -> list[str]:
     if spare := every["rows"].sum() - len(every):
         rows = table.rows[table.rows["main"]]
         counts = [len(rows.drop_duplicates([c for c in columns if c in rows])) for columns in (
-            ["experiment"], ["experiment", "seed"], ["experiment", "seed", "study", "run"] if "run" in rows else ["experiment", "seed"])]
+            ["experiment"], ["experiment", "seed"], ["experiment", "seed", "study", "run"])]
         seeds, again = (later - earlier for earlier, later in itertools.pairwise(counts))
         kinds = [f"{in_words(n)} {text}" for n, text in (
             (seeds, "with a further seed"), (again, "with the same seed in another study"),
