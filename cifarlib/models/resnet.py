@@ -41,7 +41,8 @@ class ResNet(nn.Module):
         if min(depths) < 1:
             raise ValueError("each of depths must be 1 block or more")
         self.stem = nn.Sequential(
-            nn.Conv2d(3, widths[0], 7, stride=2, padding=3), nn.BatchNorm2d(widths[0]), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1)
+            nn.Conv2d(3, widths[0], 7, stride=2, padding=3), nn.BatchNorm2d(widths[0]),
+            nn.MaxPool2d(3, stride=2, padding=1), nn.ReLU(),  # the same in the other order, with four times the work for the ReLU
         )
         stages, in_channels = [], widths[0]
         for i, (width, depth) in enumerate(zip(widths, depths, strict=True)):
