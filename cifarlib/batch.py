@@ -21,7 +21,7 @@ from .config import Config, InputError, Options, project_path
 from .execute import BAD_INPUT, FAILED, OK, PREEMPTED
 from .files import LOG, NOTEBOOK, RECORD, STOP
 from .grid import Run
-from .runs import FINISHED, check_plan, note_planned, precision_of, read_record, remove_stale_parts, status_of, write_failure, write_table
+from .runs import FINISHED, check_plan, is_finished, note_planned, precision_of, read_record, remove_stale_parts, status_of, write_failure, write_table
 from .signals import SignalContext
 from .words import counted, listed
 
@@ -50,7 +50,7 @@ class Stopping(SignalContext):
         if self.requested and number == signal.SIGINT:
             self.killed = True
             for process in list(self.running.values()):
-                os.killpg(process.pid, signal.SIGKILL)
+                process.kill()  # which passes over one that has just ended; its kernel, of a session of its own, ends with its parent
             return
         self.request()
 
@@ -70,7 +70,7 @@ def execute_run(run: Run, options: Options, stopping: Stopping, threads: int = 0
     claim: the run ends, and nothing is recorded, if somebody else takes it over.
     """
     folder = options.run_folder(run.config)
-    if status_of(folder) not in FINISHED:  # a finished run's goes once training anew begins, which bad input may prevent
+    if not is_finished(folder):  # a finished run's goes once training anew begins, which bad input may prevent
         (folder / RECORD).unlink(missing_ok=True)
     for stale in (folder / STOP, *folder.glob(".*.part")):  # parts are what killed processes left half written
         stale.unlink(missing_ok=True)
@@ -115,8 +115,7 @@ def execute_run(run: Run, options: Options, stopping: Stopping, threads: int = 0
 
 def _outcome(code: int, folder: Path, config: Config, lines: list[str]) -> int:
     """The exit code, after making sure that the record agrees: what ended without one, or badly, has failed."""
-    record = read_record(folder)
-    if record and record["status"] in FINISHED or code == PREEMPTED:
+    if is_finished(folder) or code == PREEMPTED:
         return code  # what came after a finished record, such as a kernel killed while it draws, does not undo the training
     if code < 0:
         lines.append(f"killed by signal {-code}")
@@ -141,7 +140,8 @@ class Slots:
         device, *others = sorted({config.device for config in configs})
         if others:
             raise InputError(f"device: expected one for all runs, got {listed([device, *others])}; leave it to --device: auto takes all cards")
-        cores, memory = _cores(), {} if device in ("cpu", "mps") else _gpu_memory()
+        cores = _cores()
+        memory = {} if device in ("cpu", "mps") else _gpu_memory()
         if memory and ":" in device:
             names, number = list(memory), int(device.partition(":")[2])
             if number >= len(names):
@@ -206,10 +206,11 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
     codes: dict[str, int] = {}
     with Stopping() as stopping, ThreadPoolExecutor(slots.jobs) as pool, _grid_bar(runs, options, echo is None) as bar:
         waiting = deque(run for run in runs if wanted(options.run_folder(run.config), options, retry_failed))
-        if failed := sum(status_of(options.run_folder(run.config)) == "failed" for run in runs) * (not retry_failed and options.resume):
+        failed = sum(status_of(options.run_folder(run.config)) == "failed" for run in runs)
+        if failed and not retry_failed:
             tqdm.write(f"left alone: {counted(failed, 'run')} that failed before (--retry-failed tries again)", file=sys.stderr)
         free, futures, told = deque(range(slots.jobs)), {}, False
-        while (waiting or futures) and not (stopping.requested and not futures):
+        while futures or waiting and not stopping.requested:
             while waiting and free and not stopping.requested:
                 if not (taken := _claim_next(waiting, options, retry_failed)):
                     break
@@ -237,7 +238,8 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
                         _update_table(study)
                     except InputError as error:  # of a record that came meanwhile: no reason to train no more
                         tqdm.write(f"cifarlib: {error}", file=sys.stderr)
-                    _report(bar, run, options, codes[run.name], time.monotonic() - started, echo is None)
+                    if echo is None:  # else the run's own lines have told
+                        _report(bar, run, options, codes[run.name], time.monotonic() - started)
                 claim.release()
                 if fail_fast and codes[run.name] in (FAILED, BAD_INPUT):
                     stopping.request()
@@ -296,20 +298,19 @@ def _claim_next(waiting: deque, options: Options, retry_failed: bool):
 
 def _grid_bar(runs: list[Run], options: Options, shown: bool) -> tqdm:
     """One bar for the whole grid, with the time that is left."""
-    done = sum(status_of(options.run_folder(run.config)) in FINISHED for run in runs) if options.resume else 0
+    done = sum(is_finished(options.run_folder(run.config)) for run in runs) if options.resume else 0
     return tqdm(total=len(runs), initial=done, unit="run", disable=not shown, dynamic_ncols=True, smoothing=0.1)
 
 
-def _report(bar: tqdm, run: Run, options: Options, code: int, seconds: float, shown: bool) -> None:
+def _report(bar: tqdm, run: Run, options: Options, code: int, seconds: float) -> None:
     """One line for a run that ended: name, status, best validation accuracy, seconds."""
     record = read_record(options.run_folder(run.config)) or {
         "status": "preempted", "metrics": {}, "error": f"it was killed, or begun by another kind of machine: see {LOG}"}
     accuracy = record["metrics"].get("val_accuracy_best_val_acc")
     best = f"best validation accuracy {accuracy:.4f}" if accuracy is not None else "no validation"
-    if shown:
-        bar.update()
-        bar.write(f"{run.name}  {record['status']}  {best}  {seconds:.0f} s")
-        if "error" in record:
-            bar.write("    " + record["error"].splitlines()[-1])
-        elif code not in (OK, PREEMPTED):
-            bar.write(f"    its notebook broke off before or after the training: see {LOG}")
+    bar.update()
+    bar.write(f"{run.name}  {record['status']}  {best}  {seconds:.0f} s")
+    if "error" in record:
+        bar.write("    " + record["error"].splitlines()[-1])
+    elif code not in (OK, PREEMPTED):
+        bar.write(f"    its notebook broke off before or after the training: see {LOG}")

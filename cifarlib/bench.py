@@ -237,7 +237,8 @@ def conditions(config: Config) -> dict:
     """Where and with what the measurements were taken."""
     device = pick_device(config.device)
     return {"device": describe(device), "cores": os.cpu_count(), "torch": torch.__version__, "commit": commit(),
-            "dataset": load_cifar10(config).dataset, "kept_memory": "MALLOC_TRIM_THRESHOLD_" in os.environ, "date": datetime.now(timezone.utc).date().isoformat()}
+            "dataset": load_cifar10(config).dataset, "kept_memory": "MALLOC_TRIM_THRESHOLD_" in os.environ,
+            "date": datetime.now(timezone.utc).date().isoformat()}
 
 
 @contextmanager
@@ -369,7 +370,7 @@ def table(results: dict) -> pandas.DataFrame:
 def readme_section(results: dict) -> str:
     """The measurements as Markdown, with their conditions."""
     frame, where, machine = table(results), results["conditions"], results["limits"]
-    models = markdown({"model": [f"`{model}`" for model in frame.index], **frame.to_dict("list")})
+    models = markdown([{"model": f"`{model}`", **row} for model, row in frame.to_dict("index").items()])
     together = "; ".join(f"{way['runs']} x {way['threads']}: {way['images_per_second']:,.0f}" for way in results["at_once"]["ways"])
     start = results["start_up"]
     ratio = statistics.median(start["tiny_run"]) / statistics.median(start["imports"])

@@ -11,9 +11,8 @@ from .config import CHECKPOINTS, InputError
 from .files import HISTORY, PLAN, PREDICTIONS, RECORD, STATE, STOP, replacing, write_json
 from .history import History
 from .optimizer import AdamW
-from .runs import FINISHED, check_plan, commit, read_record
+from .runs import check_plan, commit, is_finished
 from .signals import SignalContext
-
 
 THOROUGH = ("cpu",)  # devices on which each epoch is written: there it takes far longer than writing does
 CHEAP = 0.1  # seconds of writing that are no loss after any epoch
@@ -40,7 +39,8 @@ class Store:
                 for name in (PLAN, RECORD, STATE, HISTORY, PREDICTIONS, *(f"{name}.pt" for name in CHECKPOINTS)):
                     (self.folder / name).unlink(missing_ok=True)
             check_plan(self.folder, plan)
-            write_json(self.folder / PLAN, plan)
+            if not is_finished(self.folder):
+                write_json(self.folder / PLAN, plan)
             commit()  # that of the code which trains, not of the files at the end
         except OSError as error:
             raise InputError(f"{self.folder} can't be written ({error.strerror}); choose another executed_dir or study")
@@ -58,12 +58,11 @@ class Store:
             return History(state["rows"])
         if terminal.exists():
             model.load_state_dict(torch.load(terminal, map_location=device, weights_only=True))
-        record = read_record(self.folder)
-        finished = terminal.exists() or record and record["status"] in FINISHED  # a finished run may have kept no weights
-        return History.read(self.folder / HISTORY) if finished else History()
+        done = terminal.exists() or is_finished(self.folder)  # a finished run may have kept no weights
+        return History.read(self.folder / HISTORY) if done else History()
 
     def keep(self, model: nn.Module, optimizer: AdamW, history: History) -> None:
-        """After an epoch: its weights if they are the best so far, and everything on disk unless that takes longer than a GPU trains."""
+        """After an epoch: its weights if they are the best so far, and everything on disk; on a GPU for at most a tenth of the time."""
         if not self.folder:
             return
         if best := [name for name in ("best_val_acc", "best_val_loss") if history.best(name) is history.last]:
@@ -90,9 +89,7 @@ class Store:
 
     def finish(self, model: nn.Module) -> None:
         """Keep the terminal weights; the state to go on from, at least four times their size, is not needed any more."""
-        if not self.folder:
-            return
-        if (self.folder / STATE).exists():
+        if self.folder and (self.folder / STATE).exists():
             save(model.state_dict(), self.folder / "terminal.pt")
             (self.folder / STATE).unlink()
 

@@ -265,15 +265,15 @@ def bench(arguments: argparse.Namespace) -> int:
     path = Path(arguments.folder) / "throughput.json"
     if not arguments.no_measure:
         names = ("rounds", "share", "dataset", "data_dir", "device", "figures")
-        parameters = {name: getattr(arguments, name) for name in names}
-        execute_notebook("throughput.ipynb", {**parameters, "models": arguments.models.split(","), "output": str(path)}, project_path(arguments.folder))
+        parameters = {name: getattr(arguments, name) for name in names} | {"models": arguments.models.split(","), "output": str(path)}
+        execute_notebook("throughput.ipynb", parameters, project_path(arguments.folder))
     if arguments.readme:
         from .bench import readme_section
         from .sentences import rewrite_between_markers
 
         try:
             section = readme_section(json.loads(project_path(path).read_text()))
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             raise InputError(f"{path}: no measurements there; take them first, without --no-measure")
         rewrite_between_markers(arguments.readme, "throughput", section)
     print(path)

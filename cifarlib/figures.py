@@ -97,9 +97,14 @@ def _legend(axis, where: str = "above") -> None:
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, below), ncols=2, borderaxespad=0, handlelength=1.4)
 
 
-def _jitter(n: int, width: float = 0.27) -> np.ndarray:
+def _jitter(n: int) -> np.ndarray:
     """The same sideways shifts each time, none for up to three points."""
-    return np.random.default_rng(0).uniform(-width, width, n) * (n > 3)
+    return np.random.default_rng(0).uniform(-0.27, 0.27, n) * (n > 3)
+
+
+def _whiskers(values, low, high) -> np.ndarray:
+    """Lengths below and above, as errorbar takes them; where an interval ends at its value, rounding would make one negative."""
+    return np.maximum([values - low, high - values], 0)
 
 
 # ------------------------------------------------------------------ the best runs
@@ -136,10 +141,10 @@ def overall_top5(table: Table) -> Figure:
 def _bars(table: Table, best: pd.DataFrame, noise: r.Noise, title: str) -> Figure:
     """Bars from zero on the left, the same accuracies enlarged with their uncertainty on the right."""
     figure, (left, right) = _new(1.5 + 0.72 * len(best), 1, 2, width_ratios=(2.2, 1), sharey=True)
-    names = best["experiment"].tolist()
+    experiments = best["experiment"].tolist()
     for place, (_, row) in enumerate(best.iterrows()):
         colour, label = COLOURS[row["model"]], (lambda text: text if place == 0 else None)
-        repeat = names.index(row["experiment"])
+        repeat = experiments.index(row["experiment"])
         name = row["name"] + f"  (same experiment as no. {repeat + 1})" * (repeat < place)
         left.text(0.004, place - 0.36, name, fontsize=min(8.5, 740 / len(name)), va="center")
         left.barh(place - 0.1, row["test"], 0.25, color=colour, label=label("test accuracy"))
@@ -147,7 +152,7 @@ def _bars(table: Table, best: pd.DataFrame, noise: r.Noise, title: str) -> Figur
                   linewidth=0, label=label("test per-class accuracy (mean over classes)"))
         for value, offset in ((row["test"], -0.1), (row["per_class"], 0.17)):
             left.text(value + 0.008, place + offset, percent(value), fontsize=8, va="center")
-        right.errorbar(row["test"], place, xerr=[[row["test"] - row["low"]], [row["high"] - row["test"]]], capsize=3,
+        right.errorbar(row["test"], place, xerr=_whiskers(row["test"], row["low"], row["high"])[:, None], capsize=3,
                        markersize=6, fmt=MARKERS[row["model"]], color=colour, label=label("run, 95% interval"))
     if len(again := best.assign(place=np.arange(len(best)) + 0.25).query("runs > 1")):
         right.errorbar(again["mean"], again["place"], xerr=again["sd"], fmt="D", color="black", markersize=3.5, capsize=2, linewidth=1,
@@ -173,7 +178,7 @@ def finalists(table: Table) -> Figure | str:
     if shown.empty:
         return "nothing was run with several seeds"
     figure, axis = _new(1.4 + 0.5 * len(shown))
-    runs = table.rows[~table.rows["copy"]]
+    runs = table.runs
     for place, (experiment, row) in enumerate(shown.iterrows()):
         values = runs.loc[runs["experiment"] == experiment, table.tested]
         axis.plot(values, np.full(len(values), place), MARKERS[row["model"]], color=COLOURS[row["model"]], alpha=0.75,
@@ -188,20 +193,20 @@ def finalists(table: Table) -> Figure | str:
     axis.grid(axis="y", visible=False)
     _percent(axis.xaxis, ticks=8)
     first = shown.iloc[0]
-    title = f"a {MODELS[first['model']]} reaches {percent(first['test'])} on average over {counted(first['runs'], first['repeats'])}"
+    title = f"a {MODELS[first['model']]} reaches {percent(first['test'])} on average over {counted(first['runs'], first['repeat'])}"
     if len(shown) > 1:
         gap = first["test"] - shown["test"].iloc[1]
         noises = [r.noise_floor(table, model) for model in shown["model"].head(2)]
         margin = r.margin_of_means(noises, shown["runs"].head(2))
         title += (f", {points(gap)} {'above' if gap >= 0 else 'below'} the next configuration, {'more' if abs(gap) > margin else 'no more'} "
-                  f"than the {noises[0].name} of two such means ({points(margin)})")
+                  f"than the {r.joint_name(noises)} of two such means ({points(margin)})")
     return _titled(figure, title, f"Ordered by mean {table.ranking}. Diamonds: mean and SD.", table)
 
 
 @_styled
 def all_runs(table: Table) -> Figure:
     """Every run's test accuracy, runs at chance included."""
-    runs = table.rows[~table.rows["copy"]].dropna(subset=[table.tested])
+    runs = table.runs.dropna(subset=[table.tested])
     figure, axis = _new(1.3 + 0.75 * len(table.models))
     labels = []
     for place, model in enumerate(table.models):
@@ -237,14 +242,14 @@ def knobs(table: Table, model: str) -> Figure | str:
     figure, axes = _new(3.9, 1, len(groups), sharey=True, width_ratios=levels, squeeze=False,
                         width=min(WIDTH, max(6, 1 + 0.9 * sum(levels))))
     point = dict(alpha=0.35, markersize=3, zorder=2) if len(rows) > 60 else dict(alpha=0.8, markersize=5, zorder=4)
+    best = {knob: group.min() if table.lower_is_better else group.max() for knob, group in groups.items()}
     for axis, (knob, group) in zip(axes[0], groups.items()):
         names = []
-        for place, (value, scores) in enumerate(group):
-            best = scores.min() if table.lower_is_better else scores.max()
+        for place, ((value, scores), score) in enumerate(zip(group, best[knob])):
             axis.plot(place + _jitter(len(scores)), scores, MARKERS[model], color=COLOURS[model], markeredgewidth=0,
                       **point)
             axis.hlines(scores.median(), place - 0.3, place + 0.3, color="black", linewidth=1.5, zorder=3)
-            axis.annotate(f"{best:.3f}" if table.lower_is_better else f"{100 * best:.1f}", (place, scores.max()),
+            axis.annotate(f"{score:.3f}" if table.lower_is_better else f"{100 * score:.1f}", (place, scores.max()),
                           (0, 5), textcoords="offset points", ha="center", fontsize=7.5)
             names.append(knob_value(value).replace("exponential", "expo-\nnential"))
         axis.set(xticks=range(len(names)), xticklabels=names, title=KNOBS[knob], xlim=(-0.6, len(names) - 0.4))
@@ -253,19 +258,15 @@ def knobs(table: Table, model: str) -> Figure | str:
     axes[0, 0].margins(y=0.1)
     if not table.lower_is_better:
         _percent(axes[0, 0].yaxis)
-    best = {knob: group.min() if table.lower_is_better else group.max() for knob, group in groups.items()}
-    spans = pd.Series({KNOBS[knob]: values.max() - values.min() for knob, values in best.items()})
-    spans = spans.sort_values(ascending=False)
-    size = (lambda span: f"{span:.3f}") if table.lower_is_better else points
-    first, last = size(spans.iloc[0]), size(spans.iloc[-1])
-    title = f"{MODELS[model]}: {spans.index[0]} moves the best score most ({first})"
-    title += f", {spans.index[-1]} least ({last})" * (len(spans) > 1)
-    if len(spans) > 1 and first == last:
-        title = f"{MODELS[model]}: {listed(spans.index)} move the best score alike ({first})"
+    spans = pd.Series({KNOBS[knob]: values.max() - values.min() for knob, values in best.items()}).sort_values(ascending=False)
+    first, last = (f"{span:.3f}" if table.lower_is_better else points(span) for span in (spans.iloc[0], spans.iloc[-1]))
+    title = f"{spans.index[0]} moves the best score most ({first})"
+    if len(spans) > 1:
+        title = f"{title}, {spans.index[-1]} least ({last})" if first != last else f"{listed(spans.index)} move the best score alike ({first})"
     note = f"A point a {'configuration, by one seed' if len(r.finalists(table)) else 'run'}; bars: medians; numbers: the best"
     note += ", in percent" * (not table.lower_is_better) + "."
-    return _titled(figure, title, note + " Gamma: without cosine runs, where it does nothing." * ("gamma" in groups),
-                   table)
+    note += " Gamma: without cosine runs, where it does nothing." * ("gamma" in groups)
+    return _titled(figure, f"{MODELS[model]}: {title}", note, table)
 
 
 @_styled
@@ -384,9 +385,9 @@ def _curves(axes, history: pd.DataFrame) -> None:
     rates = history.reindex(columns=["epoch", "learning_rate"]).dropna().to_numpy().T
     axes[2].plot(*rates, color="black", drawstyle="steps-mid", **marker)
     axes[2].set(ylabel="learning rate", xlabel="epoch", ylim=(0, 1.05 * rates[1].max(initial=0) or None))
-    axes[2].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
+    axes[2].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # powers of ten would start mathtext, for 0.3 s
     for axis in axes:
-        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         if len(history) == 1:  # else the axis is a tenth of an epoch wide
             axis.set_xlim(0.5, 1.5)
 
@@ -406,7 +407,7 @@ def _curve_message(history: pd.DataFrame) -> str:
 
 
 @_styled
-def finalist_curves(table: Table, model: str) -> Figure | str:
+def curves_of_best(table: Table, model: str) -> Figure | str:
     """Learning curves of a model's three best runs, a row each."""
     found = r.best_with(table, r.read_history, model, 3)
     if not found:
@@ -433,7 +434,7 @@ def confusion(matrix, title: str = "", table: Table | None = None) -> Figure:
     for (i, j), count in np.ndenumerate(matrix):
         if count:
             axis.text(j, i, f"{count:.0f}", ha="center", va="center", fontsize=8,
-                      color="white" if shares[i, j] > 0.3 else "black")
+                      color="white" if shares[i, j] > 0.3 else "black", in_layout=False)  # which a hundred texts would slow down
     axis.set(xticks=range(len(matrix)), yticks=range(len(matrix)), yticklabels=CLASSES, xlabel="predicted class",
              ylabel="true class")
     axis.set_xticklabels(CLASSES, rotation=40, ha="right", rotation_mode="anchor")
@@ -459,18 +460,13 @@ def per_class(accuracies, n_per_class, table: Table | None = None) -> Figure:
     shifts = np.linspace(-0.2, 0.2, len(by_model)) if len(by_model) > 1 else [0]
     for shift, (model, values) in zip(shifts, by_model.items()):
         values, places = np.asarray(values, float), np.arange(len(CLASSES)) + shift
-        low, high = wilson(values, np.maximum(n_per_class, 1))
-        axis.errorbar(places, values, yerr=[(values - low).clip(0), (high - values).clip(0)],
-                      fmt=MARKERS.get(model, "o"), capsize=3,
-                      color=COLOURS.get(model, COLOURS["resnet"]), markersize=6, label=MODELS.get(model))
-        worst, best = np.nanargmin(values), np.nanargmax(values)
-        heads.append(f"{MODELS[model]} at {CLASSES[worst]} ({percent(values[worst])})" if model else
-                     f"best at {CLASSES[best]} ({percent(values[best])}), weakest at {CLASSES[worst]} "
-                     f"({percent(values[worst])})")
-        for place, value in zip(places, values):
-            if not model:
-                axis.annotate(f"{100 * value:.1f}", (place, value), (6, 0), textcoords="offset points", fontsize=7.5,
-                              va="center")
+        axis.errorbar(places, values, yerr=_whiskers(values, *wilson(values, np.maximum(n_per_class, 1))), fmt=MARKERS.get(model, "o"),
+                      capsize=3, color=COLOURS.get(model, COLOURS["resnet"]), markersize=6, label=MODELS.get(model))
+        worst, best = (f"{CLASSES[i]} ({percent(values[i])})" for i in (np.nanargmin(values), np.nanargmax(values)))
+        heads.append(f"{MODELS[model]} at {worst}" if model else f"best at {best}, weakest at {worst}")
+        if not model:
+            for place, value in zip(places, values):
+                axis.annotate(f"{100 * value:.1f}", (place, value), (6, 0), textcoords="offset points", fontsize=7.5, va="center")
     axis.set_xticks(range(len(CLASSES)), CLASSES)
     axis.set(ylabel="test accuracy of the class", xlim=(-0.5, len(CLASSES) - 0.3))
     axis.grid(axis="x", visible=False)
@@ -517,10 +513,8 @@ def calibration(table: Table) -> Figure | str:
         probabilities = r.softmax(logits)
         bins, ece = r.calibration(probabilities, labels)
         full = bins[bins["n"] >= 10]
-        low, high = wilson(full["accuracy"], full["n"])
         upper.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1)
-        upper.errorbar(full["confidence"], full["accuracy"],
-                       yerr=[(full["accuracy"] - low).clip(0), (high - full["accuracy"]).clip(0)],
+        upper.errorbar(full["confidence"], full["accuracy"], yerr=_whiskers(full["accuracy"], *wilson(full["accuracy"], full["n"])),
                        fmt=MARKERS[model] + "-", color=COLOURS[model], markersize=4, linewidth=1, capsize=2)
         upper.set(title=f"{MODELS[model]}: ECE {percent(ece)}", xlim=(0, 1), ylim=(0, 1.02))
         lower.bar((bins.index + 0.5) / r.BINS, bins["n"] / len(labels), 0.9 / r.BINS, color=COLOURS[model])
@@ -564,7 +558,7 @@ def confidently_wrong(table: Table, model: str, images: tuple | None, n: int = 1
         axis.set_title(f"is {CLASSES[labels[i]]}\ntaken for {CLASSES[predicted[i]]}\n{100 * confidence[i]:.1f}% sure",
                        fontsize=8)
     sure, mistakes = (confidence > 0.9).sum(), counted((confidence > 0).sum(), "mistake")
-    return _titled(figure, f"{MODELS[model]}: {sure} of {mistakes} are made with more than 90% confidence", table=table)
+    return _titled(figure, f"{MODELS[model]}: {sure} of {mistakes} {'is' if sure == 1 else 'are'} made with more than 90% confidence", table=table)
 
 
 @_styled
@@ -592,10 +586,14 @@ def cost(table: Table) -> Figure | str:
     axes[0, 0].set_ylabel("test accuracy")
     _percent(axes[0, 0].yaxis)
     _legend(axes[0, -1])
-    heads = [f"{MODELS[row['model']]}'s best run reaches {percent(row[table.tested])}"
-             + (f" in {duration(row['seconds'])}" if "seconds" in shown and pd.notna(row["seconds"]) else "") for _, row in best.iterrows()]
-    note = "Large: the best runs." + " Times: as they were, beside other work too" * ("seconds" in shown)
-    note += ", and on different devices" * bool("device" in rows and rows["device"].nunique() > 1) + "." * ("seconds" in shown)
+    heads = []
+    for _, row in best.iterrows():
+        time = f" in {duration(row['seconds'])}" if "seconds" in shown and pd.notna(row["seconds"]) else ""
+        heads.append(f"{MODELS[row['model']]}'s best run reaches {percent(row[table.tested])}{time}")
+    note = "Large: the best runs."
+    if "seconds" in shown:
+        devices = ", and on different devices" * bool("device" in rows and rows["device"].nunique() > 1)
+        note += f" Times: as they were, beside other work too{devices}."
     return _titled(figure, "; ".join(heads), note, table)
 
 
@@ -646,13 +644,7 @@ def comparison(first: Table, second: Table) -> Figure | str:
                    second if second.synthetic else first)
 
 
-# ------------------------------------------------------------------ all of them
-
-PER_MODEL = {"top5": top5, "knobs": knobs, "heatmap": heatmap, "learning_curves": finalist_curves,
-             "confusion": confusion_of_best}
-PER_TABLE = {"overall_top5": overall_top5, "all_runs": all_runs, "finalists": finalists, "importance": importance,
-             "expected_best": expected_best, "per_class": class_accuracies, "calibration": calibration, "cost": cost}
-KINDS = (*PER_MODEL, "wrong", *PER_TABLE, "comparison")
+# ------------------------------------------------------------------ speed
 
 
 @_styled
@@ -686,6 +678,15 @@ def throughput(names: list[str], reference: list[list[float]], ours: list[list[f
                    f"Coloured: this package. Bars: medians of the rounds' ratios; black lines: lowest to highest. Matrix rate: {limit}.")
 
 
+# ------------------------------------------------------------------ all of them
+
+PER_MODEL = {"top5": top5, "knobs": knobs, "heatmap": heatmap, "learning_curves": curves_of_best,
+             "confusion": confusion_of_best}
+PER_TABLE = {"overall_top5": overall_top5, "all_runs": all_runs, "finalists": finalists, "importance": importance,
+             "expected_best": expected_best, "per_class": class_accuracies, "calibration": calibration, "cost": cost}
+KINDS = (*PER_MODEL, "wrong", *PER_TABLE, "comparison")
+
+
 def write_figures(table: Table, folder: str | Path, *kinds: str, images=None, other: Table | None = None) -> list[Path]:
     """Write the figures of the given kinds (default: all of KINDS) as PNG and SVG; returns the PNGs' paths.
 
@@ -712,6 +713,6 @@ def _planned(table: Table, kind: str, images, other: Table | None) -> dict:
         return {kind: lambda: comparison(other, table) if other else "no second table was given (compare_with)"}
     if kind in PER_TABLE:
         return {kind: lambda: PER_TABLE[kind](table) if len(r.ranked(table)) else "no run in this table can be ranked"}
-    draw = PER_MODEL.get(kind, lambda table, model: confidently_wrong(table, model, images))
+    draw = {**PER_MODEL, "wrong": functools.partial(confidently_wrong, images=images)}[kind]
     return {f"{model}_{kind}": lambda model=model: draw(table, model) if len(r.ranked(table, model)) else
             f"no ranked {MODELS[model]} run in this table" for model in MODELS}

@@ -12,7 +12,7 @@ from .files import PREDICTIONS, RECORD, replacing, write_json
 from .history import History
 from .metrics import Scores
 from .models import count_parameters
-from .runs import FINISHED, head, read_record
+from .runs import head, is_finished, read_record
 from .train import evaluate_checkpoints
 
 
@@ -27,7 +27,7 @@ def finish_run(model: nn.Module, splits: Splits, config: Config, folder: Path, h
     writing, if the run was stopped before its end; nothing is tested then.
     """
     record = read_record(folder)
-    if not (record and record["status"] in FINISHED):
+    if not is_finished(folder):
         scores = evaluate_checkpoints(model, splits.test, config, folder)
         if scores:
             _write_predictions(folder, scores)

@@ -50,5 +50,5 @@ def _html(notebook: Path) -> Path:
     exporter = HTMLExporter(exclude_input=True)
     text, _ = exporter.from_filename(str(notebook))
     with replacing(notebook.with_suffix(".html")) as part:
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")
     return notebook.with_suffix(".html")

@@ -3,7 +3,7 @@
 import difflib
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,10 +42,9 @@ FREEDOM = np.array([np.inf, *range(10, 0, -1)])
 class Table:
     """A checked table of runs.
 
-    rows: a row a cell; beside the file's columns it has `model`, `experiment` (equal for cells that are one
-    configuration), `copy` (the row repeats another row's run), `condition` (its CONDITIONS), `main` (they
-    are those its model is ranked by), `images` (of the test) and `chance` (no better than guessing). notes: a sentence for everything left out or assumed.
-    rank_by: the column that ranks; tested, per_class: the columns that report, of the checkpoint that it names.
+    rows: a row a cell. Beside the file's columns: `model`, `experiment` (equal for cells that are one configuration), `copy` (the row
+    repeats another row's run), `condition` (its values of CONDITIONS, as text), `main` (that condition is the one its model is ranked
+    under), `images` (of the test) and `chance` (no better than guessing). notes: a sentence for everything left out or assumed. rank_by: the column that ranks; tested, per_class: the columns that report, of the checkpoint that it names.
     """
 
     rows: pd.DataFrame
@@ -68,13 +67,12 @@ class Table:
 
     @property
     def lower_is_better(self) -> bool:
-        return "loss" in self.rank_by
+        return "loss" in self.score  # rank_by may name the checkpoint best_val_loss
 
     @property
     def score(self) -> str:
         """What the ranking column measures, e.g. `validation accuracy`."""
-        words = self.rank_by.removesuffix(f"_{self.checkpoint}").split("_")
-        return " ".join([{"val": "validation", "train": "training"}.get(words[0], words[0]), *words[1:]])
+        return self.rank_by.removesuffix(f"_{self.checkpoint}").replace("_", " ").replace("val ", "validation ")
 
     @property
     def ranking(self) -> str:
@@ -83,6 +81,11 @@ class Table:
     @property
     def synthetic(self) -> bool:
         return "dataset" in self.rows and bool(self.rows["dataset"].eq("synthetic").all())
+
+    @property
+    def runs(self) -> pd.DataFrame:
+        """The rows without copies: each run once."""
+        return self.rows[~self.rows["copy"]]
 
     @property
     def models(self) -> list[str]:
@@ -102,7 +105,7 @@ def read_table(path: str | Path, rank_by: str = "auto", study: str = "") -> Tabl
         raise InputError(f"{path}: the table is empty; expected a header and a row for each run") from None
     except (OSError, UnicodeDecodeError, pd.errors.ParserError) as error:
         raise InputError(f"{path}: not a readable CSV ({str(error).strip()}); expected a table of runs") from None
-    name = place.parent.name if place.name == TABLE else place.stem
+    name = place.resolve().parent.name if place.name == TABLE else place.stem
     return check_table(frame, rank_by, study, place.parent, name)
 
 
@@ -135,7 +138,7 @@ def check_table(frame: pd.DataFrame, rank_by: str = "auto", study: str = "", fol
     late = rows["status"].eq("diverged") & rows[table.rank_by].notna()
     if late.any():
         notes.append(f"{counted(late.sum(), 'row')} diverged after a checkpoint, by which it ranks: {some(rows.loc[late, 'Full_Modelname'])}.")
-    return Table(rows, tuple(notes), folder, table.rank_by, name)
+    return replace(table, rows=rows, notes=tuple(notes))
 
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:
@@ -232,13 +235,12 @@ def _marked(rows: pd.DataFrame, tested: str, notes: list[str]) -> pd.DataFrame:
             rows.loc[again.index[again], "copy"] = True
     rows["main"] = True
     for model, group in rows.groupby("model"):
-        sizes = group.groupby("condition")["experiment"].nunique().sort_values(ascending=False, kind="stable")
-        rows.loc[group.index, "main"] = group["condition"] == sizes.index[0]
-        if len(others := group[group["condition"] != sizes.index[0]]):
-            ours, differing = group.drop(others.index).iloc[0], [c for c in CONDITIONS if c in group
-                                                                 and group[c].nunique(dropna=False) > 1]
-            how = "; ".join(f"{c} {' or '.join(sorted(set(map(plain, others[c]))))}, not {plain(ours[c])}"
-                            for c in differing)
+        main = group["condition"] == group.groupby("condition")["experiment"].nunique().idxmax()
+        rows.loc[group.index, "main"] = main
+        if len(others := group[~main]):
+            ours = group[main].iloc[0]
+            differing = [c for c in CONDITIONS if c in group and group[c].nunique(dropna=False) > 1]
+            how = "; ".join(f"{c} {' or '.join(sorted(set(map(plain, others[c])) - {plain(ours[c])}))}, not {plain(ours[c])}" for c in differing)
             notes.append(f"{MODELS[model]}: {counted(len(others), 'row')} under other conditions ({how}) do not enter "
                          f"the ranking: {some(others['Full_Modelname'])}.")
     return rows
@@ -258,7 +260,7 @@ def candidates(table: Table, model: str | None = None) -> pd.DataFrame:
     in for a seed that has no score. The published table has no seeds, and each of its rows was trained: there all rows
     compete, as in its report.
     """
-    rows = table.rows[table.rows["main"] & ~table.rows["copy"]]
+    rows = table.runs.query("main")
     rows = rows if model is None else rows[rows["model"] == model]
     if "seed" not in rows:
         return rows
@@ -275,12 +277,12 @@ def ranked(table: Table, model: str | None = None) -> pd.DataFrame:
 
 def top(table: Table, model: str, n: int = 5) -> pd.DataFrame:
     """The n best runs: model, name, score (the ranking column), test, per_class, low, high (95% Wilson), and their
-    experiment's runs, repeats, mean and sd."""
+    experiment's runs, repeat, mean and sd."""
     best = ranked(table, model).head(n)
     shown = best[["model", "experiment"]].assign(name=best["Full_Modelname"], score=best[table.rank_by],
                                                  test=best[table.tested], per_class=best[table.per_class])
     shown["low"], shown["high"] = wilson(best[table.tested], best["images"])
-    spread = experiments(table)[["runs", "repeats", "test", "sd"]].rename(columns={"test": "mean"})
+    spread = experiments(table)[["runs", "repeat", "test", "sd"]].rename(columns={"test": "mean"})
     return shown.join(spread, on="experiment")
 
 
@@ -304,7 +306,7 @@ def wilson(accuracy, n, z: float = Z):
 def experiments(table: Table, model: str | None = None) -> pd.DataFrame:
     """Rows that are one configuration under several names, seeds or repeats, collapsed; best mean score first.
 
-    Columns: model, name (the first run's), rows, runs (with a test), repeats (`seed`, or `run` where one seed has several),
+    Columns: model, name (the first run's), rows, runs (with a test), repeat (`seed`, or `run` where one seed has several),
     score (mean), test (mean), sd, chance (all runs).
     """
     rows = table.rows[table.rows["main"] & (True if model is None else table.rows["model"] == model)]
@@ -312,17 +314,17 @@ def experiments(table: Table, model: str | None = None) -> pd.DataFrame:
     test = runs[table.tested]
     every = pd.DataFrame({"model": runs["model"].first(), "name": runs["Full_Modelname"].first(),
                           "rows": rows.groupby("experiment").size(), "runs": test.count(),
-                          "repeats": "run", "score": runs[table.rank_by].mean(),
+                          "repeat": "run", "score": runs[table.rank_by].mean(),
                           "test": test.mean(), "sd": test.std(ddof=1), "chance": runs["chance"].all()})
     if "seed" in rows:
-        every["repeats"] = np.where(runs["seed"].nunique() == runs.size(), "seed", "run")
+        every["repeat"] = np.where(runs["seed"].nunique() == runs.size(), "seed", "run")
     return every.sort_values("score", ascending=table.lower_is_better, kind="stable")
 
 
 def finalists(table: Table) -> pd.DataFrame:
     """The experiments that were run with several seeds; none in a table without seeds."""
     every = experiments(table)
-    return every[(every["runs"] > 1) & ("seed" in table.rows)]
+    return every[every["runs"] > 1] if "seed" in table.rows else every.head(0)
 
 
 def identical_rows(table: Table) -> int:
@@ -353,6 +355,11 @@ class Noise:
 def margin_of_means(noises: list[Noise], runs: list[int]) -> float:
     """What the difference between two means, of so many runs with such noise each, exceeds in 5% of cases."""
     return math.sqrt(sum(noise.margin() ** 2 / count for noise, count in zip(noises, runs)) / 2)
+
+
+def joint_name(noises: list[Noise]) -> str:
+    """`noise` where all were measured, else `sampling error`."""
+    return "noise" if all(noise.name == "noise" for noise in noises) else "sampling error"
 
 
 def noise_floor(table: Table, model: str) -> Noise:
@@ -422,17 +429,16 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray) -> tuple[pd.DataF
     """BINS bins of equal width (confidence, accuracy, n) and the expected calibration error; Guo et al., ICML 2017."""
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     place = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    table = pd.DataFrame({"confidence": confidence, "accuracy": right}).groupby(place).mean()
-    table["n"] = np.bincount(place)[table.index]
-    return table, float(((table["accuracy"] - table["confidence"]).abs() * table["n"]).sum() / len(labels))
+    groups = pd.DataFrame({"confidence": confidence, "accuracy": right}).groupby(place)
+    bins = groups.mean().assign(n=groups.size())
+    return bins, float(((bins["accuracy"] - bins["confidence"]).abs() * bins["n"]).sum() / len(labels))
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
     """(only the first right, only the second right, two-sided exact p) for two runs' hits (N,); Q. McNemar, 1947."""
     b, c = int((first & ~second).sum()), int((~first & second).sum())
-    n, whole = b + c, math.lgamma(b + c + 1) - (b + c) * math.log(2)
-    tail = math.fsum(math.exp(whole - math.lgamma(i + 1) - math.lgamma(n - i + 1)) for i in range(min(b, c) + 1))
-    return b, c, min(1.0, 2 * tail)
+    tail = sum(math.comb(b + c, i) for i in range(min(b, c) + 1))
+    return b, c, min(1.0, 2 * tail / 2 ** (b + c))
 
 
 def holm(p_values) -> np.ndarray:
@@ -469,7 +475,7 @@ def paired_tests(table: Table, n: int = 3) -> pd.DataFrame:
 
 def cells(table: Table, model: str) -> pd.DataFrame:
     """One row a grid cell: knobs, score (mean over repeats), chance. Cosine cells stand at every gamma that another schedule has."""
-    rows = table.rows[table.rows["main"] & (table.rows["model"] == model)].dropna(subset=[table.rank_by])
+    rows = table.runs.query("main and model == @model").dropna(subset=[table.rank_by])
     others = rows[rows["scheduler"] != "cosine"]
     gammas = (others if len(others) else rows.head(1))[["gamma"]].drop_duplicates()
     every = pd.concat([others, rows[rows["scheduler"] == "cosine"].drop(columns="gamma").merge(gammas, how="cross")])
@@ -575,10 +581,7 @@ def augmentation_pairs(table: Table, model: str) -> pd.DataFrame:
 def compare(first: Table, second: Table) -> pd.DataFrame:
     """The experiments of both tables: knobs, first and second test accuracy (mean of repeats), difference, chance of each."""
     cell = ["model", "model_args", *KNOBS]
-    sides = []
-    for table in (first, second):
-        rows = table.rows[table.rows["main"]]
-        sides.append(means(table, rows, cell))
+    sides = [means(table, table.runs.query("main"), cell) for table in (first, second)]
     both = sides[0].merge(sides[1], on=cell, suffixes=("_first", "_second"))
     both = both.rename(columns={"test_first": "first", "test_second": "second"})
     return both.assign(difference=both["second"] - both["first"])

@@ -54,15 +54,25 @@ def status_of(folder: Path) -> str:
     return record["status"] if record else "preempted" if (folder / STATE).exists() else "pending"
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether nothing is left to train in a run folder."""
+    return status_of(folder) in FINISHED
+
+
 def check_plan(folder: Path, plan: dict) -> None:
     """Raise InputError if the run that `folder` holds differs from `plan` in any of the names that both have.
 
     Raises OtherMachine if that is the kind of device or the precision.
     """
+    done = is_finished(folder)
     try:
         before = json.loads((folder / PLAN).read_text())
-    except FileNotFoundError:
-        before = _recorded_plan(folder)
+    except FileNotFoundError:  # nothing is there, or a run as it is published
+        before = read_record(folder).get("config", {}) if done else {}
+    except ValueError:
+        raise InputError(f"{folder / PLAN} is damaged, so nothing says what run this is; remove it, or train anew with resume False (--no-resume)")
+    if done:  # where it was computed no longer matters
+        before = {name: value for name, value in before.items() if name not in ("device", "precision")}
     for name, value in json.loads(json.dumps(plan)).items():  # as it reads back: tuples are lists
         if name in before and before[name] != value:
             kind = OtherMachine if name in ("device", "precision") else InputError
@@ -73,14 +83,6 @@ def check_plan(folder: Path, plan: dict) -> None:
 def precision_of(folder: Path) -> str | None:
     """The precision in which the run in a folder is or was trained; None if nothing is there."""
     return _read_json(folder / PLAN).get("precision") or (read_record(folder) or {}).get("precision")
-
-
-def _recorded_plan(folder: Path) -> dict:
-    """What a finished run's record says of it: a published run folder may have no plan. Where it was computed no longer matters."""
-    record = read_record(folder)
-    if not record or record["status"] not in FINISHED:
-        return {}
-    return {name: value for name, value in record["config"].items() if name not in ("device", "precision")}
 
 
 def write_failure(folder: Path, config: Config, error: str) -> None:
@@ -176,7 +178,8 @@ def table_rows(folder: Path, planned: list[Config]) -> list[dict]:
         return []
     try:
         run = Config.from_dict(record["config"])
-    except (InputError, KeyError) as error:
+        results = {**{name: record[name] for name in ("epochs_run", "seconds", "commit")}, "error": record.get("error"), **record["metrics"]}
+    except (InputError, KeyError, TypeError) as error:
         raise InputError(f"{folder / RECORD} is not a run of this version ({error}); move its folder out of the study")
     cells = {cell.cell_name: cell for cell in [*planned, run]}.values()
     settings = ("seed", "protocol", "split", "epochs", "batch_size", "val_freq", "early_stopping_patience", "limit_train",
@@ -188,8 +191,7 @@ def table_rows(folder: Path, planned: list[Config]) -> list[dict]:
         "dataset": data.get("dataset", run.dataset), "model_args": json.dumps(run.model_args),
         "precision": record.get("precision"), "device": record.get("device"), "parameters": record.get("parameters"),
         "train_images": data.get("train"), "val_images": data.get("validation"), "test_images": data.get("test"),
-        "data_fingerprint": data.get("fingerprint"), "epochs_run": record["epochs_run"], "seconds": record["seconds"],
-        "commit": record["commit"], "error": record.get("error"), **record["metrics"],
+        "data_fingerprint": data.get("fingerprint"), **results,
     }
     knobs = ("augmentation", "gamma", "learning_rate", "scheduler", "weight_decay")
     return [{**common, **{name: getattr(cell, name) for name in knobs}, "Full_Modelname": cell.cell_name,
@@ -227,9 +229,8 @@ def summary(study: Path) -> str:
     names = sorted(planned.keys() | {path.parent.name for path in study.glob(f"*/{RECORD}")})
     if not names:
         raise InputError(f"no runs in {study}; expected the name of a study, such as that of a grid that was begun")
-    rows = [{"run": name, "model": name.split("_")[0], "status": status_of(study / name)} for name in names]
-    table = pandas.DataFrame(rows)
-    counts = pandas.crosstab(table.model, table.status).reindex(columns=STATUSES, fill_value=0)
+    status = {name: status_of(study / name) for name in names}
+    counts = pandas.crosstab([name.split("_")[0] for name in names], [*status.values()]).reindex(columns=STATUSES, fill_value=0)
     counts.loc["all"] = counts.sum()
     records = {name: record for name in names if (record := read_record(study / name))}
     scores = {name: value for name, record in records.items() if (value := record.get("metrics", {}).get("val_accuracy_best_val_acc")) is not None}
@@ -237,7 +238,7 @@ def summary(study: Path) -> str:
     if scores:
         best = max(scores, key=scores.get)
         lines.append(f"best so far: {best}, validation accuracy {scores[best]:.4f}")
-    left = [planned[run.run][0] for run in table.itertuples() if run.run in planned and run.status in ("pending", "preempted", "running")]
+    left = [planned[name][0] for name in names if name in planned and status[name] in ("pending", "preempted", "running")]
     return "\n".join([*lines, time_left(left, study.parent, max(1, int(counts.loc["all", "running"])))])
 
 
@@ -246,14 +247,16 @@ def time_left(configs: list[Config], executed: Path, jobs: int) -> str:
     def kind(config: dict) -> tuple:
         return config["model"], str(config["model_args"]), config["limit_train"]
 
+    if not configs:
+        return "nothing is left to do"
     seconds: dict[tuple, list[float]] = {}
     for path in executed.glob(f"*/*/{RECORD}"):
         record = read_record(path.parent)
         if record and record.get("epochs_run"):
-            seconds.setdefault(kind(record["config"]), []).append(record["seconds"] / record["epochs_run"])
+            with suppress(KeyError, TypeError):  # one of another version tells nothing here; the table of its own study complains
+                size, an_epoch = kind(record["config"]), record["seconds"] / record["epochs_run"]
+                seconds.setdefault(size, []).append(an_epoch)
     kinds = [kind(config.to_dict()) for config in configs]
-    if not configs:
-        return "nothing is left to do"
     if unknown := sorted({model for model, *_ in set(kinds) - seconds.keys()}):
         return f"no estimate: no run of {', '.join(unknown)} of this size is recorded in {executed} yet"
     jobs = min(jobs, len(configs))

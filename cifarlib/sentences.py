@@ -1,6 +1,5 @@
 """What a table of runs says in sentences and Markdown tables: for the results notebook and the README."""
 
-import itertools
 from pathlib import Path
 
 import pandas as pd
@@ -9,7 +8,7 @@ from .config import InputError
 from .files import NOTEBOOK, replacing
 from .results import (
     CONDITIONS, KNOBS, MODELS, Noise, PUBLISHED_BEST, Table, acting, augmentation_pairs, compare, edges,
-    experiments, identical_rows, margin_of_means, noise_floor, overall, paired_tests, ranked, selection_bias, top,
+    experiments, identical_rows, joint_name, margin_of_means, noise_floor, overall, paired_tests, ranked, selection_bias, top,
 )
 from .words import counted, duration, in_words, knob_value, listed, percent, plain, points, signed
 
@@ -29,14 +28,14 @@ def comparison_sentences(first: Table, second: Table) -> list[str]:
             noise = noise_floor(first, model)
             winners = [f"`{row['name']}` ({percent(row['test'])})" for table in (first, second)
                        for _, row in top(table, model, 1).iterrows()]
-            lines.append(f"{MODELS[model]}: {(change.abs() > noise.margin()).sum()} differences exceed the first table's "
-                         f"{noise.name} ({points(noise.margin())}). The winners: {', then '.join(winners)}.")
+            lines.append(f"{MODELS[model]}: the first table's {noise.name} ({points(noise.margin())}) is exceeded by "
+                         f"{counted((change.abs() > noise.margin()).sum(), 'difference')}. The winners: {', then '.join(winners)}.")
     return lines if len(both) else [*lines, "The two tables have no experiment in common."]
 
 
 def conditions(table: Table) -> str:
     """One sentence: data, protocol, split, epochs, sizes, hardware, seeds, number of runs."""
-    rows, runs = table.rows[table.rows["main"]], table.rows[~table.rows["copy"]]
+    rows, runs = table.rows[table.rows["main"]], table.runs
     parts = ["SYNTHETIC DATA, NOT CIFAR-10" if table.synthetic else "CIFAR-10"]
     labels = {"protocol": "{} protocol", "split": "{} split", "epochs": "up to {} epochs",
               "batch_size": "batches of {}", "limit_train": "{} training images", "limit_test": "{} test images",
@@ -55,7 +54,7 @@ def conditions(table: Table) -> str:
 
 def chance_sentence(table: Table) -> str:
     """How many runs are no better than guessing, and what they share."""
-    runs = table.rows[~table.rows["copy"]]
+    runs = table.runs
     lost = runs[runs["chance"]]
     if lost.empty:
         every = {1: "The one run is", 2: "Both runs are"}.get(len(runs), f"All {in_words(len(runs))} runs are")
@@ -63,25 +62,26 @@ def chance_sentence(table: Table) -> str:
     by_model = listed(f"{n} of {MODELS[m]}'s" for m, n in lost["model"].value_counts().items())
     are = "is" if len(lost) == 1 else "are"
     text = f"{len(lost)} of {counted(len(runs), 'run')} ({by_model}) {are} no better than guessing"
-    for knob in KNOBS:
-        value, group = lost[knob].iloc[0], runs[runs["model"] == lost["model"].iloc[0]]
-        if 1 < group[knob].nunique() and set(group.index[group[knob] == value]) == set(lost.index):
-            return f"{text}: every {MODELS[lost['model'].iloc[0]]} run with {KNOBS[knob]} {knob_value(value)}."
+    first = lost.iloc[0]
+    group = runs[runs["model"] == first["model"]]
+    for knob, name in KNOBS.items():
+        alike = group[group[knob] == first[knob]]
+        if len(alike) < len(group) and alike.index.equals(lost.index):
+            return f"{text}: every {MODELS[first['model']]} run with {name} {knob_value(first[knob])}."
     return text + "."
 
 
 def shared_knobs(rows: pd.DataFrame) -> str:
     """What the given runs share and how they vary, a sentence a knob."""
     n, lines = len(rows), []
-    both = {1: "it", 2: "both"}.get(n, f"all {in_words(n)}")
+    both = "both" if n == 2 else f"all {in_words(n)}"
     for knob, name in KNOBS.items():
         values = acting(rows, knob)[knob]
         common = values.value_counts()
         where = f" in {both}" * (n > 1) if len(values) == n else f" in the {in_words(len(values))} where it acts"
-        if knob == "augmentation":
+        if knob == "augmentation" and n > 1:
             users = {n: both, 0: "none"}.get(values.sum(), f"{values.sum()} of {n}")
-            on = "on" if values.sum() else "off"
-            lines.append(f"Augmentation: used by {users}." if n > 1 else f"Augmentation: {on}.")
+            lines.append(f"Augmentation: used by {users}.")
         elif values.empty:
             lines.append("Gamma does nothing under the cosine schedule.")
         elif len(common) == 1:
@@ -113,7 +113,7 @@ def observations(table: Table, model: str) -> list[str]:
     if ties := (rows[table.rank_by] == first["score"]).sum() - 1:
         lines.append(f"**Tie:** {counted(ties, 'other run')} {'has' if ties == 1 else 'have'} the same {table.score}.")
     if first["runs"] > 1 and "seed" in table.rows:
-        lines.append(f"**Repeats:** over {first['runs']} {first['repeats']}s the best run's configuration reaches "
+        lines.append(f"**Repeats:** over {first['runs']} {first['repeat']}s the best run's configuration reaches "
                      f"{percent(first['mean'])} on average, SD {points(first['sd'])}.")
     if len(best) > 1:
         gap, margin, several = best["test"].max() - best["test"].min(), noise.margin(len(best)), in_words(len(best))
@@ -129,13 +129,13 @@ def observations(table: Table, model: str) -> list[str]:
     lines.append(f"**Hyperparameters:** {shared_knobs(rows.loc[best.index])}")
     lines.append(f"**Augmentation:** {_augmentation_sentence(table, model)}")
     lines += [f"**Edge of the grid:** {text}" for text in edges(table, model)]
-    if len(kinds := table.rows.loc[rows.index].get("precision", pd.Series(dtype=object)).dropna().unique()) > 1:
+    if "precision" in rows and len(kinds := rows["precision"].dropna().unique()) > 1:
         lines.append(f"**Not like for like:** the runs multiply in {listed(sorted(kinds))}; differences may come from that.")
     return lines + [f"**Choice:** {_choice_sentence(table, rows, noise)}"] * (len(rows) > 1)
 
 
 def _score(table: Table, value: float) -> str:
-    return percent(value) if "accuracy" in table.rank_by else f"{value:.4f}"
+    return f"{value:.4f}" if table.lower_is_better else percent(value)
 
 
 def _augmentation_sentence(table: Table, model: str) -> str:
@@ -163,7 +163,7 @@ def _choice_sentence(table: Table, rows: pd.DataFrame, noise: Noise) -> str:
 
 def overall_observations(table: Table) -> list[str]:
     """Key observations across models; says which models are missing and where conditions differ."""
-    best, every, lines = overall(table), experiments(table), []
+    best, lines = overall(table), []
     missing = [label for model, label in MODELS.items() if model not in set(best["model"])]
     if len(best) > 1:
         first = best.iloc[0]
@@ -179,16 +179,14 @@ def overall_observations(table: Table) -> list[str]:
             lines.append(f"**Not like for like:** {column.replace('_', ' ')} is {values}.")
     if missing:
         lines.append(f"**Missing:** the table has no ranked run of {listed(missing)}.")
-    if spare := every["rows"].sum() - len(every):
-        rows = table.rows[table.rows["main"]]
-        counts = [len(rows.drop_duplicates([c for c in columns if c in rows])) for columns in (
-            ["experiment"], ["experiment", "seed"], ["experiment", "seed", "study", "run"])]
-        seeds, again = (later - earlier for earlier, later in itertools.pairwise(counts))
-        kinds = [f"{in_words(n)} {text}" for n, text in (
-            (seeds, "with a further seed"), (again, "with the same seed in another study"),
-            (spare - seeds - again, "under another name (gamma does nothing under the cosine schedule)")) if n]
-        lines.append(f"**Experiments:** {every['rows'].sum()} rows are {counted(len(every), 'experiment')}; the others repeat one, "
-                     f"{listed(kinds)}.")
+    rows = table.rows[table.rows["main"]]
+    configurations, seeded, runs = (len(rows.drop_duplicates([c for c in columns if c in rows])) for columns in (
+        ["experiment"], ["experiment", "seed"], ["experiment", "seed", "study", "run"]))
+    kinds = [f"{in_words(n)} {text}" for n, text in (
+        (seeded - configurations, "with a further seed"), (runs - seeded, "with the same seed in another study" if "seed" in rows else "in a run of its own"),
+        (len(rows) - runs, "under another name (gamma does nothing under the cosine schedule)")) if n]
+    if kinds:
+        lines.append(f"**Experiments:** {len(rows)} rows are {counted(configurations, 'experiment')}; the others repeat one, {listed(kinds)}.")
     if same := identical_rows(table):
         lines.append(f"**Same digits:** {counted(same, 'experiment')} {'repeats' if same == 1 else 'repeat'} another's metrics in every digit: what "
                      "tells them apart had no effect (a weight decay too small to change a float32 weight, for one).")
@@ -202,9 +200,8 @@ def gap_sentence(table: Table, first: pd.Series, second: pd.Series) -> str:
         return f"{names[0]} and {names[1]} tie on the test images."
     noises = [noise_floor(table, row["model"]) for row in (first, second)]
     margin = margin_of_means(noises, [1, 1])
-    name = "noise" if all(noise.name == "noise" for noise in noises) else "sampling error"
     return (f"{names[0]} is {points(gap)} {'above' if gap > 0 else 'below'} {names[1]} on the test images, "
-            f"{'more' if abs(gap) > margin else 'no more'} than the {name} ({points(margin)}).")
+            f"{'more' if abs(gap) > margin else 'no more'} than the {joint_name(noises)} ({points(margin)}).")
 
 
 def paired_sentences(table: Table) -> list[str]:
@@ -227,54 +224,55 @@ def bullets(lines) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def markdown(columns: dict[str, list]) -> str:
-    """A Markdown table without its empty columns."""
-    columns = {head: values for head, values in columns.items() if any(values)}
-    lines = [list(columns), ["---"] * len(columns), *zip(*columns.values())]
+def markdown(rows: list[dict[str, str]]) -> str:
+    """A Markdown table of at least one row, without its empty columns."""
+    heads = [head for head in rows[0] if any(row[head] for row in rows)]
+    lines = [heads, ["---"] * len(heads), *([row[head] for head in heads] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def runs_table(table: Table, best: pd.DataFrame) -> str:
     """`top` or `overall` as Markdown; where each row is another model, the published best beside ours of the same size."""
-    rows = [row for _, row in best.iterrows()]
     overall, ours = best["model"].nunique() == len(best) > 1, "run" in table.rows and not table.synthetic
     sizes = table.rows.loc[best.index, "model_args"]
-    return markdown({
-        "Model": [MODELS[row["model"]] * overall for row in rows],
-        "Run": [f"`{row['name']}`" for row in rows],
-        table.score.capitalize(): [_score(table, row["score"]) * (table.rank_by != table.tested) for row in rows],
-        "Test accuracy": [percent(row["test"]) for row in rows],
-        "95% interval": [f"{100 * row['low']:.2f} to {100 * row['high']:.2f}" for row in rows],
-        "Per-class accuracy": [percent(row["per_class"]) for row in rows],
-        "Mean ± SD (runs)": [f"{100 * row['mean']:.2f} ± {100 * row['sd']:.2f} ({row['runs']})" if row["runs"] > 1
-                             else "" for row in rows],
-        "Published best, 80 epochs": [percent(PUBLISHED_BEST[row["model"]]) if overall and ours and size == "{}" else ""
-                                      for row, size in zip(rows, sizes)]})
+    return markdown([{
+        "Model": MODELS[row["model"]] * overall,
+        "Run": f"`{row['name']}`",
+        table.score.capitalize(): _score(table, row["score"]) * (table.rank_by != table.tested),
+        "Test accuracy": percent(row["test"]),
+        "95% interval": f"{100 * row['low']:.2f} to {100 * row['high']:.2f}",
+        "Per-class accuracy": percent(row["per_class"]),
+        "Mean ± SD (runs)": f"{100 * row['mean']:.2f} ± {100 * row['sd']:.2f} ({row['runs']})" if row["runs"] > 1 else "",
+        "Published best, 80 epochs": percent(PUBLISHED_BEST[row["model"]]) if overall and ours and size == "{}" else "",
+    } for (_, row), size in zip(best.iterrows(), sizes)])
 
 
 def experiments_table(table: Table, model: str) -> str:
-    """A model's best experiments as Markdown."""
-    rows = [row for _, row in experiments(table, model).dropna(subset=["test"]).head(5).iterrows()]
-    return markdown({f"{MODELS[model]}: experiment": [f"`{row['name']}`" for row in rows],
-                      "Rows": [str(row["rows"]) for row in rows],
-                      "Runs": [str(row["runs"]) for row in rows],
-                      f"Mean {table.score}": [_score(table, row["score"]) for row in rows],
-                      "Mean test accuracy": [percent(row["test"]) for row in rows],
-                      "SD, points": [f"{100 * row['sd']:.2f}" if row["runs"] > 1 else "" for row in rows]})
+    """A model's best experiments as Markdown, or why there are none."""
+    rows = [{
+        f"{MODELS[model]}: experiment": f"`{row['name']}`",
+        "Rows": str(row["rows"]),
+        "Runs": str(row["runs"]),
+        f"Mean {table.score}": _score(table, row["score"]),
+        "Mean test accuracy": percent(row["test"]),
+        "SD, points": f"{100 * row['sd']:.2f}" if row["runs"] > 1 else "",
+    } for _, row in experiments(table, model).dropna(subset=["test"]).head(5).iterrows()]
+    return markdown(rows) if rows else f"No run of {MODELS[model]} in this table has a test accuracy."
 
 
 def paired_table(table: Table) -> str:
     """`paired_tests` as Markdown, or why there are none."""
-    rows = [row for _, row in paired_tests(table).iterrows()]
-    return markdown({"First run": [f"`{row['first']}`" for row in rows],
-                      "Second run": [f"`{row['second']}`" for row in rows],
-                      "Difference, points": [signed(row["difference"]) for row in rows],
-                      "95% interval": [f"{signed(row['low'])} to {signed(row['high'])}" for row in rows],
-                      "Only first right": [str(row["only_first"]) for row in rows],
-                      "Only second right": [str(row["only_second"]) for row in rows],
-                      "p": [f"{row['p']:.2g}" for row in rows],
-                      "p (Holm)": [f"{row['p_holm']:.2g}" for row in rows]}) if rows else (
-        "No paired comparison: it takes the stored predictions of two of the best runs on the same test images.")
+    rows = [{
+        "First run": f"`{row['first']}`",
+        "Second run": f"`{row['second']}`",
+        "Difference, points": signed(row["difference"]),
+        "95% interval": f"{signed(row['low'])} to {signed(row['high'])}",
+        "Only first right": str(row["only_first"]),
+        "Only second right": str(row["only_second"]),
+        "p": f"{row['p']:.2g}",
+        "p (Holm)": f"{row['p_holm']:.2g}",
+    } for _, row in paired_tests(table).iterrows()]
+    return markdown(rows) if rows else "No paired comparison: it takes the stored predictions of two of the best runs on the same test images."
 
 
 def model_section(table: Table, model: str, figures: str = "") -> str:
@@ -296,20 +294,21 @@ def every_run_section(table: Table, folder: str) -> str:
 
     folder: where the run folders are, as a README sees it.
     """
-    runs = table.rows[~table.rows["copy"]]
+    runs = table.runs
     if not {"run", "status", "seconds", "epochs_run", "precision"} <= set(runs) or len(runs) > MOST_RUNS:
         return ""
-    rows = [row for _, row in runs.sort_values(table.rank_by, ascending=table.lower_is_better, kind="stable").iterrows()]
-    notebooks = [f"{row['run']}/{NOTEBOOK}" for row in rows]
-    return "### Every run\n\n" + markdown({
-        "Run": [f"[`{row['run']}`]({folder}/{notebook})" if (table.folder / notebook).exists() else f"`{row['run']}`"
-                for row, notebook in zip(rows, notebooks)],
-        table.score.capitalize(): [_score(table, row[table.rank_by]) if pd.notna(row[table.rank_by]) else row["status"] for row in rows],
-        "Test accuracy": [percent(row[table.tested]) if pd.notna(row[table.tested]) else "" for row in rows],
-        "Epochs": [plain(row["epochs_run"]) for row in rows],
-        "Precision": [row["precision"] if pd.notna(row["precision"]) else "" for row in rows],
-        "Time": [duration(row["seconds"]) for row in rows],
-    }) + f"\n\nTogether {duration(runs['seconds'].sum())} of training and validation."
+    rows = []
+    for _, row in runs.sort_values(table.rank_by, ascending=table.lower_is_better, kind="stable").iterrows():
+        notebook, score, test = f"{row['run']}/{NOTEBOOK}", row[table.rank_by], row[table.tested]
+        rows.append({
+            "Run": f"[`{row['run']}`]({folder}/{notebook})" if (table.folder / notebook).exists() else f"`{row['run']}`",
+            table.score.capitalize(): _score(table, score) if pd.notna(score) else row["status"],
+            "Test accuracy": percent(test) if pd.notna(test) else "",
+            "Epochs": plain(row["epochs_run"]) if pd.notna(row["epochs_run"]) else "",
+            "Precision": row["precision"] if pd.notna(row["precision"]) else "",
+            "Time": duration(row["seconds"]) if pd.notna(row["seconds"]) else "",
+        })
+    return f"### Every run\n\n{markdown(rows)}\n\nTogether {duration(runs['seconds'].sum())} of training and validation."
 
 
 def readme_section(table: Table, figures: str = "figures", folder: str = ".") -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .config import Config, Options
 from .history import History
-from .runs import FINISHED, read_record
+from .runs import is_finished
 
 PROJECT = "cifar-10"
 
@@ -37,8 +37,7 @@ class Tracker:
             self._safely(lambda: self.run.summary.update({**final, "status": record["status"]}))
 
     def _start(self) -> None:
-        record = read_record(self.folder) if self.options.resume else None
-        if record and record["status"] in FINISHED:  # only shown again
+        if self.options.resume and is_finished(self.folder):  # only shown again
             return
         mode = self._mode()
         if mode == "disabled":

@@ -1,4 +1,4 @@
-"""The training loop: one run from a configuration, checkpointed every epoch so that it can stop and go on at any of them."""
+"""The training loop: one run from a configuration, which can stop after any epoch and goes on from its checkpoint."""
 
 import math
 import time

@@ -40,9 +40,10 @@ def listed(items) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def some(names, most: int = 3) -> str:
+def some(names) -> str:
+    """At most three of the names, and how many more there are."""
     names = list(map(str, names))
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def knob_value(value) -> str:

@@ -202,6 +202,15 @@ def test_a_dry_run_finds_another_run_in_its_folder(tmp_path, monkeypatch, capsys
         (folder / "plan.json").unlink(missing_ok=True)
 
 
+def test_a_foreign_record_in_another_study_is_no_matter_for_an_estimate(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("g.yaml").write_text("rows: [{}]\n")
+    for name, config in (("old", {"lr": 1}), ("older", [])):
+        Path("executed/x", name).mkdir(parents=True)
+        Path("executed/x", name, "record.json").write_text(json.dumps({"status": "done", "config": config, "epochs_run": 3, "seconds": 9}))
+    assert cli.main(["grid", "g.yaml", "--dry-run"]) == 0 and "no estimate" in capsys.readouterr().out
+
+
 def test_grid_takes_the_short_options_of_train(tmp_path, capsys):
     (tmp_path / "g.yaml").write_text("rows: [{}]\n")
     arguments = cli.make_parser().parse_args(["grid", str(tmp_path / "g.yaml"), "-d", "here", "--num_epochs", "3", "-a"])

@@ -37,7 +37,7 @@ def test_pins_are_exact_and_installed(pin):
     assert importlib.metadata.version(name) == version
 
 
-def test_torchvision_is_takes_the_pinned_torch():
+def test_torchvision_takes_the_pinned_torch():
     (needed,) = [entry for text in importlib.metadata.requires("torchvision") if (entry := Requirement(text)).name == "torch"]
     (pinned,) = [entry for text in PINS if (entry := Requirement(text)).name == "torch"]
     assert needed.specifier.contains(str(pinned.specifier).strip("="))

@@ -163,6 +163,16 @@ def test_confusion_and_per_class_of_one_run():
     assert not _collisions(figure)
 
 
+def test_a_perfect_run_of_few_images_has_a_chart():
+    frame = made.table(models=("cnn",), **ONE).assign(test_images=50, test_accuracy_best_val_acc=1.0)
+    assert "100.00%" in figures.top5(results.check_table(frame), "cnn").get_suptitle()
+
+
+def test_cost_without_times_says_nothing_of_devices():
+    frame = made.table(models=("cnn", "resnet"), **ONE).assign(device=["cpu", "cuda"]).drop(columns="seconds")
+    assert figures.cost(results.check_table(frame)).get_supxlabel() == "Large: the best runs."
+
+
 def test_confidently_wrong_shows_the_surest_mistakes(tmp_path):
     frame = made.table(models=("cnn",), **ONE)
     made.write_study(tmp_path, frame, images=200)

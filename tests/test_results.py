@@ -428,6 +428,35 @@ def test_the_gain_by_augmentation_is_that_of_the_runs_that_rank_first():
     assert "at best 70.00% with it, 60.00% without it" in text
 
 
+def test_the_checkpoint_of_the_lowest_loss_ranks_by_its_accuracy(small):
+    table = checked(small, rank_by="val_accuracy_best_val_loss")
+    assert results.top(table, "cnn")["score"].iloc[0] == small.query("Modelname == 'cnn'")[table.rank_by].max()
+    assert "highest validation accuracy" in sentences.observations(table, "cnn")[0]
+
+
+def test_cells_that_share_a_run_do_not_outweigh_its_repeats(small):
+    table = checked(small.query("Modelname == 'resnet'"))
+    best = results.finalists(table).query("name.str.contains('cosine')").iloc[0]
+    assert best["runs"] == 3 and best["rows"] == 4, "a run with two names, and two further seeds"
+    knobs = {knob: table.rows.set_index("Full_Modelname").loc[best["name"], knob] for knob in ("learning_rate", "scheduler", "augmentation")}
+    both = results.compare(table, table)
+    assert both[(both[list(knobs)] == pd.Series(knobs)).all(axis=1)]["first"].tolist() == [pytest.approx(best["test"], abs=1e-12)]
+    grid = results.cells(table, "resnet")
+    assert grid[(grid[list(knobs)] == pd.Series(knobs)).all(axis=1)]["score"].tolist() == 2 * [pytest.approx(best["score"], abs=1e-12)]
+
+
+def test_a_note_on_other_conditions_names_only_the_others():
+    frame = pd.concat([repeats((0.001, 0.0001), (100,)), *(repeats(seeds=(100,)).assign(**{name: 5}) for name in ("epochs", "batch_size"))])
+    notes = " ".join(checked(frame).notes)
+    assert "batch_size 5, not 256" in notes and "epochs 5, not 80" in notes
+
+
+def test_a_table_in_the_working_directory_is_named_after_it(tmp_path, monkeypatch):
+    made.table(models=("cnn",), **ONE).to_csv(tmp_path / "runs.csv")
+    monkeypatch.chdir(tmp_path)
+    assert results.read_table("runs.csv").name == tmp_path.name
+
+
 def test_unknown_names_and_precisions_are_no_traceback():
     frame = repeats((0.001, 0.0001), (100,))
     frame = frame.assign(precision=["fp32", np.nan], Full_Modelname=[1, 2])
@@ -446,6 +475,7 @@ def test_every_run_is_listed_with_its_time_and_notebook(tmp_path, monkeypatch):
     assert "| diverged |  | 3 | bf16 | 60 s |" in runs[1] and runs[1] == lines[6], "what has no rank stands last"
     assert f"(executed/x/{frame['run'].iloc[2]}/experiment.ipynb)" in runs[2] and "| 2.0 h |" in runs[2]
     assert lines[-1] == "Together 2.2 h of training and validation."
+    assert "nan" not in sentences.every_run_section(checked(frame.assign(seconds=[np.nan, 60.0, 7200.0], epochs_run=[np.nan, 3, 80])), "")
     assert sentences.every_run_section(checked(repeats().drop(columns="seconds")), "") == ""
     monkeypatch.setattr(sentences, "MOST_RUNS", 2)
     assert sentences.every_run_section(table, "") == ""

@@ -187,14 +187,15 @@ def test_a_table_of_runs_lacks_no_record_that_came_while_it_was_written(tmp_path
     assert list(pandas.read_csv(write_table(tmp_path)).run) == ["a", "b"]
 
 
-def test_one_foreign_record_stops_a_grid_before_it_starts_or_not_at_all(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("record", [{"config": {"lr": 1}}, {"config": []}, {"config": CONFIG.to_dict()}])
+def test_one_foreign_record_stops_a_grid_before_it_starts_or_not_at_all(record, tmp_path, monkeypatch, capsys):
     foreign = made(tmp_path / "single") / "old" / "record.json"
     trained = []
 
     def train_one(run, options, *_):
         trained.append(run.name)
         foreign.parent.mkdir(exist_ok=True)
-        runs.write_json(foreign, {"status": "done", "config": {"lr": 1}})
+        runs.write_json(foreign, {"status": "done", **record})
         write_failure(options.run_folder(run.config), run.config, "out of memory")
         return FAILED
 
@@ -207,6 +208,9 @@ def test_one_foreign_record_stops_a_grid_before_it_starts_or_not_at_all(tmp_path
     with pytest.raises(InputError, match="not a run of this version"):
         run_all(every, options, slots, retry_failed=True)
     assert len(trained) == 2, "told before anything starts"
+    foreign.unlink()
+    assert run_all(every, Options(executed_dir=str(tmp_path), resume=False), slots) == FAILED
+    assert len(trained) == 2 and "left alone: two runs that failed before" in capsys.readouterr().err
 
 
 def made(folder):

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from conftest import tiny
 from torch import nn
 
-from cifarlib import Config, InputError, augment, build_model, checkpoint, device, evaluate, files, fit, load_cifar10, record, runs, evaluate_checkpoints, train
+from cifarlib import Config, InputError, augment, build_model, checkpoint, device, evaluate, evaluate_checkpoints, files, fit, load_cifar10, record, runs, train
 from cifarlib.config import CHECKPOINTS, CLASSES
 from cifarlib.history import History
 from cifarlib.metrics import Scores
@@ -307,7 +307,7 @@ def test_patience_counts_validations_without_a_lower_loss(losses, patience, val_
 
 
 @pytest.mark.parametrize("val_freq, best_accuracy, best_loss", [(1, 2, 3), (2, 4, 6)])
-def evaluate_checkpoints_hold_the_weights_of_their_epochs(val_freq, best_accuracy, best_loss, scripted, load, tmp_path):
+def test_checkpoints_hold_the_weights_of_their_epochs(val_freq, best_accuracy, best_loss, scripted, load, tmp_path):
     scripted([3, 2, 1, 4], [10, 50, 50, 30])  # of two that are equal, the first
     config, after = tiny("cnn", epochs=4 * val_freq, val_freq=val_freq), []
     model = build_model(config)
@@ -319,7 +319,7 @@ def evaluate_checkpoints_hold_the_weights_of_their_epochs(val_freq, best_accurac
     assert sorted(os.listdir(tmp_path)) == ["best_val_acc.pt", "best_val_loss.pt", "history.csv", "plan.json", "terminal.pt"]
 
 
-def evaluate_checkpoints_are_tested_each_with_its_weights(load, tmp_path):
+def test_checkpoints_are_tested_each_with_its_weights(load, tmp_path):
     config = tiny("resnet", epochs=4)
     splits = load(config)
     model = build_model(config)
@@ -592,6 +592,21 @@ def test_finished_run_may_have_kept_few_or_no_weights(kept, finished, monkeypatc
     (folder / "record.json").write_text('{"status": "done"}')
     monkeypatch.setattr(train.Trainer, "train_epoch", lambda *_: pytest.fail("there is nothing left to train"))
     assert run(config, splits, folder)[0] == history
+
+
+def test_finished_run_is_shown_on_another_kind_of_machine(finished):
+    config, splits, folder, history, _ = finished
+    (folder / "record.json").write_text('{"status": "done"}')
+    elsewhere = (folder / "plan.json").read_text().replace('"cpu"', '"cuda"').replace('"fp32"', '"bf16"')
+    (folder / "plan.json").write_text(elsewhere)
+    assert run(config, splits, folder)[0] == history and (folder / "plan.json").read_text() == elsewhere
+
+
+def test_a_damaged_plan_is_one_line(finished):
+    config, splits, folder, *_ = finished
+    (folder / "plan.json").write_text("")
+    with pytest.raises(InputError, match="plan.json is damaged, .* remove it"):
+        run(config, splits, folder)
 
 
 def test_without_resume_it_starts_anew(finished):

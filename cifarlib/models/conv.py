@@ -1,4 +1,4 @@
-"""Convolutions with fewer multiplications: nn.Conv2d's weights, outputs and gradients, up to rounding, by matrix products."""
+"""Convolutions that cost less than torch's: nn.Conv2d's weights, outputs and gradients, up to rounding, by matrix products."""
 
 import itertools
 from typing import NamedTuple
@@ -37,15 +37,15 @@ OF_4 = Winograd.of([[4., 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1
                    [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1.]],
                    [[1., 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], worthwhile=96)
 
-SMALL = 8  # pixels across: on such maps torch takes up to twice as long for a strided convolution's gradients (fp32, measured on AVX2)
+SMALL = 8  # pixels across: there torch's gradients of a strided convolution take up to twice as long as the product's (fp32, measured on AVX2)
 
 
 class Conv2d(nn.Conv2d):
-    """nn.Conv2d with square kernels, strides and paddings, without groups or dilation.
+    """nn.Conv2d with square kernels, strides and paddings (with zeros), without groups or dilation.
 
     Where a kernel covers the whole map from each output, only the taps that fall on the map are used: on a 32x32 image the ResNet's
-    last stages work on 2x2 and 1x1 maps, where most of a 3x3 kernel multiplies padding. On a CPU 1x1 kernels, and strided ones on small
-    maps, multiply a copy of the pixels that they meet, and wide 3x3 convolutions go by Winograd's filtering.
+    last stages work on 2x2 and 1x1 maps, where most of a 3x3 kernel multiplies padding. On a CPU 1x1 kernels, and in fp32 strided ones
+    on small maps, multiply a copy of the pixels that they meet, and wide 3x3 convolutions go by Winograd's filtering.
     """
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -53,7 +53,8 @@ class Conv2d(nn.Conv2d):
             return self._product(maps, first_taps)
         if maps.device.type != "cpu":
             return super().forward(maps)
-        if self.kernel_size == (1, 1) or self.stride != (1, 1) and maps.shape[-1] <= SMALL and not torch.is_autocast_enabled("cpu"):
+        small_strided = self.stride != (1, 1) and maps.shape[-1] <= SMALL and not torch.is_autocast_enabled("cpu")
+        if self.kernel_size == (1, 1) or small_strided:
             return self._gathered(maps)
         filtering = self._filtering(maps)
         return self._filtered(maps, filtering) if filtering else super().forward(maps)
@@ -76,15 +77,15 @@ class Conv2d(nn.Conv2d):
     def _gathered(self, maps: Tensor) -> Tensor:
         """All outputs as one product of the kernel with the pixels that it meets, put in a row for each output."""
         (kernel, _), (stride, _) = self.kernel_size, self.stride
-        padded = self._padded(maps)
-        steps = [[slice(tap, tap + size - kernel + 1, stride) for tap in range(kernel)] for size in padded.shape[1:3]]
-        pixels = _Parts.apply(padded, list(itertools.product(*steps)), 3).flatten(3)  # (B, H', W', taps * C)
+        pixels = self._windows(maps, kernel, stride, 3).flatten(3)  # (B, H', W', taps * C)
         return F.linear(pixels, self.weight.permute(0, 2, 3, 1).flatten(1), self.bias).permute(0, 3, 1, 2)
 
-    def _padded(self, maps: Tensor) -> Tensor:
-        """The maps with zeros around them, channels last."""
-        rows, columns = self.padding
-        return F.pad(maps.permute(0, 2, 3, 1), (0, 0, columns, columns, rows, rows))
+    def _windows(self, maps: Tensor, side: int, stride: int, dim: int) -> Tensor:
+        """Windows of side x side pixels, `stride` apart, on the padded maps: (B, H', W', C) with the place in a window as dimension `dim`."""
+        maps, (pad, _) = maps.permute(0, 2, 3, 1), self.padding
+        maps = F.pad(maps, (0, 0, pad, pad, pad, pad)) if pad else maps  # torch would copy them for a pad of nothing too
+        rows, columns = ([slice(first, first + size - side + 1, stride) for first in range(side)] for size in maps.shape[1:3])
+        return _Parts.apply(maps, list(itertools.product(rows, columns)), dim)
 
     def _filtering(self, maps: Tensor) -> Winograd | None:
         """Winograd's filtering that is quicker for `maps` than torch's convolution; None if there is none."""
@@ -101,19 +102,18 @@ class Conv2d(nn.Conv2d):
     def _filtered(self, maps: Tensor, filtering: Winograd) -> Tensor:
         """Square tiles of outputs from overlapping tiles of inputs, two pixels wider, channels last."""
         tile, (count, _, height, width) = filtering.tile, maps.shape
-        places = [(slice(y, y + height - tile + 1, tile), slice(x, x + width - tile + 1, tile)) for y in range(tile + 2) for x in range(tile + 2)]
-        tiles = _Parts.apply(self._padded(maps), places, 0)  # (places, B, H/tile, W/tile, C)
+        tiles = self._windows(maps, tile + 2, tile, 0)  # (places, B, H/tile, W/tile, C)
         with torch.autocast("cpu", enabled=False):  # rounded once, after the transform
             kernels = filtering.from_kernel @ self.weight.permute(2, 3, 0, 1).reshape(9, -1)  # (places, C' * C)
-        inputs = (filtering.from_input @ tiles.flatten(1)).view(len(places), -1, self.in_channels)
-        products = inputs @ kernels.view(len(places), self.out_channels, self.in_channels).mT  # (places, B * tiles, C')
+        inputs = (filtering.from_input @ tiles.flatten(1)).view(len(tiles), -1, self.in_channels)
+        products = inputs @ kernels.view(len(tiles), self.out_channels, self.in_channels).mT  # (places, B * tiles, C')
         output = (filtering.to_output @ products.flatten(1)).view(tile, tile, count, height // tile, width // tile, -1)
         output = output.permute(2, 3, 0, 4, 1, 5).reshape(count, height, width, -1).contiguous()  # a map of one tile comes as a view
         return (output if self.bias is None else output + self.bias).permute(0, 3, 1, 2)
 
 
 class _Parts(torch.autograd.Function):
-    """Parts of a tensor (N, H, W, C), equal in size, in a row: (N, h, w, C) with `dim` for the parts; the gradient adds up where they overlap.
+    """Parts of a tensor (N, H, W, C), equal in size: (N, h, w, C) stacked as dimension `dim`; the gradient adds up where they overlap.
 
     places: (rows, columns) of each part, as slices. Channels are last as they lie in memory, so that whole rows are copied. torch's
     own slices give each part a gradient of the whole tensor's size.

@@ -46,8 +46,8 @@ class ResNet(nn.Module):
         )
         stages, in_channels = [], widths[0]
         for i, (width, depth) in enumerate(zip(widths, depths, strict=True)):
-            strides = [1 if i == 0 else 2] + [1] * (depth - 1)
-            stages.append(nn.Sequential(*(BasicBlock(in_channels if j == 0 else width, width, s) for j, s in enumerate(strides))))
+            first = BasicBlock(in_channels, width, stride=1 if i == 0 else 2)
+            stages.append(nn.Sequential(first, *(BasicBlock(width, width, stride=1) for _ in range(depth - 1))))
             in_channels = width
         self.stages = nn.Sequential(*stages)
         self.pool = nn.AdaptiveAvgPool2d(1)
