@@ -21,7 +21,9 @@ from .config import Config, InputError, Options, project_path
 from .execute import BAD_INPUT, FAILED, OK, PREEMPTED
 from .files import LOG, NOTEBOOK, RECORD, STOP
 from .grid import Run
-from .runs import FINISHED, check_plan, is_finished, note_planned, precision_of, read_record, remove_stale_parts, status_of, write_failure, write_table
+from .runs import (
+    FINISHED, check_plan, is_finished, note_planned, precision_of, read_record, remove_stale_parts, status_of, write_failure, write_table,
+)
 from .signals import SignalContext
 from .words import counted, listed
 

@@ -44,7 +44,8 @@ class Table:
 
     rows: a row a cell. Beside the file's columns: `model`, `experiment` (equal for cells that are one configuration), `copy` (the row
     repeats another row's run), `condition` (its values of CONDITIONS, as text), `main` (that condition is the one its model is ranked
-    under), `images` (of the test) and `chance` (no better than guessing). notes: a sentence for everything left out or assumed. rank_by: the column that ranks; tested, per_class: the columns that report, of the checkpoint that it names.
+    under), `images` (of the test) and `chance` (no better than guessing). notes: a sentence for everything left out or assumed.
+    rank_by: the column that ranks; tested, per_class: the columns that report, of the checkpoint that it names.
     """
 
     rows: pd.DataFrame
@@ -231,7 +232,8 @@ def _marked(rows: pd.DataFrame, tested: str, notes: list[str]) -> pd.DataFrame:
     if "run" in rows and "seed" in rows:
         again = rows[~rows["copy"]].duplicated(["experiment", "seed", *_metrics(rows)])
         if again.any():
-            notes.append(f"{counted(again.sum(), 'row')} {'repeats' if again.sum() == 1 else 'repeat'} a run of another study in every digit; each run counts once.")
+            notes.append(f"{counted(again.sum(), 'row')} {'repeats' if again.sum() == 1 else 'repeat'} a run of another study in every digit; "
+                         "each run counts once.")
             rows.loc[again.index[again], "copy"] = True
     rows["main"] = True
     for model, group in rows.groupby("model"):

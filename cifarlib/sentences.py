@@ -183,7 +183,8 @@ def overall_observations(table: Table) -> list[str]:
     configurations, seeded, runs = (len(rows.drop_duplicates([c for c in columns if c in rows])) for columns in (
         ["experiment"], ["experiment", "seed"], ["experiment", "seed", "study", "run"]))
     kinds = [f"{in_words(n)} {text}" for n, text in (
-        (seeded - configurations, "with a further seed"), (runs - seeded, "with the same seed in another study" if "seed" in rows else "in a run of its own"),
+        (seeded - configurations, "with a further seed"),
+        (runs - seeded, "with the same seed in another study" if "seed" in rows else "in a run of its own"),
         (len(rows) - runs, "under another name (gamma does nothing under the cosine schedule)")) if n]
     if kinds:
         lines.append(f"**Experiments:** {len(rows)} rows are {counted(configurations, 'experiment')}; the others repeat one, {listed(kinds)}.")
