@@ -42,6 +42,8 @@ def conditions(table: Table) -> str:
               "model_args": "model sizes: {}", "precision": "{}", "device": "{}"}
     for column, label in labels.items():
         values = [plain(value) for value in rows[column].dropna().unique()] if column in rows else []
+        if column == "model_args" and len(values) > 1:
+            values = [f"{plain(value)} ({MODELS[model]})" for model, value in rows[["model", column]].drop_duplicates().itertuples(index=False)]
         if set(values) - {"0", "default"}:
             parts.append(label.format(" or ".join("all" if value == "0" else value for value in values)))
     if "seed" in rows:
