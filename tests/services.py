@@ -1,4 +1,5 @@
 """What tests that start a service for themselves share: it is started as a whole or stopped, and waited for."""
+
 import time
 
 
@@ -25,3 +26,8 @@ def wait_for(condition, timeout, what, interval=0.2):
             return value
         time.sleep(interval)
     raise TimeoutError(f"waited {timeout} s for {what}")
+
+
+def until(condition, seconds=120):
+    """Wait for what a test goes on from."""
+    wait_for(condition, seconds, "what a test waits for", 0.05)

@@ -13,6 +13,7 @@ import pandas
 import pytest
 import torch
 from conftest import TINY, tiny
+from services import until
 
 from cifarlib import batch, claim
 from cifarlib.claim import Claim, is_claimed
@@ -28,6 +29,19 @@ fixed: {{dataset: synthetic, limit_train: 128, limit_val: 64, limit_test: 64, ba
 LONG = FIXED.replace("epochs: 2", "epochs: 12").replace("limit_train: 128", "limit_train: 1024") + "rows: [{seed: 1}]\n"
 
 
+STARTED = []  # by grid()
+
+
+@pytest.fixture(autouse=True)
+def no_runner_is_left():
+    """Also of a test that failed; a run ends with its runner."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        process.kill()
+        process.wait()
+
+
 def grid(folder, text, *arguments, wait=True, **options):
     """`python -m cifarlib grid` on a grid of this text; the finished process, or the running one."""
     path = folder / "g.yaml"
@@ -35,6 +49,7 @@ def grid(folder, text, *arguments, wait=True, **options):
     command = [sys.executable, "-m", "cifarlib", "grid", str(path), "--executed_dir", str(folder / "executed"), "--wandb_mode", "disabled",
                *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+    STARTED.append(process)
     if not wait:
         return process
     process.output = process.communicate(timeout=300)[0]
@@ -45,13 +60,6 @@ def run_folder(folder):
     """The only run folder of the study."""
     (found,) = [path for path in (folder / "executed" / "g").iterdir() if (path / "run.log").exists()]
     return found
-
-
-def until(condition, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
 
 
 def epochs_in(folder):
@@ -167,9 +175,10 @@ def test_kill_9_of_everything_loses_at_most_the_epoch_in_progress(tmp_path, unin
 def test_what_a_second_interrupt_kills_has_not_failed(tmp_path):
     process = grid(tmp_path, LONG.replace("limit_train: 1024", "limit_train: 8192"), wait=False)  # epochs of seconds
     folder = begun(tmp_path)
-    for _ in range(2):
-        time.sleep(0.2)  # into the next epoch, and for the first signal to be taken
-        process.send_signal(signal.SIGINT)
+    time.sleep(0.2)  # into the next epoch
+    process.send_signal(signal.SIGINT)
+    until((folder / "stop").exists)  # the first signal was taken
+    process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 75 and read_record(folder) is None, output
     assert not (folder / "stop").exists(), "the next run of this folder would end before its first epoch"
@@ -342,7 +351,7 @@ def test_cards_whose_memory_cannot_be_told_have_room_for_a_run_each(machine):
     assert slots() == batch.Slots(2, 4, ("0", "3"))
 
 
-def test_an_absolute_data_folder_is_not_published(tmp_path, monkeypatch):
+def test_an_absolute_data_folder_is_not_published_and_a_run_gets_its_card_and_threads(tmp_path, monkeypatch):
     seen = {}
 
     class Process:
@@ -371,6 +380,10 @@ def test_an_absolute_data_folder_is_not_published(tmp_path, monkeypatch):
     batch.execute_run(Run(config, (config,)), options, batch.Stopping(), gpu="1")  # which is the first, and only, card that the run sees
     assert seen["CUDA_VISIBLE_DEVICES"] == "1" and seen["parameters"]["device"] == "cuda"
     assert seen["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID", "as nvidia-smi, which says how large card 1 is, counts them"
+    for name in batch.ALLOCATOR:
+        monkeypatch.delenv(name, raising=False)
+    batch.execute_run(Run(config, (config,)), options, batch.Stopping(), threads=3)
+    assert seen["OMP_NUM_THREADS"] == seen["MKL_NUM_THREADS"] == "3" and batch.ALLOCATOR.items() <= seen.items()
 
 
 def test_a_run_that_a_notebook_starts_is_not_taken_for_one_that_is_looked_at(tmp_path, monkeypatch):

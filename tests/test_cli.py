@@ -3,14 +3,18 @@
 import dataclasses
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from cifarlib import cli
+from cifarlib import cli, runs
 from cifarlib.config import Config, Options
+from cifarlib.runs import note_planned
 
 PUBLISHED = ["-d", "./cifar-10", "-e", "50", "-b", "64", "-m", "resnet", "-s", "step", "-a", "-l", "0.001", "-w", "0.0001", "-g", "0.97",
              "-f", "5", "-p", "10"]
@@ -77,11 +81,11 @@ def test_a_dry_run_estimates_from_runs_of_the_same_model_and_size(tmp_path, caps
 def test_every_field_is_an_option_and_help_shows_its_default(capsys):
     with pytest.raises(SystemExit):
         cli.main(["train", "--help"])
-    text = " ".join(capsys.readouterr().out.split())
+    text = " ".join(capsys.readouterr().out.split()).partition("options:")[2]
     for spec in (*dataclasses.fields(Config), *dataclasses.fields(Options)):
-        after = text.partition(f"--{spec.name}")[2]
+        after = re.split(rf"--{spec.name}[ ,]", text, maxsplit=1)[1]
         default = {} if spec.type is dict else spec.default
-        assert after and f"(default: {default})" in text, spec.name
+        assert after.partition("(default: ")[2].startswith(f"{default})"), spec.name
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -109,9 +113,12 @@ def test_bad_values_are_one_line_and_exit_code_2(capsys, arguments, message):
     assert code == 2 and message in output.err and output.err.count("\n") == 1 and output.out == ""
 
 
-@pytest.mark.parametrize("arguments", [[], ["nothing"], ["grid"], ["grid", "none.yaml"], ["status", "none"], ["runs", "none"],
-                                       ["results", "--runs", "none.csv"], ["grid", "parameters/demo.yaml", "--jobs", "many"]])
-def test_commands_without_what_they_need_are_one_line_and_exit_code_2(capsys, tmp_path, arguments):
+@pytest.mark.parametrize("arguments, message", [
+    ([], "required: COMMAND"), (["nothing"], "invalid choice: 'nothing'"), (["grid"], "required: file"), (["grid", "none.yaml"], "none.yaml can't be read"),
+    (["status", "none"], "no runs in "), (["runs", "none"], "no run with a record.json in "), (["results", "--runs", "none.csv"], "none.csv: no table of runs"),
+    (["grid", "parameters/demo.yaml", "--jobs", "many"], "expected a whole number from 0, got 'many'"),
+])
+def test_commands_without_what_they_need_are_one_line_and_exit_code_2(capsys, tmp_path, arguments, message):
     if arguments[:1] in (["status"], ["runs"]):
         arguments = [*arguments, "--executed_dir", str(tmp_path)]
     if arguments[:1] == ["results"]:
@@ -121,7 +128,7 @@ def test_commands_without_what_they_need_are_one_line_and_exit_code_2(capsys, tm
     except SystemExit as ended:
         code = ended.code
     output = capsys.readouterr()
-    assert code == 2 and output.err.startswith("cifarlib: ") and output.err.count("\n") == 1
+    assert code == 2 and output.err.startswith("cifarlib: ") and message in output.err and output.err.count("\n") == 1
 
 
 def test_train_prints_the_run_folder_last_and_keeps_everything_there(tmp_path):
@@ -209,6 +216,37 @@ def test_a_foreign_record_in_another_study_is_no_matter_for_an_estimate(tmp_path
         Path("executed/x", name).mkdir(parents=True)
         Path("executed/x", name, "record.json").write_text(json.dumps({"status": "done", "config": config, "epochs_run": 3, "seconds": 9}))
     assert cli.main(["grid", "g.yaml", "--dry-run"]) == 0 and "no estimate" in capsys.readouterr().out
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_status_counts_what_was_asked_for_until_the_list_is_removed(tmp_path, capsys, monkeypatch):
+    configs = [Config(model=model, scheduler="step", gamma=gamma) for model in ("cnn", "vit") for gamma in (0.9, 0.8)]
+    study, done = tmp_path / "s", configs[0]
+    note_planned(study, configs)
+    (study / done.run_name).mkdir()
+    record = {"status": "done", "config": done.to_dict(), "epochs_run": 10, "seconds": 100.0, "metrics": {"val_accuracy_best_val_acc": 0.5}}
+    (study / done.run_name / "record.json").write_text(json.dumps(record))
+
+    def status(*arguments):
+        assert cli.main(["status", "s", "--executed_dir", str(tmp_path), *arguments]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    monkeypatch.setattr(time, "sleep", interrupt)  # Ctrl-C while it waits for the next look
+    for shown in (status(), status("--watch")):
+        counts = {line.split()[0]: line.split()[1:] for line in shown[1:4]}
+        assert counts == {"cnn": list("100001"), "vit": list("000002"), "all": list("100003")}
+        assert shown[4:] == [f"best so far: {done.run_name}, validation accuracy 0.5000",
+                             f"no estimate: no run of vit of this size is recorded in {tmp_path} yet"]
+    shutil.rmtree(study / "planned")
+    assert status()[-1] == "nothing is left to do"
+
+
+def test_an_interrupted_command_is_one_line_and_exit_code_130(monkeypatch, capsys):
+    monkeypatch.setattr(runs, "write_table", interrupt)
+    assert cli.main(["runs", "s"]) == 130 and capsys.readouterr().err == "cifarlib: interrupted\n"
 
 
 def test_grid_takes_the_short_options_of_train(tmp_path, capsys):

@@ -208,8 +208,9 @@ def test_notebook_shows_one_line_for_bad_input(capsys, tmp_path, monkeypatch):
     assert capsys.readouterr().out.strip() == "InputError: epochs: expected at least 1, got 0"
 
 
-def test_configurations_need_no_torch():
-    code = "import sys, cifarlib.config; sys.exit('torch' in sys.modules)"
+def test_commands_need_no_torch():
+    names = ", ".join(f"cifarlib.{name}" for name in ("config", "grid", "claim", "runs", "batch", "cli", "execute"))
+    code = f"import sys, {names}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0
 
 

@@ -39,7 +39,7 @@ def genuine(cifar10, reference, load):
         return {"published": load(Config(protocol="published", device="cpu")), "stratified": load(Config(device="cpu"))}
 
 
-def test_md5s_and_classes_are_torchvisions():
+def test_md5s_are_torchvisions():
     assert list(MD5.items()) == [tuple(pair) for pair in CIFAR10.train_list + CIFAR10.test_list]
 
 

@@ -59,7 +59,9 @@ def test_it_goes_on_from_a_saved_state(tmp_path):
     assert same([models[1], others[1]])
 
 
-def test_training_does_not_import_torchs_compiler():
+def test_training_imports_neither_torchs_compiler_nor_torchvision():
     code = ("import sys; from conftest import tiny; from cifarlib import build_model, fit, load_cifar10; config = tiny('resnet'); "
-            "fit(build_model(config), load_cifar10(config), config); sys.exit('torch._dynamo' in sys.modules)")
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent).returncode == 0
+            "fit(build_model(config), load_cifar10(config), config); "
+            "sys.exit(' '.join({'torch._dynamo', 'torchvision'} & sys.modules.keys()) or 0)")
+    ended = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr

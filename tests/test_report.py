@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import nbformat
@@ -10,13 +11,16 @@ import papermill
 import pytest
 import results_tables as made
 
-from cifarlib import cli
+from cifarlib import cli, report
 from cifarlib.results import read_table
 from cifarlib.sentences import readme_section, rewrite_between_markers
 
 ROOT = Path(__file__).parent.parent
 STUDIES = re.search(r"^STUDIES := (.+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
-EXECUTED = [path for study in STUDIES for path in sorted(ROOT.glob(f"executed/{study}/*/experiment.ipynb"))]
+# what git keeps, whatever else was trained here
+KEPT = re.findall(r"^!/executed/(\w+)/$", (ROOT / ".gitignore").read_text(), re.MULTILINE)
+EXECUTED = [path for name in KEPT for pattern in ("*.ipynb", "*/experiment.ipynb") for path in sorted(ROOT.glob(f"executed/{name}/{pattern}"))]
+PATHS = r"(?<![\w.:/])/(home|root|tmp|work|Users|usr|mnt|data)/"
 
 
 def test_results_draws_the_charts_writes_html_and_the_readme_section(tmp_path, capsys, monkeypatch):
@@ -24,14 +28,17 @@ def test_results_draws_the_charts_writes_html_and_the_readme_section(tmp_path, c
     study, readme, figures = tmp_path / "executed" / "equal_compute", tmp_path / "README.md", tmp_path / "executed" / "equal_compute" / "figures"
     table = made.table(models=("cnn", "resnet"), learning_rate=(0.001, 0.0001), weight_decay=(0.001,), gamma=(0.97,))
     made.write_study(study, table, images=200, runs=12)
+    lower = table.assign(test_accuracy_best_val_acc=table["test_accuracy_best_val_acc"] - 0.01)
+    other = made.write_study(tmp_path / "executed" / "other", lower, runs=0)
     readme.write_text("before\n<!-- results:begin -->\nold\n<!-- results:end -->\nafter\n")
-    arguments = ["results", "--runs", str(study / "runs.csv"), "--readme", str(readme)]
+    arguments = ["results", "--runs", str(study / "runs.csv"), "--readme", str(readme), "--compare-with", str(other)]
     assert cli.main(arguments) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(study / "results.html")
     images = {path.name: path.read_bytes() for path in figures.iterdir()}
-    assert {"cnn_top5.png", "cnn_top5.svg", "resnet_top5.png", "overall_top5.png"} <= images.keys() and "vit_top5.png" not in images
+    assert {"cnn_top5.png", "cnn_top5.svg", "resnet_top5.png", "overall_top5.png", "comparison.png"} <= images.keys() and "vit_top5.png" not in images
     assert "<img" in (study / "results.html").read_text()
     executed = (study / "results.ipynb").read_bytes()
+    assert b"From the first to the second the median difference is +1.00 points" in executed, "from the other table to ours"
     assert cli.main([*arguments, "--compare-with", "typo.csv"]) == 2 and (study / "results.ipynb").read_bytes() == executed
     first = readme.read_text()
     assert first.startswith("before\n") and first.endswith("after\n") and "old" not in first and "### Results ResNet" in first
@@ -40,7 +47,8 @@ def test_results_draws_the_charts_writes_html_and_the_readme_section(tmp_path, c
     # A second time it changes nothing, also with the parameters as they stand in the notebook, and in its folder.
     (tmp_path / "notebooks").mkdir()
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    out = papermill.execute_notebook(ROOT / "notebooks" / "results.ipynb", None, cwd=tmp_path / "notebooks", progress_bar=False)
+    out = papermill.execute_notebook(ROOT / "notebooks" / "results.ipynb", None, {"compare_with": "executed/other/runs.csv"},
+                                     cwd=tmp_path / "notebooks", progress_bar=False)
     outputs = [output for cell in out.cells if cell.cell_type == "code" for output in cell.outputs]
     drawn = sum("image/png" in output.get("data", {}) for output in outputs)
     assert drawn == len(list(figures.glob("*.png"))) >= 11
@@ -73,11 +81,29 @@ def test_every_picture_and_file_that_the_readme_shows_is_there():
     assert links and [link for link in links if not (ROOT / link).exists()] == []
 
 
-@pytest.mark.parametrize("path", EXECUTED, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", EXECUTED, ids=lambda path: "/".join(path.parts[-3:-1]))
 def test_executed_notebooks_have_outputs_and_no_path_of_a_machine(path):
-    notebook = nbformat.read(path, 4)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    code = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in code) and any("image/png" in str(cell.outputs) for cell in code)
-    text = path.read_text()
-    assert not re.search(r"(?<![\w.:/])/(home|root|tmp|work|Users|usr|mnt|data)/", text)
-    assert path.stat().st_size < 500_000
+    assert not re.search(PATHS, path.read_text())
+    assert path.stat().st_size < (500_000 if path.name == "experiment.ipynb" else 1_000_000)
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_records_and_tables_name_no_path_of_a_machine(name):
+    files = [path for kind in ("json", "csv") for path in ROOT.glob(f"executed/{name}/**/*.{kind}")]
+    assert files and [path for path in files if re.search(PATHS, path.read_text())] == []
+
+
+def test_an_absolute_data_folder_is_not_published_with_a_notebook(tmp_path, monkeypatch):
+    seen = []
+
+    def run(command, input, env, **_):
+        seen.append((json.loads(input)["data_dir"], env.get("CIFAR10_DIR")))
+        return subprocess.CompletedProcess(command, 0, stderr="")
+
+    monkeypatch.setattr(report.subprocess, "run", run)
+    monkeypatch.delenv("CIFAR10_DIR", raising=False)
+    for place in (str(tmp_path), "here"):
+        report.execute_notebook("results.ipynb", {"data_dir": place}, tmp_path)
+    assert seen == [("", str(tmp_path)), ("here", None)]

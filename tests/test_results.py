@@ -428,6 +428,27 @@ def test_the_gain_by_augmentation_is_that_of_the_runs_that_rank_first():
     assert "at best 70.00% with it, 60.00% without it" in text
 
 
+def test_a_table_in_the_published_format_is_chosen_by_test_and_says_so(small):
+    old = small[small["seed"] == 100].filter(regex="^(Modelname|Full_Modelname|test_(acc|loss|per)|val_accuracy$)")
+    table = checked(old.join(small[list(results.KNOBS)]))
+    assert "rank by test_accuracy_best_val_acc as in the published report: the winners' test accuracies are biased upward" in table.notes[0]
+    text = " ".join(sentences.observations(table, "cnn"))
+    assert "**Choice:** made by test score among 16 runs, so the best one's accuracy is too high, by about" in text
+    assert "the test images were not used" not in text
+    assert "the test images were not used" in " ".join(sentences.observations(checked(small), "cnn"))
+
+
+def test_repeats_and_experiments_that_agree_in_every_digit_are_called_so():
+    frame = repeats()
+    same = frame.assign(**{c: frame[c].iloc[0] for c in frame if c.startswith(("test_", "train_", "val_"))})
+    floor = results.noise_floor(checked(same), "resnet")
+    assert floor.name == "sampling error" and "its repeats agree in every digit" in floor.text
+    twin = frame.iloc[[0]].assign(weight_decay=0.0001, Full_Modelname="twin", run="twin")
+    text = " ".join(sentences.overall_observations(checked(pd.concat([frame, twin], ignore_index=True))))
+    assert "**Same digits:** one experiment repeats another's metrics in every digit" in text
+    assert "Same digits" not in " ".join(sentences.overall_observations(checked(frame)))
+
+
 def test_the_checkpoint_of_the_lowest_loss_ranks_by_its_accuracy(small):
     table = checked(small, rank_by="val_accuracy_best_val_loss")
     assert results.top(table, "cnn")["score"].iloc[0] == small.query("Modelname == 'cnn'")[table.rank_by].max()

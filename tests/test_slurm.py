@@ -141,6 +141,7 @@ def environment_of(pid):
     ("run_cluster.sh", [*ARGUMENTS[:2], "resnt", *ARGUMENTS[3:]], "model"),
     ("run_cluster.sh", ["many", *ARGUMENTS[1:]], "epochs"),
     ("run_cluster.sh", [*ARGUMENTS, "--epochz", "3"], "epochz"),
+    ("run_cluster.sh", [*ARGUMENTS, "--no-resume"], "remove the run folders"),
     ("run_cluster_sets.sh", [], "1 to 18"),
     ("run_cluster_sets.sh", ["19"], "1 to 18"),
     ("run_cluster_sets.sh", ["7", "8"], "'8'"),
@@ -211,6 +212,8 @@ def test_an_array_with_a_throttle_and_a_failing_cell(cluster, project, submit):
     assert sorted(statuses) == ["done", "done", "failed"]
     printed = log(project, f"{array}_*")
     assert printed.count("  done  ") == 2 and printed.count("  failed  ") == 1
+    ended = [log(project, f"{array}_{task}") for task in (1, 2, 3)]
+    assert [text.count("  done  ") + text.count("  failed  ") for text in ended] == [1, 1, 1], "each task trains its own chunk"
     assert "FAILED" in {cluster.job(f"{array}_{task}")["JobState"] for task in (1, 2, 3)}
 
 

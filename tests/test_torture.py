@@ -8,13 +8,15 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas
+import papermill
 import pytest
-from test_batch import until
+from services import until
 from torture import torture
 
-from cifarlib import batch, claim, runs
+from cifarlib import batch, claim, execute, runs
 from cifarlib.batch import Slots, run_all
 from cifarlib.claim import Claim
 from cifarlib.config import Config, InputError, Options
@@ -185,6 +187,38 @@ def test_a_table_of_runs_lacks_no_record_that_came_while_it_was_written(tmp_path
 
     monkeypatch.setattr(runs, "table_rows", slow)
     assert list(pandas.read_csv(write_table(tmp_path)).run) == ["a", "b"]
+
+
+@pytest.mark.parametrize("fail_fast, trained", [(False, 3), (True, 1)])
+def test_fail_fast_starts_nothing_after_the_first_failure(fail_fast, trained, tmp_path, monkeypatch):
+    started = []
+
+    def fail(run, options, *_):
+        started.append(run.name)
+        write_failure(options.run_folder(run.config), run.config, "out of memory")
+        return FAILED
+
+    monkeypatch.setattr(batch, "execute_run", fail)
+    every = [Run(config, (config,)) for config in (CONFIG.replace(seed=seed) for seed in (1, 2, 3))]
+    assert run_all(every, Options(executed_dir=str(tmp_path)), Slots(1, 1, ()), fail_fast=fail_fast) == FAILED
+    assert len(started) == trained
+
+
+@pytest.mark.parametrize("failures, begun, code, attempts", [(0, False, OK, 1), (2, False, OK, 3), (3, False, FAILED, 3), (1, True, FAILED, 1)])
+def test_a_kernel_that_does_not_start_is_tried_again_one_that_began_is_not(failures, begun, code, attempts, tmp_path, monkeypatch):
+    calls, output = [], tmp_path / "out.ipynb"
+
+    def start(notebook, output, *_, **__):
+        calls.append(notebook)
+        Path(output).write_text(json.dumps({"cells": [{"execution_count": 1 if begun else None}]}))
+        if len(calls) <= failures:
+            raise RuntimeError("Kernel died before replying to kernel_info")
+
+    monkeypatch.setitem(sys.modules, "rfc3987_syntax", None)  # as execute sets it; taken back afterwards
+    monkeypatch.setattr(papermill, "execute_notebook", start)
+    monkeypatch.setattr(execute, "time", SimpleNamespace(sleep=lambda seconds: None))
+    assert execute.execute("n.ipynb", str(output), {}, str(tmp_path), []) == code
+    assert len(calls) == attempts
 
 
 @pytest.mark.parametrize("record", [{"config": {"lr": 1}}, {"config": []}, {"config": CONFIG.to_dict()}])

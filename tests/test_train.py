@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from cifarlib.record import finish_run
 
 MODELS = ["cnn", "resnet", "vit"]
 PROTOCOLS = ["corrected", "published"]
+THOROUGH = checkpoint.THOROUGH  # before a test changes it
 
 
 def weights(model):
@@ -201,6 +203,13 @@ def test_without_cuda_no_other_accelerator_is_asked_for_streams(load, monkeypatc
     assert len(history.rows) == 1
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_loss_of_bf16_logits_is_taken_in_fp32(protocol):
+    logits, labels = torch.randn(64, 10, generator=torch.Generator().manual_seed(1)).bfloat16(), torch.arange(64) % 10
+    outputs = logits.float().softmax(dim=1) if protocol == "published" else logits.float()
+    assert torch.equal(train.loss_of(logits, labels, Config(model="cnn", protocol=protocol)), F.cross_entropy(outputs, labels))
+
+
 def test_bf16_is_close_to_fp32(load):
     rows = {}
     for precision in ("fp32", "bf16"):
@@ -306,8 +315,10 @@ def test_patience_counts_validations_without_a_lower_loss(losses, patience, val_
     assert len(history.rows) == epochs_run and history.status == "done"
 
 
-@pytest.mark.parametrize("val_freq, best_accuracy, best_loss", [(1, 2, 3), (2, 4, 6)])
-def test_checkpoints_hold_the_weights_of_their_epochs(val_freq, best_accuracy, best_loss, scripted, load, tmp_path):
+@pytest.mark.parametrize("val_freq, best_accuracy, best_loss, disk", [(1, 2, 3, "quick"), (2, 4, 6, "quick"), (1, 2, 3, "slow")])
+def test_checkpoints_hold_the_weights_of_their_epochs(val_freq, best_accuracy, best_loss, disk, scripted, load, tmp_path, request):
+    if disk == "slow":  # the best weights wait in memory while training goes on
+        request.getfixturevalue("slow_disk")
     scripted([3, 2, 1, 4], [10, 50, 50, 30])  # of two that are equal, the first
     config, after = tiny("cnn", epochs=4 * val_freq, val_freq=val_freq), []
     model = build_model(config)
@@ -474,11 +485,31 @@ def test_epochs_that_are_quicker_than_writing_are_not_all_written(load, tmp_path
 
 
 def test_on_a_cpu_every_epoch_is_written(load, tmp_path, at_loss, slow_disk, monkeypatch):
-    monkeypatch.setattr(checkpoint, "THOROUGH", ("cpu",))
+    monkeypatch.setattr(checkpoint, "THOROUGH", THOROUGH)
     at_loss(2 * BATCHES + 2, lambda: [signal.raise_signal(signal.SIGINT) for _ in range(2)])
     with pytest.raises(KeyboardInterrupt):
         run(INTERRUPTED, load(INTERRUPTED), tmp_path)
     assert len(torch.load(tmp_path / "last.pt", weights_only=True)["rows"]) == 2
+
+
+def test_on_a_gpu_writing_takes_at_most_a_tenth_of_the_time(load, tmp_path, monkeypatch):
+    """By a clock that an epoch moves by two seconds and a writing by one."""
+    clock, written, save = [0], [], checkpoint.save
+
+    def slow(content, path):
+        if path.name == "last.pt":
+            clock[0] += 1
+            written.append(len(content["rows"]))
+        save(content, path)
+
+    def epoch(history):
+        clock[0] += 2
+
+    monkeypatch.setattr(checkpoint, "THOROUGH", ())
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(checkpoint, "save", slow)
+    run(tiny(epochs=12), load(tiny()), tmp_path, on_epoch=epoch)
+    assert written == [1, 6, 11, 12]
 
 
 def test_all_epochs_are_written_before_a_stop(load, tmp_path, at_loss, slow_disk, uninterrupted):

@@ -1,0 +1,125 @@
+"""What README.md promises and other tests don't need: its commands, its flags, its links, its script, its committed runs."""
+
+import dataclasses
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pandas
+import pytest
+import results_tables as made
+import yaml
+from conftest import tiny
+
+from cifarlib import cli
+from cifarlib.config import CHECKPOINTS, Config, Options, check_names
+from cifarlib.grid import distinct_runs, read_grid, select
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PROSE = re.sub(r"^```.*?^```", "", README, flags=re.DOTALL | re.MULTILINE)
+KEPT = [name for name in re.findall(r"^!/executed/(\w+)/$", (ROOT / ".gitignore").read_text(), re.MULTILINE) if name != "throughput"]
+PARITY = "resnet_aug_True_scheduler_cosine_lr_0.001_wd_0.001"
+GRIDS = {"demo": 6, "finalists": 15, "equal_compute": 6, "resnet_24_epochs": 13, "published_resnet": 5, "cnn_10_epochs": 3, "published": 672}
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def commands():
+    """The words after `python -m cifarlib` of every command in README.md and in the Makefile."""
+    lines = "".join(blocks("bash")).splitlines() + [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", PROSE)]
+    lines += (ROOT / "Makefile").read_text().replace("$(BIN)/", "").replace("$$study", KEPT[0]).replace("|| exit; \\", "").splitlines()
+    words = [tuple(shlex.split(line, comments=True)[3:]) for line in lines if re.match(r"\s*python -m cifarlib ", line)]
+    return [each for each in dict.fromkeys(words) if "--help" not in each]
+
+
+def study(words):
+    parsed = cli.make_parser().parse_args(words)
+    return parsed.study or Path(parsed.file).stem
+
+
+COMMANDS = commands()
+STUDIES = [words for words in COMMANDS if words[0] == "grid" and study(words) in KEPT]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_can_be_given(words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    parsed = cli.make_parser().parse_args(words)
+    if words[0] == "train":
+        assert Config(**cli.fields_of(Config, parsed)) and Options(**cli.fields_of(Options, parsed))
+    if words[0] == "grid":
+        assert select(read_grid(parsed.file, cli.fields_of(Config, parsed)), parsed.only)
+
+
+def test_the_flags_are_those_of_the_table():
+    rows = re.findall(r"^\| `(-\w)` \| `(\w+)`(?: \(`(--\w+)`\))? \|", README, re.MULTILINE)
+    assert {name: tuple(filter(None, (short, long))) for short, name, long in rows} == cli.PUBLISHED_FLAGS
+    others = re.search(r"the commands take both\. `([^`]+)`", README.replace("\n", " "))[1].split()
+    names = {spec.name for cls in (Config, Options) for spec in dataclasses.fields(cls)} - cli.PUBLISHED_FLAGS.keys()
+    assert sorted(others) == sorted(f"--{name}" if name != "resume" else "--no-resume" for name in names)
+
+
+def test_links_within_the_page_lead_somewhere():
+    heads = [re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in re.findall(r"^#+ (.+)$", PROSE, re.MULTILINE)]
+    links = re.findall(r"\]\(#([^)]+)\)", PROSE)
+    assert links and [link for link in links if heads.count(link) != 1] == []
+
+
+def test_the_script_trains(capsys):
+    """As it stands, but for the sizes of its model and data."""
+    script, changed = re.subn(r"^config = Config\(", "config = tiny(", blocks("python")[0], flags=re.MULTILINE)
+    assert changed == 1
+    exec(script, {"tiny": tiny})
+    accuracies = [float(word) for word in capsys.readouterr().out.split()]
+    assert len(accuracies) == 10 + 1 and all(0 <= accuracy <= 1 for accuracy in accuracies)
+
+
+def test_the_parameters_of_one_run_are_a_runs():
+    values = yaml.safe_load((ROOT / "parameters" / "experiment.yaml").read_text())
+    check_names(values, Config, Options)
+    config, options = ({spec.name: values[spec.name] for spec in dataclasses.fields(cls) if spec.name in values} for cls in (Config, Options))
+    assert Config(**config).epochs == 80 and Config(**config).augmentation and Options(**options)
+
+
+def test_every_grid_has_the_runs_that_it_is_for():
+    files = {path.stem: path for path in (ROOT / "parameters").glob("*.yaml") if path.stem != "experiment"}
+    assert {name: len(distinct_runs(read_grid(path))) for name, path in files.items()} == GRIDS
+    demo = read_grid(files["demo"])
+    assert {cell.dataset for cell in demo} == {"auto"}, "else it ends where there is no network"
+    assert {cell.model for cell in demo} == {"cnn", "resnet", "vit"}
+    assert {cell.seed for cell in read_grid(files["finalists"])} == {100, 101, 102, 103, 104}
+
+
+def test_each_kept_study_has_its_command():
+    assert {study(words) for words in STUDIES} == set(KEPT)
+
+
+@pytest.mark.parametrize("words", STUDIES, ids=" ".join)
+def test_committed_runs_count_as_done(words, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert cli.main([*words, "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "nothing is left to do"
+    assert cli.main([*words, "--dry-run", "--study", "never_trained"]) == 0
+    assert " 0 done," in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_the_committed_table_is_what_the_committed_records_give(name, tmp_path, capsys):
+    for record in ROOT.glob(f"executed/{name}/*/record.json"):
+        (tmp_path / name / record.parent.name).mkdir(parents=True)
+        shutil.copy(record, tmp_path / name / record.parent.name)
+    assert cli.main(["runs", name, "--executed_dir", str(tmp_path)]) == 0
+    table = tmp_path / name / "runs.csv"
+    assert capsys.readouterr().out.splitlines()[-1] == str(table)
+    assert table.read_bytes() == (ROOT / "executed" / name / "runs.csv").read_bytes()
+    assert set(made.table(models=("cnn",))) <= set(pandas.read_csv(table)), "the made-up tables have columns that no run has"
+
+
+def test_the_parity_table_is_the_runs():
+    run = pandas.read_csv(ROOT / "executed" / "published_resnet" / "runs.csv").set_index("run").loc[PARITY]
+    shown = re.findall(r"^\| [a-z ]+ \| [\d.%, ]+ \| ([\d.]+)% \|$", README.partition("| test accuracy of the checkpoint |")[2], re.MULTILINE)
+    assert shown == [f"{100 * run[f'test_accuracy_{name}']:.2f}" for name in CHECKPOINTS]
