@@ -242,7 +242,7 @@ def test_maps_and_gradients_stay_channels_last(published):
     assert all(maps.is_contiguous(memory_format=torch.channels_last) for maps in norms)
 
 
-@pytest.mark.parametrize("inside, outside, maps, bias", [(96, 160, (2, 8, 8), True), (128, 96, (3, 4, 12), False), (97, 96, (1, 4, 4), True)])
+@pytest.mark.parametrize("inside, outside, maps, bias", [(96, 160, (2, 8, 8), True), (128, 96, (3, 4, 12), False), (97, 96, (1, 4, 4), True), (48, 96, (2, 8, 8), True)])
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_winograds_filtering_is_the_convolution(inside, outside, maps, bias, layout, monkeypatch):
     """In single precision against torch's convolution in double: outputs and all gradients."""

@@ -19,7 +19,7 @@ class Winograd(NamedTuple):
     from_input: Tensor
     from_kernel: Tensor
     to_output: Tensor
-    worthwhile: int  # channels, in and out, from which the products saved outweigh the transforms (measured on AVX2 and AVX-512)
+    worthwhile: int  # channels in times channels out from which the products saved outweigh the transforms (measured on AVX2 and AVX-512)
 
     @classmethod
     def of(cls, from_input: list, from_kernel: list, to_output: list, worthwhile: int) -> "Winograd":
@@ -30,12 +30,12 @@ class Winograd(NamedTuple):
 # 16 multiplications instead of 36, with factors that bf16 holds exactly: outputs and gradients are off by 0.5%, by torch's own bf16 0.2%.
 OF_2 = Winograd.of([[1., 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]],
                    [[1., 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]],
-                   [[1., 1, 1, 0], [0, 1, -1, -1]], worthwhile=192)
+                   [[1., 1, 1, 0], [0, 1, -1, -1]], worthwhile=192 * 192)
 # 36 multiplications instead of 144, with factors that only fp32 is precise enough for.
 OF_4 = Winograd.of([[4., 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
                     [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]],
                    [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1.]],
-                   [[1., 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], worthwhile=96)
+                   [[1., 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], worthwhile=48 * 96)
 
 SMALL = 8  # pixels across: there torch's gradients of a strided convolution take up to twice as long as the product's (fp32, measured on AVX2)
 
@@ -95,7 +95,7 @@ class Conv2d(nn.Conv2d):
         else:
             filtering = OF_4 if maps.dtype == torch.float32 else None
         fits = filtering and (self.kernel_size == (3, 3) and self.stride == self.padding == (1, 1)
-                              and min(self.in_channels, self.out_channels) >= filtering.worthwhile
+                              and self.in_channels * self.out_channels >= filtering.worthwhile
                               and all(size % filtering.tile == 0 for size in maps.shape[-2:]))
         return filtering if fits else None
 
