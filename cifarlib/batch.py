@@ -29,7 +29,7 @@ from .words import counted, listed
 
 LAST_LINES = 20  # of a failed run's log, kept in its record
 POLL = 2.0  # seconds between two looks at runs that other runners train
-MEMORY_A_RUN = 3.5  # GiB of main memory that a run may need
+MEMORY_A_RUN = 4.5  # GiB of main memory that a run may need: that of the CNN in batches of 256 on a CPU
 MEMORY_A_VIT = 13.0  # GiB, at the published size in batches of 256 on a CPU; extrapolated from 5.0 in batches of 64
 GPU_MEMORY_A_RUN = 16.0  # GiB of a card
 # glibc returns every large block to the kernel and has it zeroed again at the next step; kept, a step is up to a quarter faster.
