@@ -310,7 +310,7 @@ def test_slots_share_cores_and_cards(machine):
     with pytest.raises(InputError, match="device: expected one for all runs, got cuda:0 and cuda:1"):
         batch.Slots.of_this_machine(0, [Config(device="cuda:0"), Config(device="cuda:1")])
     assert batch.Slots.of_this_machine(0, [Config(device="cpu")] * 3) == batch.Slots(3, 2, ()), "no core waits for a run that isn't there"
-    machine.setattr(batch, "_free_memory", lambda: 8.0)
+    machine.setattr(batch, "_free_memory", lambda: 9.0)
     assert slots(0, "cpu") == batch.Slots(2, 4, ())
     assert slots() == batch.Slots(2, 4, ("0", "1") * 5)
 
