@@ -56,7 +56,7 @@ def status_of(folder: Path) -> str:
 
 def is_finished(folder: Path) -> bool:
     """Whether nothing is left to train in a run folder."""
-    return status_of(folder) in FINISHED
+    return (read_record(folder) or {}).get("status") in FINISHED
 
 
 def check_plan(folder: Path, plan: dict) -> None:
