@@ -19,7 +19,10 @@ PUBLISHED_FLAGS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one line for an error."""
+    """argparse with one line for an error, and without abbreviations: what forbids an option would have to know them all."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str):
         self.exit(BAD_INPUT, f"cifarlib: {message}; see `{self.prog} --help`\n")

@@ -90,6 +90,7 @@ def test_every_field_is_an_option_and_help_shows_its_default(capsys):
 
 @pytest.mark.parametrize("arguments, message", [
     (["--modle", "cnn"], "unrecognized arguments"),
+    (["--no-res", "--dry-run"], "unrecognized arguments: --no-res"),
     (["-m", "vgg"], "expected one of cnn, resnet, vit"),
     (["-s", "linear"], "expected one of exponential, step, cosine"),
     (["-e", "x"], "invalid int value"),

@@ -12,9 +12,10 @@ import results_tables as made
 import yaml
 from conftest import tiny
 
-from cifarlib import cli
+from cifarlib import cli, results
 from cifarlib.config import CHECKPOINTS, Config, Options, check_names
 from cifarlib.grid import distinct_runs, read_grid, select
+from cifarlib.words import percent
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -116,6 +117,19 @@ def test_the_committed_table_is_what_the_committed_records_give(name, tmp_path, 
     assert capsys.readouterr().out.splitlines()[-1] == str(table)
     assert table.read_bytes() == (ROOT / "executed" / name / "runs.csv").read_bytes()
     assert set(made.table(models=("cnn",))) <= set(pandas.read_csv(table)), "the made-up tables have columns that no run has"
+
+
+def test_the_results_so_far_are_the_best_runs():
+    """Of each study whose section a row leads to: the best run of each model, as the results notebook ranks them."""
+    rows = re.findall(r"^\| \[[^|]+\]\(#([\w-]+)\)[^|]* \| (\w+) \| ([^|]+) \|", README, re.MULTILINE)
+    shown = {}
+    for anchor, protocol, accuracies in rows:
+        section = next(part for part in README.split("\n## ")[1:] if part.splitlines()[0].lower().replace(" ", "-") == anchor)
+        shown[re.search(r"^<!-- (\w+):begin -->", section, re.MULTILINE)[1]] = protocol, accuracies
+    tables = {name: results.read_table(ROOT / "executed" / name) for name in shown}
+    assert shown.keys() == set(re.search(r"^STUDIES := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split())
+    assert shown == {name: (table.rows["protocol"].iloc[0], ", ".join(f"{results.MODELS[row['model']]} {percent(row['test'])}" for _, row in
+                                                                      results.overall(table).iterrows())) for name, table in tables.items()}
 
 
 def test_the_parity_table_is_the_runs():
