@@ -78,7 +78,6 @@ def execute_run(run: Run, options: Options, stopping: Stopping, threads: int = 0
         stale.unlink(missing_ok=True)
     parameters = {**run.config.to_dict(), **dataclasses.asdict(options)}
     environment = {**ALLOCATOR, **os.environ, "PYTHONUNBUFFERED": "1"}
-    environment.pop("JPY_SESSION_NAME", None)  # of a notebook that started the runner: nobody looks at the run's own
     if os.path.isabs(run.config.data_dir):  # would be published with the executed notebook
         environment["CIFAR10_DIR"], parameters["data_dir"] = run.config.data_dir, ""
     if threads:
@@ -207,7 +206,7 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
     _update_table(study)  # cells that share a finished run may be new
     codes: dict[str, int] = {}
     with Stopping() as stopping, ThreadPoolExecutor(slots.jobs) as pool, _grid_bar(runs, options, echo is None) as bar:
-        waiting = deque(run for run in runs if wanted(options.run_folder(run.config), options, retry_failed))
+        waiting = deque(run for run in runs if wanted(run, options, retry_failed))
         failed = sum(status_of(options.run_folder(run.config)) == "failed" for run in runs)
         if failed and not retry_failed:
             tqdm.write(f"left alone: {counted(failed, 'run')} that failed before (--retry-failed tries again)", file=sys.stderr)
@@ -221,9 +220,9 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
                 gpu = slots.gpus[slot % len(slots.gpus)] if slots.gpus else None
                 future = pool.submit(execute_run, run, options, stopping, slots.threads, gpu, echo, claim)
                 futures[future] = run, claim, slot, time.monotonic()
-            if not futures and not (waiting and wait_for_others):
-                break
             if not futures:
+                if not (waiting and wait_for_others):
+                    break
                 if not told:
                     tqdm.write(f"waiting for {counted(len(waiting), 'run')} that other runners train", file=sys.stderr)
                 told = True
@@ -277,9 +276,9 @@ def check_plans(runs: list[Run], options: Options) -> None:
             raise InputError(f"{folder} holds a run in {trained}, not in {asked}; use another study, or train anew with --no-resume")
 
 
-def wanted(folder: Path, options: Options, retry_failed: bool) -> bool:
+def wanted(run: Run, options: Options, retry_failed: bool) -> bool:
     """Whether a run is still to be trained (or to be waited for, while somebody else trains it): the record alone decides."""
-    status = (read_record(folder) or {}).get("status")
+    status = (read_record(options.run_folder(run.config)) or {}).get("status")
     return not options.resume if status in FINISHED else status != "failed" or retry_failed
 
 
@@ -287,11 +286,10 @@ def _claim_next(waiting: deque, options: Options, retry_failed: bool):
     """The first of `waiting` that is free, with its claim; what others have finished meanwhile is dropped, what they train stays."""
     for _ in range(len(waiting)):
         run = waiting.popleft()
-        folder = options.run_folder(run.config)
-        claim = Claim.take(folder)
+        claim = Claim.take(options.run_folder(run.config))
         if claim is None:
             waiting.append(run)
-        elif wanted(folder, options, retry_failed):  # looked at again: another runner may just have ended it
+        elif wanted(run, options, retry_failed):  # looked at again: another runner may just have ended it
             return run, claim
         else:
             claim.release()

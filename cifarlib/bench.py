@@ -21,6 +21,7 @@ import nbformat
 import pandas
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
@@ -129,8 +130,6 @@ class _Images(Dataset):
         return len(self.labels)
 
     def __getitem__(self, index: int):
-        from PIL import Image
-
         return self.transform(Image.fromarray(self.images[index])), self.labels[index]
 
 
@@ -151,14 +150,12 @@ def measure(config: Config, rounds: int) -> dict:
     The reference has a process of its own, without what our runs set for the allocator of theirs.
     """
     splits = load_cifar10(config)
-    ours, speeds = Ours(splits, config), {"reference": [], "ours": []}
+    ours, count = Ours(splits, config), len(splits.train)
     with _plain_process(config) as reference:
-        for number in range(rounds + 1):
-            for way, seconds in (("reference", reference.submit(_reference_epoch).result()), ("ours", _seconds(ours.epoch))):
-                if number:
-                    speeds[way].append(len(splits.train) / seconds)
-    return {"images": len(splits.train), "batch_size": config.batch_size, "precision": ours.trainer.precision, "images_per_second": speeds,
-            "ratio": [mine / theirs for mine, theirs in zip(speeds["ours"], speeds["reference"])],
+        taken = [(reference.submit(_reference_epoch).result(), _seconds(ours.epoch)) for _ in range(rounds + 1)][1:]  # without the warm-up
+    speeds = {"reference": [count / theirs for theirs, _ in taken], "ours": [count / mine for _, mine in taken]}
+    return {"images": count, "batch_size": config.batch_size, "precision": ours.trainer.precision, "images_per_second": speeds,
+            "ratio": [theirs / mine for theirs, mine in taken],
             "gflop_per_image": flops(config) / 1e9, "loader_share": _loader_share(ours), "waits_per_epoch": _waits(ours)}
 
 
@@ -178,16 +175,16 @@ def flops(config: Config, count: int = 16) -> float:
     return (training.get_total_flops() + validation.get_total_flops() / 4) / count
 
 
-def limits(device: torch.device, seconds: float = 1.0) -> dict:
-    """The machine's own best: matrix products in GFLOP/s, by precision, and copies in GB/s (read and written), each tried for `seconds`."""
+def limits(device: torch.device) -> dict:
+    """The machine's own best: matrix products in GFLOP/s, by precision, and copies in GB/s (read and written), each tried for a second."""
     size = 8192 if device.type == "cuda" else 1024
     best = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        best[name] = 2 * size**3 / _best(lambda: a @ b, device, seconds) / 1e9
+        best[name] = 2 * size**3 / _best(lambda: a @ b, device, 1.0) / 1e9
     block = torch.zeros(2**28 if device.type == "cuda" else 2**26, device=device)  # larger than any cache
     other = torch.empty_like(block)
-    best["copy"] = 2 * block.nbytes / _best(lambda: other.copy_(block), device, seconds) / 1e9
+    best["copy"] = 2 * block.nbytes / _best(lambda: other.copy_(block), device, 1.0) / 1e9
     return best
 
 
@@ -314,8 +311,7 @@ def _waits(ours: Ours) -> int | None:
 def _together(config: Config, runs: int, threads: int, seconds: float) -> float:
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, ProcessPoolExecutor(runs, context) as pool:
-        arguments = config, threads, manager.Barrier(runs), seconds
-        return sum(pool.map(_train_for, *([argument] * runs for argument in arguments)))
+        return sum(pool.map(partial(_train_for, config, threads, manager.Barrier(runs)), [seconds] * runs))
 
 
 def _train_for(config: Config, threads: int, barrier, seconds: float) -> float:
@@ -374,13 +370,14 @@ def readme_section(results: dict) -> str:
     together = "; ".join(f"{way['runs']} x {way['threads']}: {way['images_per_second']:,.0f}" for way in results["at_once"]["ways"])
     start = results["start_up"]
     ratio = statistics.median(start["tiny_run"]) / statistics.median(start["imports"])
+    sizes = listed(f"{found['images']:,} images ({model}, in batches of {found['batch_size']})" for model, found in results["models"].items())
     used = sorted({found["precision"] for found in results["models"].values()})
     return "\n".join([
         f"**Conditions:** {where['device']}, {where['cores']} cores, torch {where['torch']}, {where['dataset']}, ours in {' and '.join(used)}; "
         f"{where['date']}, commit {where['commit']}. Its limits: {machine['fp32']:,.0f} GFLOP/s in fp32, {machine['bf16']:,.0f} in bf16, "
         f"copies at {machine['copy']:.1f} GB/s.", "", models, "",
         "Training images by the seconds of training and validation; median of the rounds (lowest to highest). The share of the matrix rate "
-        "counts what is computed: multiplications that our convolutions save are no part of it.", "",
+        f"counts what is computed: multiplications that our convolutions save are no part of it. A round trains {sizes}.", "",
         f"- **Runs at a time x threads of each**, {results['at_once']['model']}, images per second together: {together}.",
         f"- **Start-up:** a tiny run through papermill takes {spread(start['tiny_run'], 1)} s, a notebook that only imports "
         f"{spread(start['imports'], 1)} s: {ratio:.2f} times.",

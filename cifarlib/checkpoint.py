@@ -73,7 +73,7 @@ class Store:
 
     def write(self, model: nn.Module, optimizer: AdamW, history: History) -> None:
         """What `keep` left unwritten. The epochs are done once the state is there, so it has the best weights that are written after it."""
-        if not self.folder or not self.pending:
+        if not self.pending:
             return
         started = time.monotonic()
         history.write(self.folder / HISTORY)

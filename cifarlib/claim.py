@@ -72,10 +72,8 @@ class Claim:
 
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT):
-            try:
+            with contextlib.suppress(OSError):  # a shared file system out of reach for a moment; the next renewal tells
                 os.utime(self.path)
-            except OSError:
-                pass  # a shared file system out of reach for a moment; the next renewal tells
 
 
 def is_claimed(folder: Path) -> bool:

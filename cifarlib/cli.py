@@ -3,7 +3,10 @@
 import argparse
 import dataclasses
 import json
+import os
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 
 from .config import Config, InputError, Options, project_path
@@ -19,10 +22,10 @@ PUBLISHED_FLAGS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one line for an error, and without abbreviations: what forbids an option would have to know them all."""
+    """argparse that shows defaults, has one line for an error, and takes no abbreviations: what forbids an option would have to know them all."""
 
     def __init__(self, **options):
-        super().__init__(allow_abbrev=False, **options)
+        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
 
     def error(self, message: str):
         self.exit(BAD_INPUT, f"cifarlib: {message}; see `{self.prog} --help`\n")
@@ -53,18 +56,21 @@ def make_parser() -> Parser:
     """The parser of all commands; each sets `command` to the function that runs it."""
     parser = Parser(prog="python -m cifarlib", description="CIFAR-10 research workbook: runs, grids of runs and their tables.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
-    formatter = argparse.ArgumentDefaultsHelpFormatter
 
-    command = commands.add_parser("train", help="train and test one run", formatter_class=formatter,
-                                  description="Execute the experiment notebook with papermill; the last line printed is the run folder.")
+    def add(run, **texts) -> Parser:
+        command = commands.add_parser(run.__name__, **texts)
+        command.set_defaults(command=run)
+        return command
+
+    command = add(train, help="train and test one run",
+                  description="Execute the experiment notebook with papermill; the last line printed is the run folder.")
     add_fields(command, Config)
     add_fields(command, Options)
     add_no_checkpoints(command)
     command.add_argument("--dry-run", action="store_true", help="only check the values and print the run folder")
-    command.set_defaults(command=train)
 
-    command = commands.add_parser("grid", help="train the runs of a grid file", formatter_class=formatter,
-                                  description="Train every run of a grid; what is done is skipped, what was cut off goes on.")
+    command = add(grid, help="train the runs of a grid file",
+                  description="Train every run of a grid; what is done is skipped, what was cut off goes on.")
     command.add_argument("file", help="a grid file such as parameters/demo.yaml")
     command.add_argument("--jobs", type=whole, default=0, help="runs at a time; 0 goes by cores and memory, or the cards' memory")
     command.add_argument("--only", default="", metavar="NAME=VALUE,...", help="only the cells with these values; empty takes all")
@@ -79,21 +85,18 @@ def make_parser() -> Parser:
     command.add_argument("--study", help="the study's name; by default the file's")
     command.set_defaults(checkpoints="best")  # a grid of the published size would keep 300 GB otherwise
     add_fields(command, Config, overrides=True)
-    command.set_defaults(command=grid)
 
-    command = commands.add_parser("status", help="show how a study stands", formatter_class=formatter)
+    command = add(status, help="show how a study stands")
     command.add_argument("study")
     command.add_argument("--executed_dir", default=Options.executed_dir, help="folder of all studies")
     command.add_argument("--watch", action="store_true", help="refresh every few seconds until Ctrl-C")
-    command.set_defaults(command=status)
 
-    command = commands.add_parser("runs", help="rebuild the table of runs from the run folders", formatter_class=formatter)
+    command = add(runs, help="rebuild the table of runs from the run folders")
     command.add_argument("study", nargs="?", default=Options.study)
     command.add_argument("--executed_dir", default=Options.executed_dir, help="folder of all studies")
-    command.set_defaults(command=runs)
 
-    command = commands.add_parser("results", help="draw the charts of a table of runs", formatter_class=formatter,
-                                  description="Execute the results notebook for a table of runs; the last line printed is the HTML report.")
+    command = add(results, help="draw the charts of a table of runs",
+                  description="Execute the results notebook for a table of runs; the last line printed is the HTML report.")
     command.add_argument("--runs", required=True, metavar="FILE", help="runs.csv of a study, or a table in the published format")
     command.add_argument("--figures", default="", metavar="DIR", help="folder for the charts; figures/ beside the table if empty")
     command.add_argument("--rank-by", default="auto", metavar="COLUMN", help="column that ranks; auto takes validation accuracy if it is there")
@@ -103,10 +106,9 @@ def make_parser() -> Parser:
     command.add_argument("--readme", default="", metavar="FILE", help="rewrite a section of this file, between its markers")
     command.add_argument("--section", default="results", metavar="NAME", help="that section: <!-- NAME:begin --> to <!-- NAME:end -->")
     command.add_argument("--report", default="", metavar="DIR", help="folder for the executed notebook and its HTML; the table's own if empty")
-    command.set_defaults(command=results)
 
-    command = commands.add_parser("bench", help="measure how fast this machine trains", formatter_class=formatter,
-                                  description="Execute the throughput notebook; the last line printed is the file of the measurements.")
+    command = add(bench, help="measure how fast this machine trains",
+                  description="Execute the throughput notebook; the last line printed is the file of the measurements.")
     command.add_argument("--models", default="cnn,resnet,vit", metavar="NAME,...", help="models to measure")
     command.add_argument("--rounds", type=lambda text: whole(text, 1), default=5, help="times each measurement is taken")
     command.add_argument("--share", type=float, default=1.0, help="part of the usual number of images a round")
@@ -117,7 +119,6 @@ def make_parser() -> Parser:
     command.add_argument("--figures", default="figures", metavar="DIR", help="folder for the chart")
     command.add_argument("--readme", default="", metavar="FILE", help="rewrite this file's throughput section, between its markers")
     command.add_argument("--no-measure", action="store_true", help="take the measurements that the folder holds already")
-    command.set_defaults(command=bench)
     return parser
 
 
@@ -127,18 +128,14 @@ def add_fields(parser: argparse.ArgumentParser, cls: type, skip: tuple[str, ...]
     for spec in dataclasses.fields(cls):
         if spec.name in skip:
             continue
-        long = f"--{spec.name}"
-        flags = *PUBLISHED_FLAGS.get(spec.name, ()), long
-        details = {"dest": spec.name, "help": spec.metadata["help"].replace("%", "%%")}
-        default = {} if spec.type is dict else spec.default
-        details["default"] = argparse.SUPPRESS if overrides else default
         if spec.type is bool:
-            parser_kind = {"action": argparse.BooleanOptionalAction}
+            kind = {"action": argparse.BooleanOptionalAction}
         elif spec.type is dict:
-            parser_kind = {"type": json_object, "metavar": "JSON"}
+            kind = {"type": json_object, "metavar": "JSON"}
         else:
-            parser_kind = {"type": spec.type, "metavar": "|".join(spec.metadata["choices"] or [spec.type.__name__.upper()])}
-        group.add_argument(*flags, **details, **parser_kind)
+            kind = {"type": spec.type, "metavar": "|".join(spec.metadata["choices"] or [spec.type.__name__.upper()])}
+        default = argparse.SUPPRESS if overrides else {} if spec.type is dict else spec.default
+        group.add_argument(*PUBLISHED_FLAGS.get(spec.name, ()), f"--{spec.name}", dest=spec.name, default=default, help=spec.metadata["help"], **kind)
 
 
 def add_no_checkpoints(parser: argparse.ArgumentParser) -> None:
@@ -155,14 +152,11 @@ def whole(text: str, minimum: int = 0) -> int:
 
 
 def json_object(text: str) -> dict:
-    """A mapping written as JSON, e.g. {"depth": 2}."""
+    """A mapping written as JSON, e.g. {"depth": 2}; that it is a mapping, Config checks."""
     try:
-        value = json.loads(text)
+        return json.loads(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"not JSON ({error}): {text!r}")
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"expected a mapping such as {{\"depth\": 2}}, got {text!r}")
-    return value
 
 
 def fields_of(cls: type, options: argparse.Namespace) -> dict:
@@ -194,14 +188,13 @@ def grid(arguments: argparse.Namespace) -> int:
     from .batch import Slots, check_plans, run_all, wanted
     from .grid import chunk, distinct_runs, read_grid, select, write_sets
 
-    cells = read_grid(arguments.file, fields_of(Config, arguments))
-    cells = select(cells, arguments.only) if arguments.only else cells
+    cells = select(read_grid(arguments.file, fields_of(Config, arguments)), arguments.only)
     if arguments.write_sets:
         print(*write_sets(cells, Path(arguments.write_sets)), sep="\n")
         return 0
     options = Options(**{**fields_of(Options, arguments), "study": arguments.study or Path(arguments.file).stem})
     runs = chunk(distinct_runs(cells), arguments.chunk)
-    left = [run.config for run in runs if wanted(options.run_folder(run.config), options, arguments.retry_failed)]
+    left = [run.config for run in runs if wanted(run, options, arguments.retry_failed)]
     slots = Slots.of_this_machine(arguments.jobs, left or cells)
     if arguments.dry_run:
         check_plans(runs, options)
@@ -215,21 +208,16 @@ def grid(arguments: argparse.Namespace) -> int:
 
 def forecast(runs, left: list[Config], options: Options, jobs: int) -> str:
     """What a grid amounts to: cells, distinct runs, how many are done, failed and pending, and the time that those `left` may take."""
-    from collections import Counter
-
     from .runs import STATUSES, status_of, time_left
 
-    status = {run.name: status_of(options.run_folder(run.config)) for run in runs}
-    counts = Counter(status.values())
+    counts = Counter(status_of(options.run_folder(run.config)) for run in runs)
     states = ", ".join(f"{counts[name]} {name}" for name in STATUSES)
-    time = time_left(left, project_path(options.executed_dir), jobs)
-    here = sum(len(run.cells) for run in runs)
-    return f"{here} cell{'s' * (here != 1)}, {len(runs)} distinct run{'s' * (len(runs) != 1)}: {states}\n{time}"
+    cells = sum(len(run.cells) for run in runs)
+    return (f"{cells} cell{'s' * (cells != 1)}, {len(runs)} distinct run{'s' * (len(runs) != 1)}: {states}\n"
+            + time_left(left, project_path(options.executed_dir), jobs))
 
 
 def status(arguments: argparse.Namespace) -> int:
-    import time
-
     from .runs import summary
 
     study = project_path(arguments.executed_dir) / arguments.study
@@ -285,8 +273,6 @@ def bench(arguments: argparse.Namespace) -> int:
 
 def rewrite_readme(arguments: argparse.Namespace) -> None:
     """Put what the table says between the file's markers."""
-    import os
-
     from .results import read_table
     from .sentences import readme_section, rewrite_between_markers
 

@@ -69,9 +69,8 @@ class Splits:
     def banner(self) -> str:
         """One line for the head of a notebook; loud where the images are not CIFAR-10."""
         sizes = f"{len(self.train):,} training, {len(self.validation):,} validation, {len(self.test):,} test images"
-        if self.dataset == "synthetic":
-            return f"*** SYNTHETIC DATA, NOT CIFAR-10 *** {sizes}, fingerprint {self.fingerprint}"
-        return f"CIFAR-10: {sizes}, fingerprint {self.fingerprint}"
+        name = "*** SYNTHETIC DATA, NOT CIFAR-10 ***" if self.dataset == "synthetic" else "CIFAR-10:"
+        return f"{name} {sizes}, fingerprint {self.fingerprint}"
 
 
 def load_cifar10(config: Config) -> Splits:
@@ -162,10 +161,8 @@ def local_cifar10(data_dir: str = "") -> Path | None:
 
 
 def _batches_in(folder: Path) -> Path | None:
-    for place in (folder / BATCHES, folder):
-        if any((place / name).exists() for name in MD5):
-            return place
-    return None
+    places = folder / BATCHES, folder
+    return next((place for place in places if any((place / name).exists() for name in MD5)), None)
 
 
 def download(home: Path) -> Path:

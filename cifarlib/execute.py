@@ -88,6 +88,7 @@ def _owned(runner: int, claim: str) -> bool:
 
 def main(notebook: str, output: str, runner: str = "", claim: str = "", lock: str = "") -> int:
     """Execute the notebook with the parameters on stdin, as long as there is an owner; return the exit code."""
+    os.environ.pop("JPY_SESSION_NAME", None)  # of a notebook that started this process: nobody looks at the one executed here
     with tempfile.TemporaryDirectory(prefix="kernel-") as sockets:
         # The runner says who it is: it may be gone, and its place as the parent be taken, before this line is reached.
         watched = int(runner or os.getppid()), claim, sockets

@@ -1,5 +1,7 @@
 """Tables and pictures of what an experiment builds on: the splits, the augmentation and the models."""
 
+from functools import partial
+
 import matplotlib.pyplot as plt
 import pandas
 import torch
@@ -41,17 +43,15 @@ def augmentation_grid(split: Split, seed: int, images: int = 5, draws: int = 5) 
     packed = augment.pack(split.images[chosen])
     centre = augment.PADDING
 
-    def one(flip: bool = False, angle: float = 0.0, top: int = centre, left: int = centre) -> Tensor:
-        same = augment.Draws.of(torch.full((images,), flip), torch.full((images,), angle, dtype=torch.float64),
+    def same(flip: bool = False, angle: float = 0.0, top: int = centre, left: int = centre) -> augment.Draws:
+        return augment.Draws.of(torch.full((images,), flip), torch.full((images,), angle, dtype=torch.float64),
                                 torch.full((images,), top), torch.full((images,), left))
-        return augment.unpack(augment.augmented(packed, torch.arange(images), same))
 
-    shown = {"original": one(), "flip": one(flip=True), "rotate 15°": one(angle=15), "rotate −15°": one(angle=-15),
-             "crop ↖": one(top=0, left=0), "crop ↘": one(top=8, left=8)}
-    for number in range(1, draws + 1):
-        shown[f"all, {number}"] = augment.unpack(augment.augmented(packed, torch.arange(images), augment.draw(images, generator)))
-    names = [CLASSES[label] for label in split.labels[chosen]]
-    return _picture(list(torch.stack(list(shown.values()), dim=1)), names, list(shown))
+    drawn = {"original": same(), "flip": same(flip=True), "rotate 15°": same(angle=15), "rotate −15°": same(angle=-15),
+             "crop ↖": same(top=0, left=0), "crop ↘": same(top=2 * centre, left=2 * centre)}
+    drawn |= {f"all, {number}": augment.draw(images, generator) for number in range(1, draws + 1)}
+    shown = [augment.unpack(augment.augmented(packed, torch.arange(images), each)) for each in drawn.values()]
+    return _picture(list(zip(*shown)), [CLASSES[label] for label in split.labels[chosen]], list(drawn))
 
 
 def _picture(rows: list[Tensor], row_names, column_names) -> Figure:
@@ -59,14 +59,14 @@ def _picture(rows: list[Tensor], row_names, column_names) -> Figure:
     height, width = len(rows), len(column_names)
     figure, axes = plt.subplots(height, width, figsize=(0.8 * width + 1, 0.8 * height + 0.3), squeeze=False, layout="constrained")
     plt.close(figure)  # it is returned, and so shown once
-    for i, row in enumerate(rows):
-        for j, image in enumerate(row):
-            axes[i][j].imshow(image.permute(1, 2, 0).numpy())
-            axes[i][j].set(xticks=[], yticks=[])
-            axes[i][j].spines[:].set_visible(False)
-            if i == 0:
-                axes[i][j].set_title(column_names[j], fontsize=8)
-        axes[i][0].set_ylabel(row_names[i], rotation=0, ha="right", va="center", fontsize=9)
+    for line, row, name in zip(axes, rows, row_names):
+        for axis, image in zip(line, row):
+            axis.imshow(image.permute(1, 2, 0).numpy())
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+    for axis, name in zip(axes[0], column_names):
+        axis.set_title(name, fontsize=8)
     return figure
 
 
@@ -101,16 +101,14 @@ def stage_table(name: str) -> pandas.DataFrame:
     model, image = _published(name)
     rows = [{"stage": "image", "output": "3 x 32 x 32", "parameters": ""}]
 
-    def note(module_name):
-        def hook(module, inputs, output):
-            parameters = count_parameters(module)
-            rows.append({"stage": f"{module_name} ({type(module).__name__})", "output": " x ".join(map(str, output.shape[1:])),
-                         "parameters": f"{parameters:,}" if parameters else ""})
-        return hook
+    def note(module_name, module, inputs, output):
+        parameters = count_parameters(module)
+        rows.append({"stage": f"{module_name} ({type(module).__name__})", "output": " x ".join(map(str, output.shape[1:])),
+                     "parameters": f"{parameters:,}" if parameters else ""})
 
     for module_name, module in model.named_modules():
         if module_name in STAGES[name] or type(module) in STAGES[name]:
-            module.register_forward_hook(note(module_name))
+            module.register_forward_hook(partial(note, module_name))
     with torch.inference_mode():
         model(image)
     return pandas.DataFrame(rows).set_index("stage")

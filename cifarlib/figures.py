@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from . import results as r
 from .config import CLASSES, SCHEDULES
 from .results import KNOBS, MODELS, Table, wilson
 from .sentences import chance_sentence
-from .words import counted, duration, in_words, knob_value, listed, percent, points, signed
+from .words import against, counted, duration, in_words, knob_value, listed, percent, points, signed
 
 # Okabe and Ito's colours for the colour blind, of different lightness for a print in black and white; a marker each.
 COLOURS = {"cnn": "#E69F00", "resnet": "#0072B2", "vit": "#009E73"}
@@ -30,31 +30,23 @@ STYLE = {"font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9, "axe
          "hatch.linewidth": 0.8,
          "svg.hashsalt": "cifarlib", "figure.dpi": 100}
 WIDTH = 10  # inches
+_styled = matplotlib.rc_context(STYLE)  # decorates a function that draws with STYLE and leaves the caller's settings alone
 
 
-def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
-    """Write NAME.png and NAME.svg: the same figure gives the same bytes (no date, a fixed salt for the SVG's ids)."""
-    places = [Path(folder) / f"{name}.{kind}" for kind in ("png", "svg")]
-    places[0].parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(STYLE):
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
-        for axes in figure.axes:  # the layout's last digits differ from run to run, and the SVG's ids with them
-            axes.set_position(np.round(axes.get_position(original=True).bounds, 6))
-        figure.savefig(places[0], dpi=120, metadata={"Software": None})
-        with Image.open(places[0]) as picture:  # 256 colours look the same at a third of the size
-            picture.convert("RGB").quantize(dither=Image.Dither.NONE).save(places[0], optimize=True)
-        figure.savefig(places[1], metadata={"Date": None, "Creator": None})
-    return places
-
-
-def _styled(function):
-    """Draw with STYLE and leave the caller's settings alone."""
-    @functools.wraps(function)
-    def styled(*args, **kwargs):
-        with matplotlib.rc_context(STYLE):
-            return function(*args, **kwargs)
-    return styled
+@_styled
+def save(figure: Figure, folder: str | Path, name: str) -> Path:
+    """Write NAME.png and NAME.svg and return the first: the same figure gives the same bytes (no date, a fixed salt for the SVG's ids)."""
+    png, svg = (Path(folder) / f"{name}.{kind}" for kind in ("png", "svg"))
+    png.parent.mkdir(parents=True, exist_ok=True)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:  # the layout's last digits differ from run to run, and the SVG's ids with them
+        axes.set_position(np.round(axes.get_position(original=True).bounds, 6))
+    figure.savefig(png, dpi=120, metadata={"Software": None})
+    with Image.open(png) as picture:  # 256 colours look the same at a third of the size
+        picture.convert("RGB").quantize(dither=Image.Dither.NONE).save(png, optimize=True)
+    figure.savefig(svg, metadata={"Date": None, "Creator": None})
+    return png
 
 
 def _new(height: float, rows: int = 1, columns: int = 1, width: float = WIDTH, **options):
@@ -77,24 +69,19 @@ def _titled(figure: Figure, title: str, note: str = "", table: Table | None = No
 def _wrapped(text: str, most: int) -> str:
     """Lines of about equal length: no last line with a single word."""
     lines = len(textwrap.wrap(text, most))
-    return next(textwrap.fill(text, width) for width in range(max(1, len(text) // lines), most + 1)
-                if len(textwrap.wrap(text, width)) == lines)
+    return next(textwrap.fill(text, width) for width in range(max(1, len(text) // lines), most + 1) if len(textwrap.wrap(text, width)) == lines)
 
 
 def _percent(*sides, ticks: int = 5) -> None:
     """Round percentages, with the decimals they need, on the given x or y axes."""
     for side in sides:
         side.set_major_locator(MaxNLocator(ticks, steps=(1, 2, 5, 10)))
-        side.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 6):g}%"))
+        side.set_major_formatter(lambda value, _: f"{round(100 * value, 6):g}%")
 
 
-def _legend(axis, where: str = "above") -> None:
-    """In one line outside the axes, where no point can lie."""
-    if where == "above":
-        axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2)
-    else:
-        below = -0.48 / axis.figure.get_size_inches()[1]
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, below), ncols=2, borderaxespad=0, handlelength=1.4)
+def _legend(axis) -> None:
+    """In one line above the axes, where no point can lie."""
+    axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2)
 
 
 def _jitter(n: int) -> np.ndarray:
@@ -114,13 +101,10 @@ def _whiskers(values, low, high) -> np.ndarray:
 def top5(table: Table, model: str) -> Figure:
     """A model's five best runs: test accuracy and test per-class accuracy, the noise floor, 95% Wilson intervals."""
     best, noise = r.top(table, model), r.noise_floor(table, model)
-    gap = best["test"].max() - best["test"].min()
     title = f"the one run reaches {percent(best['test'].iloc[0])}"
     if len(best) > 1:
-        margin = noise.margin(len(best))
-        more = "more" if gap > margin else "no more"
-        title = f"the best {in_words(len(best))} runs differ by {points(gap)}, {more} than the {noise.name} "
-        title += f"({points(margin)})"
+        gap, margin = best["test"].max() - best["test"].min(), noise.margin(len(best))
+        title = f"the best {in_words(len(best))} runs differ by {points(gap)}, {against(gap, margin, noise.name)} ({points(margin)})"
     return _bars(table, best, noise, f"{MODELS[model]}: {title}")
 
 
@@ -129,10 +113,8 @@ def overall_top5(table: Table) -> Figure:
     """The best run of each model."""
     best = r.overall(table)
     first = best.iloc[0]
-    gaps = []
-    for _, row in best.iloc[1:].iterrows():
-        side = "ahead of" if first["test"] >= row["test"] else "behind"
-        gaps.append(f"{points(first['test'] - row['test'])} {side} {MODELS[row['model']]}")
+    gaps = [f"{points(first['test'] - row['test'])} {'ahead of' if first['test'] >= row['test'] else 'behind'} {MODELS[row['model']]}"
+            for _, row in best.iloc[1:].iterrows()]
     verdict = "is best" if first["test"] == best["test"].max() else f"ranks first by {table.score}, on test images"
     title = f"{MODELS[first['model']]} {verdict} with {percent(first['test'])}, {listed(gaps or ['the only model'])}"
     return _bars(table, best, r.noise_floor(table, first["model"]), title)
@@ -158,15 +140,15 @@ def _bars(table: Table, best: pd.DataFrame, noise: r.Noise, title: str) -> Figur
         right.errorbar(again["mean"], again["place"], xerr=again["sd"], fmt="D", color="black", markersize=3.5, capsize=2, linewidth=1,
                        label="repeats, mean and SD")
     middle = best["test"].iloc[0]
-    right.axvspan(middle - noise.margin(), middle + noise.margin(), color=LIGHT, zorder=0,
-                  label=noise.name.replace("noise", "noise floor"))
+    right.axvspan(middle - noise.margin(), middle + noise.margin(), color=LIGHT, zorder=0, label=noise.name.replace("noise", "noise floor"))
     left.set(ylim=(len(best) - 0.5, -0.6), xlim=(0, 1.13), yticks=[])
     _percent(left.xaxis, ticks=6)
     _percent(right.xaxis)
+    below = -0.48 / figure.get_size_inches()[1]
     for axis in (left, right):
         axis.grid(axis="y", visible=False)
-        _legend(axis, "below")
-    note = f"Ranked by {table.ranking}. The band: two runs of one configuration differ by less in 95% of cases"
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, below), ncols=2, borderaxespad=0, handlelength=1.4)
+    note = f"Ranked by {table.ranking}. The band: two {noise.alike} differ by less in 95% of cases"
     note += f", {in_words(len(best))} by less than the title's number" * (2 < len(best) and best["model"].nunique() == 1)
     return _titled(figure, title, f"{note}. Noise floor: {noise.text}.", table)
 
@@ -181,10 +163,8 @@ def finalists(table: Table) -> Figure | str:
     runs = table.runs
     for place, (experiment, row) in enumerate(shown.iterrows()):
         values = runs.loc[runs["experiment"] == experiment, table.tested]
-        axis.plot(values, np.full(len(values), place), MARKERS[row["model"]], color=COLOURS[row["model"]], alpha=0.75,
-                  markersize=6)
-        axis.errorbar(row["test"], place + 0.22, xerr=row["sd"], fmt="D", color="black", markersize=4, capsize=3,
-                      linewidth=1)
+        axis.plot(values, np.full(len(values), place), MARKERS[row["model"]], color=COLOURS[row["model"]], alpha=0.75, markersize=6)
+        axis.errorbar(row["test"], place + 0.22, xerr=row["sd"], fmt="D", color="black", markersize=4, capsize=3, linewidth=1)
         label = f"{row['name']}:  {percent(row['test'])}, SD {100 * row['sd']:.2f}, n {row['runs']}"
         axis.annotate(label, (0, place - 0.27), (4, 0), ("axes fraction", "data"), "offset points", va="center",
                       fontsize=min(8.5, 1000 / len(label)))
@@ -198,8 +178,8 @@ def finalists(table: Table) -> Figure | str:
         gap = first["test"] - shown["test"].iloc[1]
         noises = [r.noise_floor(table, model) for model in shown["model"].head(2)]
         margin = r.margin_of_means(noises, shown["runs"].head(2))
-        title += (f", {points(gap)} {'above' if gap >= 0 else 'below'} the next configuration, {'more' if abs(gap) > margin else 'no more'} "
-                  f"than the {r.joint_name(noises)} of two such means ({points(margin)})")
+        title += (f", {points(gap)} {'above' if gap >= 0 else 'below'} the next configuration, "
+                  f"{against(gap, margin, r.joint_name(noises))} of two such means ({points(margin)})")
     return _titled(figure, title, f"Ordered by mean {table.ranking}. Diamonds: mean and SD.", table)
 
 
@@ -239,15 +219,13 @@ def knobs(table: Table, model: str) -> Figure | str:
     if len(rows) < 3:
         return f"{MODELS[model]} has two ranked runs, which the table of the best compares"
     levels = [len(group) + 0.6 for group in groups.values()]
-    figure, axes = _new(3.9, 1, len(groups), sharey=True, width_ratios=levels, squeeze=False,
-                        width=min(WIDTH, max(6, 1 + 0.9 * sum(levels))))
+    figure, axes = _new(3.9, 1, len(groups), sharey=True, width_ratios=levels, squeeze=False, width=min(WIDTH, max(6, 1 + 0.9 * sum(levels))))
     point = dict(alpha=0.35, markersize=3, zorder=2) if len(rows) > 60 else dict(alpha=0.8, markersize=5, zorder=4)
     best = {knob: group.min() if table.lower_is_better else group.max() for knob, group in groups.items()}
     for axis, (knob, group) in zip(axes[0], groups.items()):
         names = []
         for place, ((value, scores), score) in enumerate(zip(group, best[knob])):
-            axis.plot(place + _jitter(len(scores)), scores, MARKERS[model], color=COLOURS[model], markeredgewidth=0,
-                      **point)
+            axis.plot(place + _jitter(len(scores)), scores, MARKERS[model], color=COLOURS[model], markeredgewidth=0, **point)
             axis.hlines(scores.median(), place - 0.3, place + 0.3, color="black", linewidth=1.5, zorder=3)
             axis.annotate(f"{score:.3f}" if table.lower_is_better else f"{100 * score:.1f}", (place, scores.max()),
                           (0, 5), textcoords="offset points", ha="center", fontsize=7.5)
@@ -286,8 +264,7 @@ def heatmap(table: Table, model: str) -> Figure | str:
     highest, lowest = best.max(), grid.loc[~grid["chance"], "score"].min()
     lowest = best[best >= lowest].min() if lowest < highest else highest - 0.01
     schedules = [schedule for schedule in SCHEDULES if schedule in best]
-    figure, axes = _new(1.7 + 0.5 * len(rates), 1, len(schedules), sharey=True, squeeze=False,
-                        width=max(6.5, WIDTH * len(schedules) / 3))
+    figure, axes = _new(1.7 + 0.5 * len(rates), 1, len(schedules), sharey=True, squeeze=False, width=max(6.5, WIDTH * len(schedules) / 3))
     colours = matplotlib.colormaps["cividis"].with_extremes(bad="white", under=LIGHT)
     for axis, schedule in zip(axes[0], schedules):
         values = best[schedule].unstack().reindex(index=rates, columns=decays)
@@ -321,16 +298,14 @@ def importance(table: Table) -> Figure | str:
         shares["rest"] = max(0.0, 1 - shares.sum())
         axis.barh(range(len(shares)), shares, color=[COLOURS[model]] * (len(shares) - 1) + [LIGHT])
         for place, share in enumerate(shares):
-            axis.text(share + 0.015, place, f"{100 * share:.0f}%" if share >= 0.005 else "<0.5%", va="center",
-                      fontsize=8)
+            axis.text(share + 0.015, place, f"{100 * share:.0f}%" if share >= 0.005 else "<0.5%", va="center", fontsize=8)
         axis.set_yticks(range(len(shares)), names, fontsize=7)
         axis.set(xlim=(0, 1.15), xlabel="share of variance")
         axis.set_title(textwrap.fill(f"{MODELS[model]}: {basis}", 40 if len(found) > 1 else 80), loc="left", fontsize=8)
         axis.invert_yaxis()
         _percent(axis.xaxis, ticks=3)
         axis.grid(axis="y", visible=False)
-        heads.setdefault(names[0].replace("\n", " "), []).append(f"{100 * shares.iloc[0]:.0f}% of {MODELS[model]}'s "
-                                                                 "variance")
+        heads.setdefault(names[0].replace("\n", " "), []).append(f"{100 * shares.iloc[0]:.0f}% of {MODELS[model]}'s variance")
     title = "; ".join(f"{effect} explains {listed(shares)}" for effect, shares in heads.items())
     return _titled(figure, title, f"Functional ANOVA of the grid's {table.score}.", table)
 
@@ -351,11 +326,10 @@ def expected_best(table: Table) -> Figure | str:
         heads.append(f"{np.argmax(curve >= curve[-1] - 0.01) + 1} for {MODELS[model]}")
     axis.set_xscale("log", base=2)
     axis.set(xlabel="runs tried, drawn at random", ylabel=f"expected best {table.score}")
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     _percent(axis.yaxis)
     axis.legend(loc="lower right")
-    return _titled(figure, f"Random runs needed to come within one point of the grid's best: {listed(heads)}",
-                   table=table)
+    return _titled(figure, f"Random runs needed to come within one point of the grid's best: {listed(heads)}", table=table)
 
 
 # ------------------------------------------------------------------ single runs
@@ -379,13 +353,12 @@ def _curves(axes, history: pd.DataFrame) -> None:
             axis.plot(*line.to_numpy().T, label=name, **style, **marker)
         axis.set(ylabel=metric, xlabel="epoch")
     if (best := _best_epoch(history)) is not None:
-        axes[1].plot(best["epoch"], best["val_accuracy"], "*", color=VALIDATION, markersize=11, markeredgecolor="black",
-                     markeredgewidth=0.5)
+        axes[1].plot(best["epoch"], best["val_accuracy"], "*", color=VALIDATION, markersize=11, markeredgecolor="black", markeredgewidth=0.5)
     _percent(axes[1].yaxis)
     rates = history.reindex(columns=["epoch", "learning_rate"]).dropna().to_numpy().T
     axes[2].plot(*rates, color="black", drawstyle="steps-mid", **marker)
     axes[2].set(ylabel="learning rate", xlabel="epoch", ylim=(0, 1.05 * rates[1].max(initial=0) or None))
-    axes[2].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # powers of ten would start mathtext, for 0.3 s
+    axes[2].yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # powers of ten would start mathtext, for 0.3 s
     for axis in axes:
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         if len(history) == 1:  # else the axis is a tenth of an epoch wide
@@ -435,16 +408,13 @@ def confusion(matrix, title: str = "", table: Table | None = None) -> Figure:
         if count:
             axis.text(j, i, f"{count:.0f}", ha="center", va="center", fontsize=8,
                       color="white" if shares[i, j] > 0.3 else "black", in_layout=False)  # which a hundred texts would slow down
-    axis.set(xticks=range(len(matrix)), yticks=range(len(matrix)), yticklabels=CLASSES, xlabel="predicted class",
-             ylabel="true class")
+    axis.set(xticks=range(len(matrix)), yticks=range(len(matrix)), yticklabels=CLASSES, xlabel="predicted class", ylabel="true class")
     axis.set_xticklabels(CLASSES, rotation=40, ha="right", rotation_mode="anchor")
     axis.grid(visible=False)
-    figure.colorbar(image, ax=axis, format=lambda value, _: f"{100 * value:.0f}%", label="share of the true class",
-                    shrink=0.8)
+    figure.colorbar(image, ax=axis, format=lambda value, _: f"{100 * value:.0f}%", label="share of the true class", shrink=0.8)
     wrong = shares * (1 - np.eye(len(matrix)))
     i, j = np.unravel_index(wrong.argmax(), wrong.shape)
-    message = f"{percent(wrong[i, j])} of {CLASSES[i]} images are taken for {CLASSES[j]}"
-    message = message if wrong.any() else "no mistakes"
+    message = f"{percent(wrong[i, j])} of {CLASSES[i]} images are taken for {CLASSES[j]}" if wrong.any() else "no mistakes"
     return _titled(figure, f"{title}: {message}" if title else message, table=table)
 
 
@@ -477,7 +447,6 @@ def per_class(accuracies, n_per_class, table: Table | None = None) -> Figure:
     return _titled(figure, heads[0], "Whiskers: 95% Wilson intervals.", table)
 
 
-@_styled
 def class_accuracies(table: Table) -> Figure | str:
     """Accuracy of each class for the best run of each model."""
     rows = table.rows.loc[r.overall(table).index].reindex(columns=["model", "images", *(
@@ -487,7 +456,6 @@ def class_accuracies(table: Table) -> Figure | str:
     return per_class(rows.set_index("model").drop(columns="images").T.to_dict("list"), rows["images"].min() / len(CLASSES), table)
 
 
-@_styled
 def confusion_of_best(table: Table, model: str) -> Figure | str:
     """Confusion matrix of a model's best run."""
     if not (found := r.best_with(table, r.read_predictions, model)):
@@ -506,8 +474,7 @@ def calibration(table: Table) -> Figure | str:
     found = {model: pair[0][1] for model in table.models if (pair := r.best_with(table, r.read_predictions, model))}
     if not found:
         return "no predictions of the best runs beside the table"
-    figure, axes = _new(4.3, 2, len(found), width=max(5.5, 3.4 * len(found)), sharex=True, sharey="row",
-                        height_ratios=(3, 1), squeeze=False)
+    figure, axes = _new(4.3, 2, len(found), width=max(5.5, 3.4 * len(found)), sharex=True, sharey="row", height_ratios=(3, 1), squeeze=False)
     heads = []
     for (upper, lower), (model, (labels, logits)) in zip(axes.T, found.items()):
         probabilities = r.softmax(logits)
@@ -555,8 +522,7 @@ def confidently_wrong(table: Table, model: str, images: tuple | None, n: int = 1
         axis.axis("off")
     for axis, i in zip(axes.flat, chosen):
         axis.imshow(pixels[i].transpose(1, 2, 0), interpolation="nearest")
-        axis.set_title(f"is {CLASSES[labels[i]]}\ntaken for {CLASSES[predicted[i]]}\n{100 * confidence[i]:.1f}% sure",
-                       fontsize=8)
+        axis.set_title(f"is {CLASSES[labels[i]]}\ntaken for {CLASSES[predicted[i]]}\n{100 * confidence[i]:.1f}% sure", fontsize=8)
     sure, mistakes = (confidence > 0.9).sum(), counted((confidence > 0).sum(), "mistake")
     return _titled(figure, f"{MODELS[model]}: {sure} of {mistakes} {'is' if sure == 1 else 'are'} made with more than 90% confidence", table=table)
 
@@ -578,8 +544,7 @@ def cost(table: Table) -> Figure | str:
             style = dict(marker=MARKERS[model], color=COLOURS[model])
             mine, first = rows[rows["model"] == model], best[best["model"] == model]
             axis.scatter(mine[column], mine[table.tested], s=16, alpha=0.4, linewidths=0, **style)
-            axis.scatter(first[column], first[table.tested], s=75, edgecolor="black", label=MODELS[model], zorder=3,
-                         **style)
+            axis.scatter(first[column], first[table.tested], s=75, edgecolor="black", label=MODELS[model], zorder=3, **style)
         axis.set(xscale="log", xlabel=label)
         axis.margins(x=0.12)
         _log_ticks(axis)
@@ -606,8 +571,7 @@ def _log_ticks(axis) -> None:
         ticks = [tick for tick in ticks if low <= tick <= high]
         if len(ticks) >= 3:
             break
-    axis.set_xticks(ticks, [f"{t / 1e6:.4g}M" if t >= 1e6 else f"{t / 1e3:.4g}k" if t >= 1e4 else f"{t:.4g}"
-                            for t in ticks])
+    axis.set_xticks(ticks, [f"{t / 1e6:.4g}M" if t >= 1e6 else f"{t / 1e3:.4g}k" if t >= 1e4 else f"{t:.4g}" for t in ticks])
     axis.minorticks_off()
 
 
@@ -632,16 +596,14 @@ def comparison(first: Table, second: Table) -> Figure | str:
         heads.append(f"{MODELS[model]} {signed(mine['difference'].median())}")
     limits = left.get_xlim(), left.get_ylim()
     left.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
-    left.set(xlabel=f"test accuracy in {first.name}", ylabel=f"test accuracy in {second.name}", xlim=limits[0],
-             ylim=limits[1])
+    left.set(xlabel=f"test accuracy in {first.name}", ylabel=f"test accuracy in {second.name}", xlim=limits[0], ylim=limits[1])
     _percent(left.xaxis, left.yaxis)
     right.axvline(0, color=GREY, linewidth=1, linestyle="--")
     right.set(yticks=range(len(models)), yticklabels=[MODELS[m] for m in models], ylim=(len(models) - 0.5, -0.5),
               xlabel=f"points higher in {second.name}")
     right.grid(axis="y", visible=False)
     title = f"'{second.name}' against '{first.name}', median difference in points: {listed(heads)}"
-    return _titled(figure, title, f"{counted(len(both), 'experiment')} in both tables. Bars: medians.",
-                   second if second.synthetic else first)
+    return _titled(figure, title, f"{counted(len(both), 'experiment')} in both tables. Bars: medians.", second if second.synthetic else first)
 
 
 # ------------------------------------------------------------------ speed
@@ -667,8 +629,8 @@ def throughput(names: list[str], reference: list[list[float]], ours: list[list[f
             left.annotate(f"{text} images/s", (end, place + offset), (5, 0), textcoords="offset points", va="center", fontsize=8)
         right.barh(place, share, 0.5, color=COLOURS[name])
         right.text(share + 0.015, place, f"{share:.0%}", va="center", fontsize=8)
-    left.set(xlabel="times the reference's speed, training and validation", yticks=range(len(names)), xlim=(0, 1.25 * longest))
-    left.set_yticklabels([MODELS[name] for name in names])
+    left.set(xlabel="times the reference's speed, training and validation", xlim=(0, 1.25 * longest))
+    left.set_yticks(range(len(names)), [MODELS[name] for name in names])
     left.invert_yaxis()
     right.set(xlim=(0, 1.1), xlabel="share of the machine's own matrix rate")
     _percent(right.xaxis)
@@ -680,8 +642,7 @@ def throughput(names: list[str], reference: list[list[float]], ours: list[list[f
 
 # ------------------------------------------------------------------ all of them
 
-PER_MODEL = {"top5": top5, "knobs": knobs, "heatmap": heatmap, "learning_curves": curves_of_best,
-             "confusion": confusion_of_best}
+PER_MODEL = {"top5": top5, "knobs": knobs, "heatmap": heatmap, "learning_curves": curves_of_best, "confusion": confusion_of_best}
 PER_TABLE = {"overall_top5": overall_top5, "all_runs": all_runs, "finalists": finalists, "importance": importance,
              "expected_best": expected_best, "per_class": class_accuracies, "calibration": calibration, "cost": cost}
 KINDS = (*PER_MODEL, "wrong", *PER_TABLE, "comparison")
@@ -697,7 +658,7 @@ def write_figures(table: Table, folder: str | Path, *kinds: str, images=None, ot
     for kind in kinds or KINDS:
         for name, draw in _planned(table, kind, images, other).items():
             if isinstance(figure := draw(), Figure):
-                written.append(save(figure, folder, name)[0])
+                written.append(save(figure, folder, name))
                 continue
             left_out.setdefault(figure, []).append(name)
             for suffix in ("png", "svg"):

@@ -77,17 +77,16 @@ def distinct_runs(cells: list[Config]) -> list[Run]:
     for name, (first, *others) in groups.items():
         for other in others:
             mine, theirs = first.identity(), other.identity()
-            if differ := [knob for knob in mine if mine[knob] != theirs[knob]]:
-                raise InputError(f"two cells of the run {name} differ in {differ[0]}: {mine[differ[0]]!r} and "
-                                 f"{theirs[differ[0]]!r}; make two studies of them")
+            if knob := next((knob for knob in mine if mine[knob] != theirs[knob]), None):
+                raise InputError(f"two cells of the run {name} differ in {knob}: {mine[knob]!r} and {theirs[knob]!r}; make two studies of them")
     return [Run(group[0], tuple(group)) for group in groups.values()]
 
 
 def select(cells: list[Config], wanted: str) -> list[Config]:
     """The cells that match `wanted`, such as `model=cnn,scheduler=step`. Raises InputError for unknown names or no match."""
-    conditions = dict(part.partition("=")[::2] for part in wanted.split(",") if part)
-    check_names(conditions, Config)
-    chosen = [cell for cell in cells if all(_is(getattr(cell, name), text) for name, text in conditions.items())]
+    conditions = [part.partition("=")[::2] for part in wanted.split(",") if part]
+    check_names([name for name, _ in conditions], Config)
+    chosen = [cell for cell in cells if all(_is(getattr(cell, name), text) for name, text in conditions)]
     if not chosen:
         raise InputError(f"--only {wanted}: no cell of the grid matches")
     return chosen

@@ -36,10 +36,8 @@ class Live:
     """
 
     def __init__(self, config: Config):
-        self.config = config
-        self.interactive = "JPY_SESSION_NAME" in os.environ  # Jupyter's server sets it for kernels that a person looks at
-        self.bar, self.handle, self.next_drawing = None, None, 0.0
-        if self.interactive:
+        self.config, self.bar, self.handle, self.next_drawing = config, None, None, 0.0
+        if "JPY_SESSION_NAME" in os.environ:  # Jupyter's server sets it for kernels that a person looks at
             from tqdm.notebook import tqdm  # its widgets would only delay a run that nobody looks at
 
             self.bar = tqdm(total=config.epochs, unit="epoch")
@@ -55,7 +53,7 @@ class Live:
         self.bar.close()
 
     def __call__(self, history: History) -> None:
-        if not self.interactive:
+        if self.bar is None:
             print(epoch_line(history.last, self.config.epochs), flush=True)
             return
         self._advance(history)

@@ -24,7 +24,7 @@ class AdamW:
 
     @staticmethod
     def _zeros(params: list[Tensor]) -> dict[str, list[Tensor]]:
-        zeros = {name: [torch.zeros_like(p, requires_grad=False) for p in params] for name in STATE[:-1]}
+        zeros = {name: [torch.zeros_like(p) for p in params] for name in STATE[:-1]}
         return zeros | {STATE[-1]: [torch.zeros((), device=p.device) for p in params]}
 
     def zero_grad(self) -> None:

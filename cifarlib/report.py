@@ -38,17 +38,14 @@ def make_report(parameters: dict, folder: str) -> Path:
 
     Raises InputError, with nothing written, for tables that can't be used.
     """
+    from nbconvert import HTMLExporter  # jupyterlab brings it; its import takes a second
+
     table = read_table(parameters["runs"], parameters["rank_by"], parameters["study"])
     if parameters["compare_with"]:
         read_table(parameters["compare_with"])
-    return _html(execute_notebook("results.ipynb", parameters, project_path(folder) if folder else table.folder))
-
-
-def _html(notebook: Path) -> Path:
-    from nbconvert import HTMLExporter  # jupyterlab brings it; its import takes a second
-
-    exporter = HTMLExporter(exclude_input=True)
-    text, _ = exporter.from_filename(str(notebook))
-    with replacing(notebook.with_suffix(".html")) as part:
+    notebook = execute_notebook("results.ipynb", parameters, project_path(folder) if folder else table.folder)
+    page = notebook.with_suffix(".html")
+    text, _ = HTMLExporter(exclude_input=True).from_filename(str(notebook))
+    with replacing(page) as part:
         part.write_text(text, encoding="utf-8")
-    return notebook.with_suffix(".html")
+    return page

@@ -45,7 +45,7 @@ class Table:
     rows: a row a cell. Beside the file's columns: `model`, `experiment` (equal for cells that are one configuration), `copy` (the row
     repeats another row's run), `condition` (its values of CONDITIONS, as text), `main` (that condition is the one its model is ranked
     under), `images` (of the test) and `chance` (no better than guessing). notes: a sentence for everything left out or assumed.
-    rank_by: the column that ranks; tested, per_class: the columns that report, of the checkpoint that it names.
+    rank_by: the column that ranks; tested, per_class: the test columns that are shown, of the checkpoint that it names.
     """
 
     rows: pd.DataFrame
@@ -116,8 +116,7 @@ def check_table(frame: pd.DataFrame, rank_by: str = "auto", study: str = "", fol
 
     Raises InputError for what can't be read as a table of runs: no rows, missing columns, percent, contradictory rows.
     """
-    needed = ["Modelname", "Full_Modelname", *KNOBS, "test_accuracy_best_val_acc",
-              "test_per_class_accuracy_best_val_acc"]
+    needed = ["Modelname", "Full_Modelname", *KNOBS, "test_accuracy_best_val_acc", "test_per_class_accuracy_best_val_acc"]
     if missing := [column for column in needed if column not in frame]:
         raise InputError(f"the table lacks {', '.join(missing)}; expected the columns of executed/STUDY/runs.csv")
     if study:
@@ -215,10 +214,11 @@ def _ranking_column(rows: pd.DataFrame, rank_by: str, notes: list[str]) -> str:
 def _marked(rows: pd.DataFrame, tested: str, notes: list[str]) -> pd.DataFrame:
     """Add the derived columns that Table names."""
     rows = rows.copy()
-    images = rows.get("test_images", pd.Series(np.nan, index=rows.index))
+    images = rows["test_images"] if "test_images" in rows else pd.Series(10_000, rows.index)
     rows["images"] = images.where(images > 0, 10_000).astype(int)
     rows["chance"] = rows[tested].isna() | (rows[tested] <= wilson(CHANCE, rows["images"])[1])
-    rows["condition"] = [" | ".join(map(str, key)) for key in rows[[c for c in CONDITIONS if c in rows]].to_numpy()]
+    conditions = [c for c in CONDITIONS if c in rows]
+    rows["condition"] = [" | ".join(map(str, key)) for key in rows[conditions].to_numpy()]
     rows["experiment"] = [" ".join(map(str, key)) for key in without_inert(rows)[["model", *KNOBS, "condition"]].to_numpy()]
     rows["copy"] = False
     if "run" in rows:
@@ -240,9 +240,9 @@ def _marked(rows: pd.DataFrame, tested: str, notes: list[str]) -> pd.DataFrame:
         main = group["condition"] == group.groupby("condition")["experiment"].nunique().idxmax()
         rows.loc[group.index, "main"] = main
         if len(others := group[~main]):
-            ours = group[main].iloc[0]
-            differing = [c for c in CONDITIONS if c in group and group[c].nunique(dropna=False) > 1]
-            how = "; ".join(f"{c} {' or '.join(sorted(set(map(plain, others[c])) - {plain(ours[c])}))}, not {plain(ours[c])}" for c in differing)
+            ours = {c: plain(value) for c, value in group.loc[main, conditions].iloc[0].items()}
+            theirs = {c: sorted(set(map(plain, others[c])) - {ours[c]}) for c in conditions}
+            how = "; ".join(f"{c} {' or '.join(values)}, not {ours[c]}" for c, values in theirs.items() if values)
             notes.append(f"{MODELS[model]}: {counted(len(others), 'row')} under other conditions ({how}) do not enter "
                          f"the ranking: {some(others['Full_Modelname'])}.")
     return rows
@@ -262,12 +262,11 @@ def candidates(table: Table, model: str | None = None) -> pd.DataFrame:
     in for a seed that has no score. The published table has no seeds, and each of its rows was trained: there all rows
     compete, as in its report.
     """
-    rows = table.runs.query("main")
-    rows = rows if model is None else rows[rows["model"] == model]
+    rows = table.runs.query("main" if model is None else "main and model == @model")
     if "seed" not in rows:
         return rows
-    marks = rows.assign(lost=rows[table.rank_by].isna(), other=rows["seed"] != table.rows["seed"].mode().iloc[0])
-    first = marks.sort_values(["lost", "other", "seed"], kind="stable").drop_duplicates("experiment")
+    marks = rows.assign(unscored=rows[table.rank_by].isna(), other=rows["seed"] != table.rows["seed"].mode().iloc[0])
+    first = marks.sort_values(["unscored", "other", "seed"], kind="stable").drop_duplicates("experiment")
     return rows.loc[first.index.sort_values()]
 
 
@@ -308,18 +307,15 @@ def wilson(accuracy, n, z: float = Z):
 def experiments(table: Table, model: str | None = None) -> pd.DataFrame:
     """Rows that are one configuration under several names, seeds or repeats, collapsed; best mean score first.
 
-    Columns: model, name (the first run's), rows, runs (with a test), repeat (`seed`, or `run` where one seed has several),
-    score (mean), test (mean), sd, chance (all runs).
+    Columns: model, name (the first run's), rows, runs (with a test accuracy), repeat (`seed`, or `run` where one seed has several),
+    score (mean), test (mean), sd, chance (whether all runs are at chance).
     """
-    rows = table.rows[table.rows["main"] & (True if model is None else table.rows["model"] == model)]
-    runs = rows[~rows["copy"]].groupby("experiment", sort=False)
-    test = runs[table.tested]
-    every = pd.DataFrame({"model": runs["model"].first(), "name": runs["Full_Modelname"].first(),
-                          "rows": rows.groupby("experiment").size(), "runs": test.count(),
-                          "repeat": "run", "score": runs[table.rank_by].mean(),
-                          "test": test.mean(), "sd": test.std(ddof=1), "chance": runs["chance"].all()})
-    if "seed" in rows:
-        every["repeat"] = np.where(runs["seed"].nunique() == runs.size(), "seed", "run")
+    rows = table.rows.query("main" if model is None else "main and model == @model")
+    runs = rows[~rows["copy"]].groupby("experiment")
+    every = runs.agg(model=("model", "first"), name=("Full_Modelname", "first"), runs=(table.tested, "count"), score=(table.rank_by, "mean"),
+                     test=(table.tested, "mean"), sd=(table.tested, "std"), chance=("chance", "all"))
+    every["rows"] = rows.groupby("experiment").size()
+    every["repeat"] = np.where(runs["seed"].nunique() == runs.size(), "seed", "run") if "seed" in rows else "run"
     return every.sort_values("score", ascending=table.lower_is_better, kind="stable")
 
 
@@ -329,7 +325,7 @@ def finalists(table: Table) -> pd.DataFrame:
     return every[every["runs"] > 1] if "seed" in table.rows else every.head(0)
 
 
-def identical_rows(table: Table) -> int:
+def identical_experiments(table: Table) -> int:
     """How many experiments repeat another one's metrics in every digit, those at chance apart."""
     rows = candidates(table).query("not chance").drop_duplicates("experiment")
     return int(rows.duplicated(["model", *_metrics(rows)]).sum())
@@ -340,13 +336,17 @@ class Noise:
     """How far two runs of one configuration lie apart.
 
     sd: of a single run's test accuracy; name: `noise`, or `sampling error` where that of the test images has to stand in;
-    text: where it comes from; freedom: the degrees of freedom of `sd`, 0 where it is no estimate.
+    text: where it comes from; freedom: the degrees of freedom of `sd`, 0 where it is no estimate; alike: runs that differ by it alone.
     """
 
     sd: float
     name: str
     text: str
     freedom: int = 0
+
+    @property
+    def alike(self) -> str:
+        return "runs of one configuration" if self.freedom else "equally good runs, each on test images of its own"
 
     def margin(self, runs: int = 2) -> float:
         """What the range of so many single runs (the difference of two) exceeds in 5% of cases; more for an `sd` of few repeats."""
@@ -376,15 +376,15 @@ def noise_floor(table: Table, model: str) -> Noise:
     best = ranked(table, model).iloc[0]
     sd = math.sqrt(best[table.tested] * (1 - best[table.tested]) / best["images"])
     why = "its repeats agree in every digit" if len(good) else "nothing was run twice"
-    return Noise(sd, "sampling error", f"not measured ({why}); the sampling error of {best['images']:,} test images "
-                                       f"stands in, {points(sd)} SD")
+    return Noise(sd, "sampling error", f"not measured ({why}) and maybe larger; the sampling error of {best['images']:,} test "
+                                       f"images stands in, {points(sd)} SD")
 
 
 def selection_bias(scores, sd: float) -> float:
     """How much the highest of `scores` overstates its own run's expected score.
 
-    By a parametric bootstrap with noise of `sd`. A lower bound: the scores are noisy already, so they lie further apart
-    than the true values do.
+    By a parametric bootstrap with noise of `sd` around the scores, which are noisy already: too low where the true values
+    are equal, too high where one is well ahead.
     """
     scores = np.asarray(scores, float)
     scores = scores[scores >= scores.max() - 6 * sd]  # the rest can't win
@@ -467,8 +467,7 @@ def paired_tests(table: Table, n: int = 3) -> pd.DataFrame:
             b, c, p = mcnemar(logits.argmax(axis=1) == labels, other_logits.argmax(axis=1) == labels)
             gap, half = (b - c) / len(labels), Z * math.sqrt(b + c - (b - c) ** 2 / len(labels)) / len(labels)
             lines.append((first["Full_Modelname"], second["Full_Modelname"], gap, gap - half, gap + half, b, c, p))
-    tests = pd.DataFrame(lines, columns=["first", "second", "difference", "low", "high", "only_first", "only_second",
-                                         "p"])
+    tests = pd.DataFrame(lines, columns=["first", "second", "difference", "low", "high", "only_first", "only_second", "p"])
     return tests.assign(p_holm=holm(tests["p"]))
 
 
@@ -495,13 +494,13 @@ def importance(table: Table, model: str) -> tuple[pd.Series, str] | None:
         if 0 < dead.sum() < len(dead):
             dropped += [f"{KNOBS[knob]} {knob_value(value)}" for value in dead[dead].index]
             grid = grid[~grid[knob].isin(dead[dead].index)]
-    levels = {knob: grid[knob].nunique() for knob in KNOBS if grid[knob].nunique() > 1}
-    full = math.prod(levels.values())
-    if len(levels) < 2 or grid["score"].nunique() == 1 or len(grid) <= 1 + sum(levels.values()) - len(levels):
+    levels = grid[list(KNOBS)].nunique().loc[lambda n: n > 1]
+    full = levels.prod()
+    if len(levels) < 2 or grid["score"].nunique() == 1 or len(grid) <= 1 + (levels - 1).sum():
         return None
     text = f"all {full} cells" if len(grid) == full else f"{len(grid)} of {full} cells, main effects only"
     text += f"; without {', '.join(dropped)}, always at chance" * bool(dropped)
-    return (decompose if len(grid) == full else main_effects)(grid, list(levels)), text
+    return (decompose if len(grid) == full else main_effects)(grid, list(levels.index)), text
 
 
 def decompose(grid: pd.DataFrame, knobs: list[str]) -> pd.Series:
@@ -510,8 +509,7 @@ def decompose(grid: pd.DataFrame, knobs: list[str]) -> pd.Series:
     effect, shares = {(): values.mean()}, {}
     for axes in (*itertools.combinations(range(len(knobs)), 1), *itertools.combinations(range(len(knobs)), 2)):
         marginal = values.mean(axis=tuple(set(range(len(knobs))) - set(axes)), keepdims=True)
-        effect[axes] = marginal - sum(effect[part] for k in range(len(axes))
-                                      for part in itertools.combinations(axes, k))
+        effect[axes] = marginal - sum(effect[part] for k in range(len(axes)) for part in itertools.combinations(axes, k))
         shares[" x ".join(knobs[axis] for axis in axes)] = float((effect[axes] ** 2).mean() / values.var())
     return pd.Series(shares | {"rest": max(0.0, 1 - sum(shares.values()))})
 
@@ -536,8 +534,7 @@ def edges(table: Table, model: str) -> list[str]:
         values = acting(rows, knob)[knob]
         if values.nunique() > 1 and best.name in values.index and best[knob] in (values.min(), values.max()):
             side, beyond = ("smallest", "lower") if best[knob] == values.min() else ("largest", "higher")
-            warnings.append(f"The best run's {KNOBS[knob]}, {knob_value(best[knob])}, is the {side} one tried: "
-                            f"{beyond} ones may be better.")
+            warnings.append(f"The best run's {KNOBS[knob]}, {knob_value(best[knob])}, is the {side} one tried: {beyond} ones may be better.")
     return warnings
 
 
@@ -582,8 +579,8 @@ def augmentation_pairs(table: Table, model: str) -> pd.DataFrame:
 
 def compare(first: Table, second: Table) -> pd.DataFrame:
     """The experiments of both tables: knobs, first and second test accuracy (mean of repeats), difference, chance of each."""
-    cell = ["model", "model_args", *KNOBS]
-    sides = [means(table, table.runs.query("main"), cell) for table in (first, second)]
-    both = sides[0].merge(sides[1], on=cell, suffixes=("_first", "_second"))
+    by = ["model", "model_args", *KNOBS]
+    sides = [means(table, table.runs.query("main"), by) for table in (first, second)]
+    both = sides[0].merge(sides[1], on=by, suffixes=("_first", "_second"))
     both = both.rename(columns={"test_first": "first", "test_second": "second"})
     return both.assign(difference=both["second"] - both["first"])

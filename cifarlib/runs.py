@@ -31,7 +31,7 @@ class OtherMachine(InputError):
 
 def read_record(folder: Path) -> dict | None:
     """The record in a run folder; None if there is none that can be read."""
-    record = _read_json(Path(folder) / RECORD)
+    record = _read_json(folder / RECORD)
     return record if "status" in record else None
 
 
@@ -46,12 +46,10 @@ def _read_json(path: Path) -> dict:
 
 def status_of(folder: Path) -> str:
     """`done`, `diverged`, `running`, `failed`, `preempted` (also what was cut off without a word) or `pending`."""
-    record = read_record(folder)
-    if record and record["status"] in FINISHED:
-        return record["status"]
-    if is_claimed(folder):
+    status = (read_record(folder) or {}).get("status")
+    if status not in FINISHED and is_claimed(folder):
         return "running"
-    return record["status"] if record else "preempted" if (folder / STATE).exists() else "pending"
+    return status or ("preempted" if (folder / STATE).exists() else "pending")
 
 
 def is_finished(folder: Path) -> bool:
@@ -77,7 +75,7 @@ def check_plan(folder: Path, plan: dict) -> None:
         if name in before and before[name] != value:
             kind = OtherMachine if name in ("device", "precision") else InputError
             raise kind(f"{folder} holds a run with {name} {before[name]!r}, this one has {value!r}; "
-                             "use another study, or train anew with resume False (--no-resume)")
+                       "use another study, or train anew with resume False (--no-resume)")
 
 
 def precision_of(folder: Path) -> str | None:
@@ -205,12 +203,14 @@ def write_table(study: Path) -> Path:
     """
     before = None
     while before != (records := _records(study)):  # again if records came meanwhile: this table may have replaced a newer one
-        before, planned = records, planned_cells(study)
+        planned = planned_cells(study)
         rows = [row for path in records for row in table_rows(path.parent, planned.get(path.parent.name, []))]
-        if not rows:
+        if rows:
+            with replacing(study / TABLE) as part:
+                pandas.DataFrame(rows).to_csv(part, index=False)
+        elif before is None:  # else somebody has just begun to try the only one again
             raise InputError(f"no run with a {RECORD} in {study}; train one there first")
-        with replacing(study / TABLE) as part:
-            pandas.DataFrame(rows).to_csv(part, index=False)
+        before = records
     return study / TABLE
 
 
@@ -232,11 +232,9 @@ def summary(study: Path) -> str:
     status = {name: status_of(study / name) for name in names}
     counts = pandas.crosstab([name.split("_")[0] for name in names], [*status.values()]).reindex(columns=STATUSES, fill_value=0)
     counts.loc["all"] = counts.sum()
-    records = {name: record for name in names if (record := read_record(study / name))}
-    scores = {name: value for name, record in records.items() if (value := record.get("metrics", {}).get("val_accuracy_best_val_acc")) is not None}
+    scores = {name: (read_record(study / name) or {}).get("metrics", {}).get("val_accuracy_best_val_acc") for name in names}
     lines = [counts.rename_axis(index=None, columns=None).to_string()]
-    if scores:
-        best = max(scores, key=scores.get)
+    if best := max((name for name in names if scores[name] is not None), key=scores.get, default=None):
         lines.append(f"best so far: {best}, validation accuracy {scores[best]:.4f}")
     left = [planned[name][0] for name in names if name in planned and status[name] in ("pending", "preempted", "running")]
     return "\n".join([*lines, time_left(left, study.parent, max(1, int(counts.loc["all", "running"])))])

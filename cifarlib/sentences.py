@@ -8,9 +8,9 @@ from .config import InputError
 from .files import NOTEBOOK, replacing
 from .results import (
     CONDITIONS, KNOBS, MODELS, Noise, PUBLISHED_BEST, Table, acting, augmentation_pairs, compare, edges,
-    experiments, identical_rows, joint_name, margin_of_means, noise_floor, overall, paired_tests, ranked, selection_bias, top,
+    experiments, finalists, identical_experiments, joint_name, margin_of_means, noise_floor, overall, paired_tests, ranked, selection_bias, top,
 )
-from .words import counted, duration, in_words, knob_value, listed, percent, plain, points, signed
+from .words import against, counted, duration, in_words, knob_value, listed, percent, plain, points, signed
 
 MOST_RUNS = 25  # that a README lists one by one
 
@@ -26,10 +26,10 @@ def comparison_sentences(first: Table, second: Table) -> list[str]:
                      f"{lost['chance_first']} in the first, {lost['chance_second']} in the second.")
         if len(ranked(first, model)) and len(ranked(second, model)):
             noise = noise_floor(first, model)
-            winners = [f"`{row['name']}` ({percent(row['test'])})" for table in (first, second)
-                       for _, row in top(table, model, 1).iterrows()]
-            lines.append(f"{MODELS[model]}: the first table's {noise.name} ({points(noise.margin())}) is exceeded by "
-                         f"{counted((change.abs() > noise.margin()).sum(), 'difference')}. The winners: {', then '.join(winners)}.")
+            winners = [f"`{row['name']}` ({percent(row['test'])})" for table in (first, second) for _, row in top(table, model, 1).iterrows()]
+            large = counted((change.abs() > noise.margin()).sum(), "difference")
+            lines.append(f"{MODELS[model]}: the first table's {noise.name} ({points(noise.margin())}) is exceeded by {large}; luck alone exceeds it "
+                         f"in one of twenty, more often where accuracies are poor. The winners: {', then '.join(winners)}.")
     return lines if len(both) else [*lines, "The two tables have no experiment in common."]
 
 
@@ -48,8 +48,7 @@ def conditions(table: Table) -> str:
             parts.append(label.format(" or ".join("all" if value == "0" else value for value in values)))
     if "seed" in rows:
         seeds = sorted(rows["seed"].dropna().astype(int).unique())
-        parts.append(f"seed{'s' * (len(seeds) > 1)} "
-                     + (listed(seeds) if len(seeds) < 8 else f"{seeds[0]} to {seeds[-1]}"))
+        parts.append(f"seed{'s' * (len(seeds) > 1)} " + (listed(seeds) if len(seeds) < 8 else f"{seeds[0]} to {seeds[-1]}"))
     counts = ", ".join(f"{MODELS[m]} {(runs['model'] == m).sum()}" for m in table.models)
     return f"{'; '.join(parts)}; {counted(len(runs), 'run')} ({counts}), ranked by {table.ranking}."
 
@@ -91,11 +90,9 @@ def shared_knobs(rows: pd.DataFrame) -> str:
         elif knob == "scheduler":
             lines.append(f"Scheduler: {listed(f'{kind} in {in_words(count)}' for kind, count in common.items())}.")
         else:
-            often = f", most often {knob_value(common.index[0])} ({common.iloc[0]} of {len(values)})"
-            often = often if common.iloc[0] > common.iloc[1] else ""
-            where = where if len(values) < n else ""
+            often = f", most often {knob_value(common.index[0])} ({common.iloc[0]} of {len(values)})" * bool(common.iloc[0] > common.iloc[1])
             span = f"from {knob_value(values.min())} to {knob_value(values.max())}"
-            lines.append(f"{name.capitalize()}: {span}{often}{where}.")
+            lines.append(f"{name.capitalize()}: {span}{often}{where * (len(values) < n)}.")
     return " ".join(lines)
 
 
@@ -105,7 +102,7 @@ def observations(table: Table, model: str) -> list[str]:
     if best.empty:
         return [f"No run of {MODELS[model]} in this table can be ranked."]
     first, noise = best.iloc[0], noise_floor(table, model)
-    repeated = "seed" in table.rows and (experiments(table, model)["runs"] > 1).any()
+    repeated = (finalists(table)["model"] == model).any()
     competitors = counted(len(rows), "configuration") + ", one seed of each" if repeated else f"{len(rows)} runs"
     how = f"{'lowest' if table.lower_is_better else 'highest'} {table.score} of {competitors}"
     how = f"the only {'configuration' if repeated else 'run'}" if len(rows) == 1 else how
@@ -121,8 +118,7 @@ def observations(table: Table, model: str) -> list[str]:
         gap, margin, several = best["test"].max() - best["test"].min(), noise.margin(len(best)), in_words(len(best))
         lines.append(f"**Range:** the best {several} reach {percent(best['test'].min())} to "
                      f"{percent(best['test'].max())} on the test images: {points(gap)} apart, "
-                     f"{'more' if gap > margin else 'no more'} than the {noise.name} {'among' if len(best) > 2 else 'between'} "
-                     f"{several} runs of one configuration ({points(margin)}).")
+                     f"{against(gap, margin, noise.name)} {'among' if len(best) > 2 else 'between'} {several} {noise.alike} ({points(margin)}).")
     lines.append(f"**Noise floor:** {noise.text}.")
     if (distinct := best["experiment"].nunique()) < len(best):
         lines.append(f"**One experiment, several names:** the best {in_words(len(best))} rows are "
@@ -160,7 +156,7 @@ def _choice_sentence(table: Table, rows: pd.DataFrame, noise: Noise) -> str:
                 + (f"{points(gap)} higher." if gap else "that of the chosen run."))
     draws = rows.drop_duplicates(["experiment", table.tested])  # repeats that agree in every digit are one draw
     return (f"made by test score among {len(rows)} runs, so the best one's accuracy is too high, by about "
-            f"{points(selection_bias(draws[table.tested], noise.sd))} or more (bootstrap with the {noise.name}).")
+            f"{points(selection_bias(draws[table.tested], noise.sd))} (bootstrap with the {noise.name}).")
 
 
 def overall_observations(table: Table) -> list[str]:
@@ -190,7 +186,7 @@ def overall_observations(table: Table) -> list[str]:
         (len(rows) - runs, "under another name (gamma does nothing under the cosine schedule)")) if n]
     if kinds:
         lines.append(f"**Experiments:** {len(rows)} rows are {counted(configurations, 'experiment')}; the others repeat one, {listed(kinds)}.")
-    if same := identical_rows(table):
+    if same := identical_experiments(table):
         lines.append(f"**Same digits:** {counted(same, 'experiment')} {'repeats' if same == 1 else 'repeat'} another's metrics in every digit: what "
                      "tells them apart had no effect (a weight decay too small to change a float32 weight, for one).")
     return [*lines, f"**Chance:** {chance_sentence(table)}"]
@@ -204,18 +200,20 @@ def gap_sentence(table: Table, first: pd.Series, second: pd.Series) -> str:
     noises = [noise_floor(table, row["model"]) for row in (first, second)]
     margin = margin_of_means(noises, [1, 1])
     return (f"{names[0]} is {points(gap)} {'above' if gap > 0 else 'below'} {names[1]} on the test images, "
-            f"{'more' if abs(gap) > margin else 'no more'} than the {joint_name(noises)} ({points(margin)}).")
+            f"{against(gap, margin, joint_name(noises))} ({points(margin)}).")
 
 
 def paired_sentences(table: Table) -> list[str]:
     """The models' best runs against each other, image by image, in words."""
-    tests, model_of = paired_tests(table, 1), table.rows.set_index("Full_Modelname")["model"].to_dict()
+    tests, model_of = paired_tests(table), table.rows.set_index("Full_Modelname")["model"].to_dict()
     lines = []
     for _, t in tests.iterrows():
         first, second = (MODELS[model_of[t[side]]] for side in ("first", "second"))
+        if first == second:
+            continue
         verdict = "a difference" if t["p_holm"] < 0.05 else "no clear difference"
         lines.append(f"{t['only_first']} test images only {first}'s best run gets right, {t['only_second']} only "
-                     f"{second}'s: {verdict} (McNemar's test with Holm's correction, p = {t['p_holm']:.2g}).")
+                     f"{second}'s: {verdict} (McNemar's test with Holm's correction, p = {t['p_holm']:.2g}, of these two trainings).")
     return lines
 
 
@@ -236,17 +234,17 @@ def markdown(rows: list[dict[str, str]]) -> str:
 
 def runs_table(table: Table, best: pd.DataFrame) -> str:
     """`top` or `overall` as Markdown; where each row is another model, the published best beside ours of the same size."""
-    overall, ours = best["model"].nunique() == len(best) > 1, "run" in table.rows and not table.synthetic
+    across, ours = best["model"].nunique() == len(best) > 1, "run" in table.rows and not table.synthetic
     sizes = table.rows.loc[best.index, "model_args"]
     return markdown([{
-        "Model": MODELS[row["model"]] * overall,
+        "Model": MODELS[row["model"]] * across,
         "Run": f"`{row['name']}`",
         table.score.capitalize(): _score(table, row["score"]) * (table.rank_by != table.tested),
         "Test accuracy": percent(row["test"]),
         "95% interval": f"{100 * row['low']:.2f} to {100 * row['high']:.2f}",
         "Per-class accuracy": percent(row["per_class"]),
         "Mean ± SD (runs)": f"{100 * row['mean']:.2f} ± {100 * row['sd']:.2f} ({row['runs']})" if row["runs"] > 1 else "",
-        "Published best, 80 epochs": percent(PUBLISHED_BEST[row["model"]]) if overall and ours and size == "{}" else "",
+        "Published best, 80 epochs": percent(PUBLISHED_BEST[row["model"]]) if across and ours and size == "{}" else "",
     } for (_, row), size in zip(best.iterrows(), sizes)])
 
 
@@ -286,14 +284,14 @@ def model_section(table: Table, model: str, figures: str = "") -> str:
 
 
 def overall_section(table: Table, figures: str = "") -> str:
-    """The best run of each model as Markdown, as in model_section; of a single model that says nothing new."""
+    """As model_section, of the best run of each model; with a single model the chart and the table would repeat its own and are left out."""
     best, chart = overall(table), f"![The best run of each model]({figures}/overall_top5.png)"
     shown = [chart] * bool(figures) + [runs_table(table, best)] if len(best) > 1 else []
     return "\n\n".join(["### Overall results", *shown, bullets(overall_observations(table))])
 
 
 def every_run_section(table: Table, folder: str) -> str:
-    """What each run took and reached, with a link to its notebook; of many runs, and of a table without times, nothing.
+    """What each run took and reached, with a link to its notebook; empty for more than MOST_RUNS runs, and for a table without times.
 
     folder: where the run folders are, as a README sees it.
     """
@@ -326,7 +324,7 @@ def readme_section(table: Table, figures: str = "figures", folder: str = ".") ->
 
 
 def rewrite_between_markers(path: str | Path, name: str, text: str) -> bool:
-    """Replace what stands between `<!-- name:begin -->` and `<!-- name:end -->`; whether the file changed.
+    """Replace what stands between `<!-- name:begin -->` and `<!-- name:end -->`; returns whether the file changed.
 
     Raises InputError if the file can't be read, lacks the pair or has it twice.
     """
@@ -336,8 +334,7 @@ def rewrite_between_markers(path: str | Path, name: str, text: str) -> bool:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: can't be read ({error}); expected a file with {begin} and {end}") from None
     if old.count(begin) != 1 or old.count(end) != 1 or old.index(begin) > old.index(end):
-        raise InputError(f"{path}: expected {begin} and then {end}, once each; add the two lines where the results "
-                         "belong")
+        raise InputError(f"{path}: expected {begin} and then {end}, once each; add the two lines where the results belong")
     new = old[:old.index(begin)] + f"{begin}\n\n{text.strip()}\n\n" + old[old.index(end):]
     if new != old:
         with replacing(path) as part:

@@ -67,5 +67,5 @@ class Tracker:
             action()
         except Exception as error:  # whatever a tracker throws, the run goes on
             self.run = None
-            print(f"wandb is off for this run ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
-                  "history.csv has every epoch")
+            reason = str(error).partition("\n")[0]
+            print(f"wandb is off for this run ({type(error).__name__}: {reason}); history.csv has every epoch")

@@ -129,10 +129,9 @@ class Trainer:
             self.graph.replay()
             return
         self._step_and_move()
-        if self.steps_to_capture:
-            self.steps_to_capture -= 1
-            if not self.steps_to_capture:
-                self._capture()
+        self.steps_to_capture -= 1
+        if self.steps_to_capture == 0:  # below it, never
+            self._capture()
 
     def _capture(self) -> None:
         """Record a step without doing it."""

@@ -19,8 +19,14 @@ def signed(difference: float) -> str:
 
 def duration(seconds: float) -> str:
     """A length of time as people say it: `90 s`, `12 min`, `2.7 h`."""
-    size, unit = next((s, u) for s, u in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= 1.67 * s or s == 1)
-    return f"{seconds / size:.{int(unit == 'h')}f} {unit}"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def against(gap: float, margin: float, noise: str) -> str:
+    """A difference beside the noise of that name: `more than the noise`, where it exceeds the margin, or `no more than the noise`."""
+    return f"{'more' if abs(gap) > margin else 'no more'} than the {noise}"
 
 
 def in_words(n: int) -> str:
@@ -58,7 +64,6 @@ def plain(value) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     try:
-        sizes = json.loads(value) if str(value).startswith("{") else None
-    except ValueError:
-        sizes = None
-    return str(value) if sizes is None else ", ".join(f"{k} {v}" for k, v in sizes.items()) or "default"
+        return ", ".join(f"{k} {v}" for k, v in json.loads(value).items()) or "default"
+    except (TypeError, ValueError, AttributeError):  # no JSON, or JSON of something else
+        return str(value)

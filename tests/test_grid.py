@@ -112,8 +112,9 @@ def test_only_selects_cells():
     assert {(c.model, c.scheduler, c.augmentation, c.learning_rate) for c in chosen} == {("cnn", "step", True, 0.0001)}
     with pytest.raises(InputError, match="did you mean model"):
         select(cells, "modle=cnn")
-    with pytest.raises(InputError, match="no cell"):
-        select(cells, "model=vgg")
+    for nothing in ("model=vgg", "model=cnn,model=vit"):
+        with pytest.raises(InputError, match="no cell"):
+            select(cells, nothing)
 
 
 def test_chunks_are_disjoint_and_together_everything():

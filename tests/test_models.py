@@ -83,6 +83,14 @@ def test_published_sizes_and_order_of_layers(published, name):
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_logits_are_not_rounded_to_bf16(name):
+    model, images = build_model(Config(model=name)).eval(), torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(images)
+    assert logits.dtype == torch.float32 and not torch.equal(logits, logits.bfloat16().float())
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_logits_and_probabilities(name):
     model, images = build_model(tiny(name)).eval(), torch.randn(5, 3, 32, 32)
     logits, chances = model(images), predict_proba(model, images)

@@ -402,6 +402,15 @@ def test_repeats_with_one_seed_are_runs_not_seeds_and_copies_count_once():
             in " ".join(sentences.overall_observations(table)))
 
 
+def test_repeats_are_called_seeds_or_runs_each_by_its_own():
+    one = dict(models=("resnet",), weight_decay=(0.001,), gamma=(0.97,), scheduler=("cosine",), augmentation=(True,))
+    seeds, single = made.table(learning_rate=(0.001,), seeds=(100, 101), **one), made.table(learning_rate=(0.0001,), **one)
+    again = single.assign(study="again", **{c: single[c] - 0.01 for c in single if c.startswith("test_accuracy")})
+    found = results.experiments(checked(pd.concat([seeds, single, again], ignore_index=True)))
+    assert {(name.partition("_lr_")[2].partition("_")[0], repeat) for name, repeat in zip(found["name"], found["repeat"])} == {
+        ("0.001", "seed"), ("0.0001", "run")}
+
+
 def test_precision_that_differs_between_models_is_said():
     frame = made.table(models=("cnn", "resnet"), **ONE)
     text = " ".join(sentences.overall_observations(checked(frame.assign(precision=["fp32", "bf16"]))))

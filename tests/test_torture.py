@@ -189,6 +189,19 @@ def test_a_table_of_runs_lacks_no_record_that_came_while_it_was_written(tmp_path
     assert list(pandas.read_csv(write_table(tmp_path)).run) == ["a", "b"]
 
 
+def test_a_record_that_goes_while_the_table_is_written_is_no_error(tmp_path, monkeypatch):
+    """Another runner tries the study's only run again."""
+    write_failure(made(tmp_path / "a"), CONFIG, "")
+
+    def slow(folder, planned, inner=runs.table_rows):
+        rows = inner(folder, planned)
+        (folder / "record.json").unlink()
+        return rows
+
+    monkeypatch.setattr(runs, "table_rows", slow)
+    assert list(pandas.read_csv(write_table(tmp_path)).run) == ["a"]
+
+
 @pytest.mark.parametrize("fail_fast, trained", [(False, 3), (True, 1)])
 def test_fail_fast_starts_nothing_after_the_first_failure(fail_fast, trained, tmp_path, monkeypatch):
     started = []

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..config import CLASSES
 from .conv import Conv2d
+from .head import logits
 
 
 def conv_block(in_channels: int, mid_channels: int, out_channels: int) -> list[nn.Module]:
@@ -35,4 +36,4 @@ class CNN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         maps = self.features(images)  # (B, 512, 4, 4)
-        return self.classifier(maps.flatten(1))
+        return logits(self.classifier[-1], self.classifier[:-1](maps.flatten(1)))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..config import CLASSES
 from .conv import Conv2d
+from .head import logits
 
 
 class BasicBlock(nn.Module):
@@ -56,4 +57,4 @@ class ResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         maps = self.stem(images)  # (B, 64, 8, 8)
         maps = self.stages(maps)  # (B, 512, 1, 1)
-        return self.fc(self.pool(maps).flatten(1))
+        return logits(self.fc, self.pool(maps).flatten(1))

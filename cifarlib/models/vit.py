@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import CLASSES
+from .head import logits
 
 
 class Attention(nn.Module):
@@ -62,7 +63,7 @@ class ViT(nn.Module):
         patches = images.unflatten(3, (-1, p)).unflatten(2, (-1, p))  # (B, 3, h, p1, w, p2)
         tokens = patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # (B, h w, p1 p2 c)
         tokens = self.embed(tokens) + self.positions  # (B, T, dim)
-        return self.head(self.norm(self.blocks(tokens)).mean(dim=1))
+        return logits(self.head, self.norm(self.blocks(tokens)).mean(dim=1))
 
 
 def sincos_positions(side: int, dim: int) -> Tensor:
