@@ -87,12 +87,12 @@ def make_parser() -> Parser:
     add_fields(command, Config, overrides=True)
 
     command = add(status, help="show how a study stands")
-    command.add_argument("study")
+    command.add_argument("study", help="the study's name, such as that of its grid file")
     command.add_argument("--executed_dir", default=Options.executed_dir, help="folder of all studies")
     command.add_argument("--watch", action="store_true", help="refresh every few seconds until Ctrl-C")
 
     command = add(runs, help="rebuild the table of runs from the run folders")
-    command.add_argument("study", nargs="?", default=Options.study)
+    command.add_argument("study", nargs="?", default=Options.study, help="the study's name")
     command.add_argument("--executed_dir", default=Options.executed_dir, help="folder of all studies")
 
     command = add(results, help="draw the charts of a table of runs",

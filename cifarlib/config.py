@@ -177,7 +177,7 @@ class Options(_Fields):
     wandb_mode: str = knob("auto", "auto is online if logged in, else offline", choices=("auto", "online", "offline", "disabled"))
     checkpoints: str = knob("all", "weights that stay when a run is finished: all three, the best by validation accuracy, or none",
                             choices=("all", "best", "none"))
-    resume: bool = knob(True, "continue an interrupted run; False trains it again from the start")
+    resume: bool = knob(True, "continue an interrupted run; else train it again from the start")
 
     def run_folder(self, config: Config) -> Path:
         """EXECUTED/STUDY/RUN, whether it exists or not."""

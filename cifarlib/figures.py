@@ -1,6 +1,7 @@
 """The charts: each function takes tables and returns a matplotlib Figure whose title says what the data says."""
 
 import functools
+import math
 import textwrap
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def save(figure: Figure, folder: str | Path, name: str) -> Path:
         axes.set_position(np.round(axes.get_position(original=True).bounds, 6))
     figure.savefig(png, dpi=120, metadata={"Software": None})
     with Image.open(png) as picture:  # 256 colours look the same at a third of the size
-        picture.convert("RGB").quantize(dither=Image.Dither.NONE).save(png, optimize=True)
+        picture.convert("RGB").quantize(method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(png, optimize=True)
     figure.savefig(svg, metadata={"Date": None, "Creator": None})
     return png
 
@@ -116,7 +117,8 @@ def overall_top5(table: Table) -> Figure:
     gaps = [f"{points(first['test'] - row['test'])} {'ahead of' if first['test'] >= row['test'] else 'behind'} {MODELS[row['model']]}"
             for _, row in best.iloc[1:].iterrows()]
     verdict = "is best" if first["test"] == best["test"].max() else f"ranks first by {table.score}, on test images"
-    title = f"{MODELS[first['model']]} {verdict} with {percent(first['test'])}, {listed(gaps or ['the only model'])}"
+    title = f"{MODELS[first['model']]} {verdict} with {percent(first['test'])}, {listed(gaps)}" if gaps else (
+        f"the only model, {MODELS[first['model']]}, reaches {percent(first['test'])}")
     return _bars(table, best, r.noise_floor(table, first["model"]), title)
 
 
@@ -238,8 +240,10 @@ def knobs(table: Table, model: str) -> Figure | str:
         _percent(axes[0, 0].yaxis)
     spans = pd.Series({KNOBS[knob]: values.max() - values.min() for knob, values in best.items()}).sort_values(ascending=False)
     first, last = (f"{span:.3f}" if table.lower_is_better else points(span) for span in (spans.iloc[0], spans.iloc[-1]))
-    title = f"{spans.index[0]} moves the best score most ({first})"
-    if len(spans) > 1:
+    title, full = f"{spans.index[0]} moves the best score most ({first})", math.prod(map(len, groups.values()))
+    if len(cells := r.cells(table, model)) < full:
+        title = f"{len(cells)} of the {full} cells of these values were run, so they are not compared like for like"
+    elif len(spans) > 1:
         title = f"{title}, {spans.index[-1]} least ({last})" if first != last else f"{listed(spans.index)} move the best score alike ({first})"
     note = f"A point a {'configuration, by one seed' if len(r.finalists(table)) else 'run'}; bars: medians; numbers: the best"
     note += ", in percent" * (not table.lower_is_better) + "."
@@ -270,6 +274,8 @@ def heatmap(table: Table, model: str) -> Figure | str:
         values = best[schedule].unstack().reindex(index=rates, columns=decays)
         seaborn.heatmap(values, vmin=lowest, vmax=highest, cmap=colours, cbar=False, annot=100 * values, fmt=".1f", annot_kws={"fontsize": 8},
                         xticklabels=list(map(knob_value, decays)), yticklabels=list(map(knob_value, rates)), ax=axis)
+        for text, colour in zip(axis.texts, axis.collections[0].get_facecolors()[values.notna().to_numpy().ravel()]):
+            text.set_color("black" if colour[:3] @ (0.299, 0.587, 0.114) > 0.45 else "white")  # seaborn's own choice is too pale to read
         for i, j in np.argwhere(values.isna()):
             axis.text(j + 0.5, i + 0.5, "not run", ha="center", va="center", fontsize=8)
         axis.set(xlabel="weight decay", ylabel="", title=schedule)
@@ -279,7 +285,7 @@ def heatmap(table: Table, model: str) -> Figure | str:
     _percent(figure.colorbar(axes[0, 0].collections[0], ax=axes[0].tolist(), label=table.score, pad=0.02).ax.yaxis)
     schedule, rate, decay = best.idxmax()
     best_cell = f"learning rate {rate:g}, weight decay {decay:g}, {schedule} schedule"
-    title = f"{MODELS[model]}: {percent(highest)} at best ({best_cell})"
+    title = f"{MODELS[model]}: {table.score} {percent(highest)} at best ({best_cell})"
     note = "Best over the other knobs, in percent; of repeats their mean." + " Grey: at chance." * bool(best.min() < lowest)
     return _titled(figure, title, note, table)
 
@@ -314,9 +320,9 @@ def importance(table: Table) -> Figure | str:
 def expected_best(table: Table) -> Figure | str:
     """Expected best score among k random runs."""
     scores = {model: r.candidates(table, model)[table.rank_by].dropna() for model in table.models}
-    scores = {model: values for model, values in scores.items() if len(values) > 2}
+    scores = {model: values for model, values in scores.items() if len(values) > 4}
     if not scores or table.lower_is_better:
-        return "no model has three accuracies to draw from"
+        return "no model has five accuracies to draw from"
     figure, axis = _new(3.6, width=7.5)
     heads = []
     for model, values in scores.items():
@@ -325,7 +331,7 @@ def expected_best(table: Table) -> Figure | str:
                   label=f"{MODELS[model]} ({len(curve)} runs)")
         heads.append(f"{np.argmax(curve >= curve[-1] - 0.01) + 1} for {MODELS[model]}")
     axis.set_xscale("log", base=2)
-    axis.set(xlabel="runs tried, drawn at random", ylabel=f"expected best {table.score}")
+    axis.set(xlabel="runs tried, drawn at random (log scale)", ylabel=f"expected best {table.score}")
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     _percent(axis.yaxis)
     axis.legend(loc="lower right")
@@ -414,7 +420,7 @@ def confusion(matrix, title: str = "", table: Table | None = None) -> Figure:
     figure.colorbar(image, ax=axis, format=lambda value, _: f"{100 * value:.0f}%", label="share of the true class", shrink=0.8)
     wrong = shares * (1 - np.eye(len(matrix)))
     i, j = np.unravel_index(wrong.argmax(), wrong.shape)
-    message = f"{percent(wrong[i, j])} of {CLASSES[i]} images are taken for {CLASSES[j]}" if wrong.any() else "no mistakes"
+    message = f"{percent(wrong[i, j])} of {CLASSES[i]} images are taken for {CLASSES[j]}, the most frequent mistake" if wrong.any() else "no mistakes"
     return _titled(figure, f"{title}: {message}" if title else message, table=table)
 
 
@@ -531,7 +537,7 @@ def confidently_wrong(table: Table, model: str, images: tuple | None, n: int = 1
 def cost(table: Table) -> Figure | str:
     """Test accuracy against training time and against the number of weights."""
     rows = r.candidates(table).dropna(subset=[table.tested])
-    shown = {column: label for column, label in (("seconds", "training time, seconds"), ("parameters", "weights"))
+    shown = {column: label for column, label in (("seconds", "training time, seconds (log scale)"), ("parameters", "weights (log scale)"))
              if column in rows and (rows[column] > 0).any()}
     if len(shown) > 1 and rows["parameters"].nunique() == 1:  # they tell nothing apart
         del shown["parameters"]
@@ -557,8 +563,8 @@ def cost(table: Table) -> Figure | str:
         heads.append(f"{MODELS[row['model']]}'s best run reaches {percent(row[table.tested])}{time}")
     note = "Large: the best runs."
     if "seconds" in shown:
-        devices = ", and on different devices" * bool("device" in rows and rows["device"].nunique() > 1)
-        note += f" Times: as they were, beside other work too{devices}."
+        unlike = [f"different {column}s" for column in ("device", "precision") if column in rows and rows[column].nunique() > 1]
+        note += f" Times: as they were, with {listed(['other work beside them', *unlike])}."
     return _titled(figure, "; ".join(heads), note, table)
 
 

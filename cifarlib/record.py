@@ -34,8 +34,8 @@ def finish_run(model: nn.Module, splits: Splits, config: Config, folder: Path, h
         record = _record(model, splits, config, history, scores)
         write_json(folder / RECORD, record)
     if record["status"] == "preempted":
-        raise Preempted(f"stopped after epoch {len(history.rows)} of {config.epochs}; the same command goes on from there, "
-                        "unless it says --no-resume")
+        raise Preempted(f"stopped after epoch {len(history.rows)} of {config.epochs}; the same command goes on from there "
+                        "(in a notebook: Run All), unless it says --no-resume (resume False)")
     for name in {"all": (), "best": ("best_val_loss", "terminal"), "none": CHECKPOINTS}[checkpoints]:
         (folder / f"{name}.pt").unlink(missing_ok=True)
     return record

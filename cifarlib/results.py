@@ -346,7 +346,7 @@ class Noise:
 
     @property
     def alike(self) -> str:
-        return "runs of one configuration" if self.freedom else "equally good runs, each on test images of its own"
+        return "runs of one configuration" if self.freedom else "equally good runs tested on separate images"
 
     def margin(self, runs: int = 2) -> float:
         """What the range of so many single runs (the difference of two) exceeds in 5% of cases; more for an `sd` of few repeats."""

@@ -215,6 +215,23 @@ def test_titles_say_who_ranks_first_and_who_does_better_on_test():
 
 def test_knobs_that_move_the_score_alike_are_not_ranked():
     frame = made.table(models=("cnn",), **{**ONE, "learning_rate": (0.001, 0.0001), "augmentation": (False, True)})
-    same = frame.iloc[:3].assign(val_accuracy_best_val_acc=[0.9, 0.8, 0.8])
+    same = frame.assign(val_accuracy_best_val_acc=[0.9, 0.8, 0.8, 0.7])
     title = figures.knobs(results.check_table(same), "cnn").get_suptitle().replace("\n", " ")
     assert title == "CNN: learning rate and augmentation move the best score alike (10.00 points)"
+    title = figures.knobs(results.check_table(same.iloc[:3]), "cnn").get_suptitle().replace("\n", " ")
+    assert "3 of the 4 cells" in title and "not compared like for like" in title
+
+
+def test_numbers_in_a_heatmap_can_be_read():
+    """Contrast by WCAG 2, whose least for small text is 4.5."""
+    def luminance(colour):
+        rgb = np.array(matplotlib.colors.to_rgb(colour))
+        return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ (0.2126, 0.7152, 0.0722)
+
+    table = results.check_table(made.table(models=("resnet",), augmentation=(True,), gamma=(0.97,)))
+    for axis in figures.heatmap(table, "resnet").axes[:3]:
+        cells = axis.collections[0].get_facecolors()
+        assert len(axis.texts) == len(cells)
+        for text, cell in zip(axis.texts, cells):
+            dark, light = sorted(map(luminance, (text.get_color(), cell)))
+            assert (light + 0.05) / (dark + 0.05) > 4.4
