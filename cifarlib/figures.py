@@ -545,11 +545,12 @@ def cost(table: Table) -> Figure | str:
         return "the table has no training times and no numbers of weights"
     best = rows.loc[r.overall(table).index]
     figure, axes = _new(3.6, 1, len(shown), sharey=True, squeeze=False)
+    point = dict(s=16, alpha=0.4) if len(rows) > 60 else dict(s=30, alpha=0.8)
     for axis, (column, label) in zip(axes[0], shown.items()):
         for model in table.models:
             style = dict(marker=MARKERS[model], color=COLOURS[model])
             mine, first = rows[rows["model"] == model], best[best["model"] == model]
-            axis.scatter(mine[column], mine[table.tested], s=16, alpha=0.4, linewidths=0, **style)
+            axis.scatter(mine[column], mine[table.tested], linewidths=0, **point, **style)
             axis.scatter(first[column], first[table.tested], s=75, edgecolor="black", label=MODELS[model], zorder=3, **style)
         axis.set(xscale="log", xlabel=label)
         axis.margins(x=0.12)

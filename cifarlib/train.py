@@ -22,7 +22,7 @@ from .optimizer import AdamW
 from .schedule import lr_at
 
 EVALUATION_BATCH = 500  # images, on a CPU, whose caches hold their maps; a GPU is fed more at once
-GPU_EVALUATION_BATCH = 2500
+GPU_EVALUATION_BATCH = 1000
 WARM_UP = 3  # steps on CUDA before one is captured
 
 
@@ -141,7 +141,7 @@ class Trainer:
                 self._step_and_move()
             self.graph = graph
         except RuntimeError as error:
-            cause = str(error.__context__ or error).splitlines()[0]  # the end of a broken capture raises a second error
+            cause = (str(error.__context__ or error) or type(error).__name__).splitlines()[0]  # the end of a broken capture raises a second error
             print(f"no CUDA graph here ({cause}); the same steps are launched kernel by kernel, more slowly")
 
     def _step_and_move(self) -> None:
