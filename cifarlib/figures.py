@@ -204,7 +204,8 @@ def all_runs(table: Table) -> Figure:
              xlabel="test accuracy (dashed: guessing" + "; crosses: runs at chance" * bool(runs["chance"].any()) + ")")
     _percent(axis.xaxis)
     axis.grid(axis="y", visible=False)
-    return _titled(figure, chance_sentence(table).rstrip("."), table=table)
+    note = "Heights within a model only keep the points apart." * bool(runs["model"].value_counts().max() > 3)
+    return _titled(figure, chance_sentence(table).rstrip("."), note, table)
 
 
 # ------------------------------------------------------------------ knobs
@@ -364,7 +365,8 @@ def _curves(axes, history: pd.DataFrame) -> None:
     rates = history.reindex(columns=["epoch", "learning_rate"]).dropna().to_numpy().T
     axes[2].plot(*rates, color="black", drawstyle="steps-mid", **marker)
     axes[2].set(ylabel="learning rate", xlabel="epoch", ylim=(0, 1.05 * rates[1].max(initial=0) or None))
-    axes[2].yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # powers of ten would start mathtext, for 0.3 s
+    # 0.00005, not 5e-05 beside 0.0001; and powers of ten would start mathtext, for 0.3 s.
+    axes[2].yaxis.set_major_formatter(lambda value, _: np.format_float_positional(float(f"{value:g}"), trim="-"))
     for axis in axes:
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         if len(history) == 1:  # else the axis is a tenth of an epoch wide
