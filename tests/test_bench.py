@@ -20,10 +20,10 @@ FOUND = {
     "conditions": {"device": "cpu: Fast, 2 threads", "cores": 2, "torch": "2.14.1", "dataset": "cifar10", "date": "2026-01-02", "commit": "abc"},
     "limits": {"fp32": 100.0, "bf16": 400.0, "copy": 10.0},
     "models": {
-        "resnet": {"images_per_second": {"reference": [90.0, 100.0, 120.0], "ours": [400.0, 410.0, 390.0]}, "ratio": [4.4, 4.1, 3.3],
-                   "precision": "fp32", "gflop_per_image": 0.2, "loader_share": 0.0123, "waits_per_epoch": None},
-        "vit": {"images_per_second": {"reference": [1.5], "ours": [8.0]}, "ratio": [5.333], "precision": "bf16", "gflop_per_image": 38.6,
-                "loader_share": 0.0001, "waits_per_epoch": 2},
+        "resnet": {"images": 2560, "batch_size": 256, "images_per_second": {"reference": [90.0, 100.0, 120.0], "ours": [400.0, 410.0, 390.0]},
+                   "ratio": [4.4, 4.1, 3.3], "precision": "fp32", "gflop_per_image": 0.2, "loader_share": 0.0123, "waits_per_epoch": None},
+        "vit": {"images": 64, "batch_size": 64, "images_per_second": {"reference": [1.5], "ours": [8.0]}, "ratio": [5.333], "precision": "bf16",
+                "gflop_per_image": 38.6, "loader_share": 0.0001, "waits_per_epoch": 2},
     },
     "at_once": {"model": "resnet", "ways": [{"runs": 1, "threads": 2, "images_per_second": 400.0}, {"runs": 2, "threads": 1, "images_per_second": 1500.0}]},
     "start_up": {"imports": [4.0, 5.0, 6.0], "tiny_run": [6.0]},
@@ -94,6 +94,7 @@ def test_table_chart_and_text_say_what_was_measured():
     text = bench.readme_section(FOUND)
     assert "1 x 2: 400; 2 x 1: 1,500" in text and "6.0 s" in text and "5.0 (4.0 to 6.0) s: 1.20 times" in text
     assert "| `resnet` | 100.0 (90.0 to 120.0) | 400.0 (390.0 to 410.0) |" in text and "100 GFLOP/s in fp32" in text
+    assert "A round trains 2,560 images (resnet, in batches of 256) and 64 images (vit, in batches of 64)." in text
     figure = bench.chart(FOUND)
     bars = [bar.get_width() for bar in figure.axes[0].patches]
     assert bars == pytest.approx([1, 4.1, 1, 8 / 1.5]) and [bar.get_width() for bar in figure.axes[1].patches] == pytest.approx([0.8, 0.772])
