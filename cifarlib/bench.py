@@ -377,8 +377,8 @@ def readme_section(results: dict) -> str:
         f"{where['date']}, commit {where['commit']}. Its limits: {machine['fp32']:,.0f} GFLOP/s in fp32, {machine['bf16']:,.0f} in bf16, "
         f"copies at {machine['copy']:.1f} GB/s.", "", models, "",
         "Training images by the seconds of training and validation; median of the rounds (lowest to highest). The share of the matrix rate "
-        f"counts what is computed: multiplications that our convolutions save are no part of it. Loader: the "
-        f"part of an epoch of training that goes into drawing, augmenting and normalizing the images. A round trains {sizes}.", "",
+        "counts what is computed: multiplications that our convolutions save are no part of it. "
+        f"Loader: the part of an epoch of training that goes into drawing, augmenting and normalizing the images. A round trains {sizes}.", "",
         f"- **Runs at a time x threads of each**, {results['at_once']['model']}, images per second together: {together}.",
         f"- **Start-up:** a tiny run through papermill takes {spread(start['tiny_run'], 1)} s, a notebook that only imports "
         f"{spread(start['imports'], 1)} s: {ratio:.2f} times.",

@@ -257,7 +257,7 @@ def heatmap(table: Table, model: str) -> Figure | str:
     """Best score at each learning rate and weight decay, a panel a schedule."""
     import seaborn  # a fifth of a second, which the notebooks of runs needn't wait for
 
-    grid = r.cells(table, model)
+    grid = r.cells(table, model).dropna(subset="score")
     rates, decays = sorted(grid["learning_rate"].unique()), sorted(grid["weight_decay"].unique())
     if len(rates) < 2 and len(decays) < 2:
         return f"no two learning rates or weight decays to compare for {MODELS[model]}"
@@ -276,7 +276,7 @@ def heatmap(table: Table, model: str) -> Figure | str:
         seaborn.heatmap(values, vmin=lowest, vmax=highest, cmap=colours, cbar=False, annot=100 * values, fmt=".1f", annot_kws={"fontsize": 8},
                         xticklabels=list(map(knob_value, decays)), yticklabels=list(map(knob_value, rates)), ax=axis)
         for text, colour in zip(axis.texts, axis.collections[0].get_facecolors()[values.notna().to_numpy().ravel()]):
-            text.set_color("black" if colour[:3] @ (0.299, 0.587, 0.114) > 0.45 else "white")  # seaborn's own choice is too pale to read
+            text.set_color("black" if colour[:3] @ (0.299, 0.587, 0.114) > 0.46 else "white")  # seaborn's own choice is too pale to read
         for i, j in np.argwhere(values.isna()):
             axis.text(j + 0.5, i + 0.5, "not run", ha="center", va="center", fontsize=8)
         axis.set(xlabel="weight decay", ylabel="", title=schedule)

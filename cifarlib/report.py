@@ -38,12 +38,12 @@ def make_report(parameters: dict, folder: str) -> Path:
 
     Raises InputError, with nothing written, for tables that can't be used.
     """
-    from nbconvert import HTMLExporter  # jupyterlab brings it; its import takes a second
-
     table = read_table(parameters["runs"], parameters["rank_by"], parameters["study"])
     if parameters["compare_with"]:
         read_table(parameters["compare_with"])
     notebook = execute_notebook("results.ipynb", parameters, project_path(folder) if folder else table.folder)
+    from nbconvert import HTMLExporter  # jupyterlab brings it; its import takes a second, which bad input needn't wait for
+
     page = notebook.with_suffix(".html")
     text, _ = HTMLExporter(exclude_input=True).from_filename(str(notebook))
     with replacing(page) as part:

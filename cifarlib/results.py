@@ -475,8 +475,8 @@ def paired_tests(table: Table, n: int = 3) -> pd.DataFrame:
 
 
 def cells(table: Table, model: str) -> pd.DataFrame:
-    """One row a grid cell: knobs, score (mean over repeats), chance. Cosine cells stand at every gamma that another schedule has."""
-    rows = table.runs.query("main and model == @model").dropna(subset=[table.rank_by])
+    """One row a grid cell: knobs, score (mean over repeats; NaN without any), chance. Cosine cells stand at every gamma that another schedule has."""
+    rows = table.runs.query("main and model == @model")
     others = rows[rows["scheduler"] != "cosine"]
     gammas = (others if len(others) else rows.head(1))[["gamma"]].drop_duplicates()
     every = pd.concat([others, rows[rows["scheduler"] == "cosine"].drop(columns="gamma").merge(gammas, how="cross")])
@@ -488,7 +488,7 @@ def importance(table: Table, model: str) -> tuple[pd.Series, str] | None:
 
     Values at which every cell stays at chance are left out. None if fewer than two knobs vary or cells are too few.
     """
-    grid, dropped = cells(table, model), []
+    grid, dropped = cells(table, model).dropna(subset="score"), []
     for knob in KNOBS:
         dead = grid.groupby(knob)["chance"].all()
         if 0 < dead.sum() < len(dead):

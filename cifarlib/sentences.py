@@ -204,7 +204,7 @@ def gap_sentence(table: Table, first: pd.Series, second: pd.Series) -> str:
 
 
 def paired_sentences(table: Table) -> list[str]:
-    """The models' best runs against each other, image by image, in words."""
+    """The models' best runs against each other, image by image, in words; corrected for all of `paired_tests`, those within a model too."""
     tests, model_of = paired_tests(table), table.rows.set_index("Full_Modelname")["model"].to_dict()
     lines = []
     for _, t in tests.iterrows():
@@ -213,7 +213,7 @@ def paired_sentences(table: Table) -> list[str]:
             continue
         verdict = "a difference" if t["p_holm"] < 0.05 else "no clear difference"
         lines.append(f"{t['only_first']} test images only {first}'s best run gets right, {t['only_second']} only "
-                     f"{second}'s: {verdict} (McNemar's test with Holm's correction, p = {t['p_holm']:.2g}, of these two trainings).")
+                     f"{second}'s: {verdict} between these two trainings (McNemar's test with Holm's correction, p = {t['p_holm']:.2g}).")
     return lines
 
 

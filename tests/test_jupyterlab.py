@@ -1,7 +1,6 @@
 """The notebooks as a person sees them: in a real JupyterLab, run by its menu in a headless Chromium."""
 
 import json
-import shutil
 
 import nbformat
 import pytest

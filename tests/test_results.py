@@ -295,7 +295,7 @@ def test_histories_and_predictions_are_found_beside_the_table(tmp_path):
     across = tests.iloc[-1]
     assert across["difference"] == pytest.approx((across["only_first"] - across["only_second"]) / 1000)
     assert across["low"] < across["difference"] < across["high"] and across["p_holm"] < 0.05
-    assert "a difference (McNemar" in " ".join(sentences.overall_observations(table))
+    assert "a difference between these two trainings (McNemar" in " ".join(sentences.overall_observations(table))
 
 
 def test_runs_on_other_test_images_are_not_paired(tmp_path):
