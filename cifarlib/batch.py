@@ -22,7 +22,7 @@ from .execute import BAD_INPUT, FAILED, OK, PREEMPTED
 from .files import LOG, NOTEBOOK, RECORD, STOP
 from .grid import Run
 from .runs import (
-    FINISHED, check_plan, is_finished, note_planned, precision_of, read_record, remove_stale_parts, status_of, write_failure, write_table,
+    FINISHED, check_plan, is_finished, note_planned, precision_of, read_record, recorded, remove_stale_parts, status_of, write_failure, write_table,
 )
 from .signals import SignalContext
 from .words import counted, listed
@@ -278,7 +278,7 @@ def check_plans(runs: list[Run], options: Options) -> None:
 
 def wanted(run: Run, options: Options, retry_failed: bool) -> bool:
     """Whether a run is still to be trained (or to be waited for, while somebody else trains it): the record alone decides."""
-    status = (read_record(options.run_folder(run.config)) or {}).get("status")
+    status = recorded(options.run_folder(run.config), "status")
     return not options.resume if status in FINISHED else status != "failed" or retry_failed
 
 

@@ -35,6 +35,11 @@ def read_record(folder: Path) -> dict | None:
     return record if "status" in record else None
 
 
+def recorded(folder: Path, name: str):
+    """A value from the record in a run folder; None if there is none."""
+    return (read_record(folder) or {}).get(name)
+
+
 def _read_json(path: Path) -> dict:
     """The mapping in a file; an empty one if there is none that can be read."""
     try:
@@ -46,7 +51,7 @@ def _read_json(path: Path) -> dict:
 
 def status_of(folder: Path) -> str:
     """`done`, `diverged`, `running`, `failed`, `preempted` (also what was cut off without a word) or `pending`."""
-    status = (read_record(folder) or {}).get("status")
+    status = recorded(folder, "status")
     if status not in FINISHED and is_claimed(folder):
         return "running"
     return status or ("preempted" if (folder / STATE).exists() else "pending")
@@ -54,7 +59,7 @@ def status_of(folder: Path) -> str:
 
 def is_finished(folder: Path) -> bool:
     """Whether nothing is left to train in a run folder."""
-    return (read_record(folder) or {}).get("status") in FINISHED
+    return recorded(folder, "status") in FINISHED
 
 
 def check_plan(folder: Path, plan: dict) -> None:
@@ -66,7 +71,7 @@ def check_plan(folder: Path, plan: dict) -> None:
     try:
         before = json.loads((folder / PLAN).read_text())
     except FileNotFoundError:  # nothing is there, or a run as it is published
-        before = read_record(folder).get("config", {}) if done else {}
+        before = (recorded(folder, "config") or {}) if done else {}
     except ValueError:
         raise InputError(f"{folder / PLAN} is damaged, so nothing says what run this is; remove it, or train anew with resume False (--no-resume)")
     if done:  # where it was computed no longer matters
@@ -80,7 +85,7 @@ def check_plan(folder: Path, plan: dict) -> None:
 
 def precision_of(folder: Path) -> str | None:
     """The precision in which the run in a folder is or was trained; None if nothing is there."""
-    return _read_json(folder / PLAN).get("precision") or (read_record(folder) or {}).get("precision")
+    return _read_json(folder / PLAN).get("precision") or recorded(folder, "precision")
 
 
 def write_failure(folder: Path, config: Config, error: str) -> None:
@@ -232,7 +237,7 @@ def summary(study: Path) -> str:
     status = {name: status_of(study / name) for name in names}
     counts = pandas.crosstab([name.split("_")[0] for name in names], [*status.values()]).reindex(columns=STATUSES, fill_value=0)
     counts.loc["all"] = counts.sum()
-    scores = {name: (read_record(study / name) or {}).get("metrics", {}).get("val_accuracy_best_val_acc") for name in names}
+    scores = {name: (recorded(study / name, "metrics") or {}).get("val_accuracy_best_val_acc") for name in names}
     lines = [counts.rename_axis(index=None, columns=None).to_string()]
     if best := max((name for name in names if scores[name] is not None), key=scores.get, default=None):
         lines.append(f"best so far: {best}, validation accuracy {scores[best]:.4f}")
