@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from .cifar10 import local_cifar10
 from .claim import Claim
 from .config import Config, InputError, Options, project_path
 from .execute import BAD_INPUT, FAILED, OK, PREEMPTED
@@ -40,6 +41,14 @@ def notebook_path(name: str) -> Path:
     """A notebook of the project: in ./notebooks, else beside the package."""
     here = project_path("notebooks") / name
     return here if here.exists() else Path(os.path.relpath(Path(__file__).parent.parent / "notebooks" / name))
+
+
+def without_paths(parameters: dict) -> tuple[dict, dict[str, str]]:
+    """A notebook's (parameters, environment): an absolute data_dir goes into the environment, since parameters are published with the notebook."""
+    environment = {**ALLOCATOR, **os.environ}
+    if os.path.isabs(parameters["data_dir"]):
+        environment["CIFAR10_DIR"], parameters = parameters["data_dir"], {**parameters, "data_dir": ""}
+    return parameters, environment
 
 
 class Stopping(SignalContext):
@@ -76,10 +85,8 @@ def execute_run(run: Run, options: Options, stopping: Stopping, threads: int = 0
         (folder / RECORD).unlink(missing_ok=True)
     for stale in (folder / STOP, *folder.glob(".*.part")):  # parts are what killed processes left half written
         stale.unlink(missing_ok=True)
-    parameters = {**run.config.to_dict(), **dataclasses.asdict(options)}
-    environment = {**ALLOCATOR, **os.environ, "PYTHONUNBUFFERED": "1"}
-    if os.path.isabs(run.config.data_dir):  # would be published with the executed notebook
-        environment["CIFAR10_DIR"], parameters["data_dir"] = run.config.data_dir, ""
+    parameters, environment = without_paths({**run.config.to_dict(), **dataclasses.asdict(options)})
+    environment["PYTHONUNBUFFERED"] = "1"
     if threads:
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     if gpu is not None:
@@ -136,13 +143,17 @@ class Slots:
     def of_this_machine(cls, jobs: int, configs: list[Config]) -> "Slots":
         """`jobs` at a time, or (0) as many of `configs` as the memory and the cores, or the cards' memory, have room for.
 
-        Raises InputError if they are to be trained on several devices, or on a card that isn't there.
+        Raises InputError if they are to be trained on several devices, or on one that isn't there.
         """
         device, *others = sorted({config.device for config in configs})
         if others:
             raise InputError(f"device: expected one for all runs, got {listed([device, *others])}; leave it to --device: auto takes all cards")
         cores = _cores()
         memory = {} if device in ("cpu", "mps") else _gpu_memory()
+        if device not in ("auto", "cpu") and not memory:
+            from .device import pick_device  # torch has the last word, and takes seconds to import
+
+            pick_device(device)
         if memory and ":" in device:
             names, number = list(memory), int(device.partition(":")[2])
             if number >= len(names):
@@ -197,61 +208,47 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
 
     0 if all are finished, 1 if some failed, 2 if none could start for bad input, 75 if some were stopped before their end.
     Runs that another runner trains are waited for (its owner may die) unless told otherwise. Raises InputError, before anything
-    starts, if a folder holds another run or the study one of another version.
+    starts, for what check_runs finds and if the study holds a run of another version.
     """
     study = project_path(options.executed_dir) / options.study
-    check_plans(runs, options)
+    check_runs(runs, options)
     remove_stale_parts(study)
     note_planned(study, [cell for run in runs for cell in run.cells])
-    _update_table(study)  # cells that share a finished run may be new
+    write_table(study)  # cells that share a finished run may be new
     codes: dict[str, int] = {}
     with Stopping() as stopping, ThreadPoolExecutor(slots.jobs) as pool, _grid_bar(runs, options, echo is None) as bar:
         waiting = deque(run for run in runs if wanted(run, options, retry_failed))
         failed = sum(status_of(options.run_folder(run.config)) == "failed" for run in runs)
         if failed and not retry_failed:
             tqdm.write(f"left alone: {counted(failed, 'run')} that failed before (--retry-failed tries again)", file=sys.stderr)
-        free, futures, told = deque(range(slots.jobs)), {}, False
-        while futures or waiting and not stopping.requested:
-            while waiting and free and not stopping.requested:
-                if not (taken := _claim_next(waiting, options, retry_failed)):
-                    break
-                run, claim = taken
-                slot = free.popleft()
+        free, training, told = deque(range(slots.jobs)), {}, False  # training: (run, claim, slot, when it started) by future
+        while training or (waiting and not stopping.requested):
+            while waiting and free and not stopping.requested and (claimed := _claim_next(waiting, options, retry_failed, bar)):
+                (run, claim), slot = claimed, free.popleft()
                 gpu = slots.gpus[slot % len(slots.gpus)] if slots.gpus else None
                 future = pool.submit(execute_run, run, options, stopping, slots.threads, gpu, echo, claim)
-                futures[future] = run, claim, slot, time.monotonic()
-            if not futures:
-                if not (waiting and wait_for_others):
-                    break
+                training[future] = run, claim, slot, time.monotonic()
+            if training:
+                for future in wait(training, timeout=POLL, return_when=FIRST_COMPLETED).done:
+                    run, claim, slot, started = training.pop(future)
+                    free.append(slot)
+                    codes[run.name] = future.result()
+                    if claim.lost:
+                        waiting.append(run)
+                    else:  # before the release: another runner that tries a failed run again removes its record
+                        _report(bar, run, options, codes[run.name], time.monotonic() - started, echo is None)
+                    claim.release()
+                    if fail_fast and codes[run.name] in (FAILED, BAD_INPUT):
+                        stopping.request()
+            elif waiting and wait_for_others:
                 if not told:
                     tqdm.write(f"waiting for {counted(len(waiting), 'run')} that other runners train", file=sys.stderr)
                 told = True
                 time.sleep(POLL)
-                continue
-            for future in wait(futures, timeout=POLL, return_when=FIRST_COMPLETED).done:
-                run, claim, slot, started = futures.pop(future)
-                free.append(slot)
-                codes[run.name] = future.result()
-                if claim.lost:
-                    waiting.append(run)
-                else:  # before the release: another runner that tries a failed run again removes its record
-                    try:
-                        _update_table(study)
-                    except InputError as error:  # of a record that came meanwhile: no reason to train no more
-                        tqdm.write(f"cifarlib: {error}", file=sys.stderr)
-                    if echo is None:  # else the run's own lines have told
-                        _report(bar, run, options, codes[run.name], time.monotonic() - started)
-                claim.release()
-                if fail_fast and codes[run.name] in (FAILED, BAD_INPUT):
-                    stopping.request()
-    _update_table(study)  # what it may have said on the way is an error in the end
+            else:
+                break
+    write_table(study)  # what it may have said on the way is an error in the end
     return _exit_code(runs, options, codes, fail_fast, stopping.requested)
-
-
-def _update_table(study: Path) -> None:
-    """The table of runs anew, if there is anything to put in it."""
-    if any(study.glob(f"*/{RECORD}")):
-        write_table(study)
 
 
 def _exit_code(runs: list[Run], options: Options, codes: dict[str, int], fail_fast: bool, stopped: bool) -> int:
@@ -261,14 +258,20 @@ def _exit_code(runs: list[Run], options: Options, codes: dict[str, int], fail_fa
     if not options.resume and FAILED in codes.values():
         return FAILED  # what it was to replace may still be there, finished
     # A run that somebody else trains is left to them, unless this runner was stopped while it waited for them.
-    unfinished = statuses & {"preempted", "pending", *["running"] * stopped}
+    unfinished = statuses & ({"preempted", "pending", "running"} if stopped else {"preempted", "pending"})
     if "failed" in statuses and (fail_fast or not unfinished):
         return FAILED
     return PREEMPTED if unfinished else OK
 
 
-def check_plans(runs: list[Run], options: Options) -> None:
-    """Raise InputError if the folder of one of `runs` holds another run that would be continued, or one in another precision than asked for."""
+def check_runs(runs: list[Run], options: Options) -> None:
+    """Raise InputError for what can be known to fail before a kernel starts.
+
+    That is a folder named for CIFAR-10 that holds none, and a run folder that holds another run, or one in another precision than asked for.
+    """
+    for run in runs:
+        if run.config.dataset != "synthetic" and not (options.resume and is_finished(options.run_folder(run.config))):
+            local_cifar10(run.config.data_dir)
     for run in runs if options.resume else ():
         folder, asked = options.run_folder(run.config), run.config.precision
         check_plan(folder, run.config.identity())
@@ -279,10 +282,12 @@ def check_plans(runs: list[Run], options: Options) -> None:
 def wanted(run: Run, options: Options, retry_failed: bool) -> bool:
     """Whether a run is still to be trained (or to be waited for, while somebody else trains it): the record alone decides."""
     status = recorded(options.run_folder(run.config), "status")
-    return not options.resume if status in FINISHED else status != "failed" or retry_failed
+    if status in FINISHED:
+        return not options.resume
+    return status != "failed" or retry_failed
 
 
-def _claim_next(waiting: deque, options: Options, retry_failed: bool):
+def _claim_next(waiting: deque, options: Options, retry_failed: bool, bar: tqdm):
     """The first of `waiting` that is free, with its claim; what others have finished meanwhile is dropped, what they train stays."""
     for _ in range(len(waiting)):
         run = waiting.popleft()
@@ -293,6 +298,7 @@ def _claim_next(waiting: deque, options: Options, retry_failed: bool):
             return run, claim
         else:
             claim.release()
+            bar.update()
     return None
 
 
@@ -302,8 +308,14 @@ def _grid_bar(runs: list[Run], options: Options, shown: bool) -> tqdm:
     return tqdm(total=len(runs), initial=done, unit="run", disable=not shown, dynamic_ncols=True, smoothing=0.1)
 
 
-def _report(bar: tqdm, run: Run, options: Options, code: int, seconds: float) -> None:
-    """One line for a run that ended: name, status, best validation accuracy, seconds."""
+def _report(bar: tqdm, run: Run, options: Options, code: int, seconds: float, shown: bool) -> None:
+    """A run that ended: the table anew and, where the bar is `shown`, one line with name, status, best validation accuracy, seconds."""
+    try:
+        write_table(options.run_folder(run.config).parent)
+    except InputError as error:  # of another run's record that came meanwhile: no reason to stop training
+        tqdm.write(f"cifarlib: {error}", file=sys.stderr)
+    if not shown:
+        return
     record = read_record(options.run_folder(run.config)) or {
         "status": "preempted", "metrics": {}, "error": f"it was killed, or begun by another kind of machine: see {LOG}"}
     accuracy = record["metrics"].get("val_accuracy_best_val_acc")

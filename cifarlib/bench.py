@@ -110,6 +110,7 @@ class Reference:
         return loss, logits
 
     def _pass(self, loader: DataLoader, step) -> None:
+        """A pass with the published code's bookkeeping, a wait for the device a batch and a loop over its samples; nobody reads the sums."""
         total, right, count = 0.0, [0] * 10, [0] * 10
         for images, labels in loader:
             loss, logits = step(images.to(self.device), labels.to(self.device))
@@ -285,7 +286,7 @@ def _loader_share(ours: Ours) -> float:
     trainer = ours.trainer
 
     def images():
-        trainer._begin(0)
+        trainer.begin(0)
         for start in range(0, len(trainer.order), trainer.config.batch_size):
             places = slice(start, start + trainer.config.batch_size)
             pixels = augment.augmented(trainer.packed, trainer.order[places], trainer.draws[places])
@@ -376,9 +377,9 @@ def readme_section(results: dict) -> str:
         f"**Conditions:** {where['device']}, {where['cores']} cores, torch {where['torch']}, {where['dataset']}, ours in {' and '.join(used)}; "
         f"{where['date']}, commit {where['commit']}. Its limits: {machine['fp32']:,.0f} GFLOP/s in fp32, {machine['bf16']:,.0f} in bf16, "
         f"copies at {machine['copy']:.1f} GB/s.", "", models, "",
-        "Training images by the seconds of training and validation; median of the rounds (lowest to highest). The share of the matrix rate "
-        "counts what is computed: multiplications that our convolutions save are no part of it. "
-        f"Loader: the part of an epoch of training that goes into drawing, augmenting and normalizing the images. A round trains {sizes}.", "",
+        "Images per second: training images divided by the seconds of training and validation, median of the rounds (lowest to highest). The "
+        "share of the matrix rate counts only multiplications that are carried out, not those that our convolutions save. Loader: the share of "
+        f"a training epoch spent on drawing, augmenting and normalizing the images. A round trains {sizes}.", "",
         f"- **Runs at a time x threads of each**, {results['at_once']['model']}, images per second together: {together}.",
         f"- **Start-up:** a tiny run through papermill takes {spread(start['tiny_run'], 1)} s, a notebook that only imports "
         f"{spread(start['imports'], 1)} s: {ratio:.2f} times.",

@@ -14,9 +14,9 @@ from .optimizer import AdamW
 from .runs import check_plan, commit, is_finished
 from .signals import SignalContext
 
-THOROUGH = ("cpu",)  # devices on which each epoch is written: there it takes far longer than writing does
-CHEAP = 0.1  # seconds of writing that are no loss after any epoch
-WRITING = 10  # where it takes longer: so many times that long is trained before the next writing
+EVERY_EPOCH = ("cpu",)  # devices on which every epoch is written to disk, since an epoch takes far longer than that
+QUICK = 0.1  # seconds: elsewhere every epoch is written too, as long as a writing takes no longer
+SPACING = 10  # a writing that took longer is followed by at least so many times as much training before the next one
 
 
 class Store:
@@ -28,8 +28,10 @@ class Store:
 
     def __init__(self, folder: Path | str | None, plan: dict, resume: bool):
         self.folder = folder and Path(folder)
-        self.best, self.pending, self.written, self.cost = {}, False, 0.0, 0.0
-        self.thorough = plan["device"] in THOROUGH
+        self.unwritten_best: dict[str, dict] = {}  # best weights since the last writing, by checkpoint
+        self.unwritten = False  # whether the latest epoch is not on disk
+        self.next_writing = 0.0  # on the monotonic clock
+        self.every_epoch = plan["device"] in EVERY_EPOCH
         self.stop_file = self.folder and self.folder / STOP
         if not self.folder:
             return
@@ -62,26 +64,30 @@ class Store:
         return History.read(self.folder / HISTORY) if done else History()
 
     def keep(self, model: nn.Module, optimizer: AdamW, history: History) -> None:
-        """After an epoch: its weights if they are the best so far, and everything on disk; on a GPU for at most a tenth of the time."""
+        """Remember an epoch and, unless writing would take more than a tenth of the time (never on a CPU), write it."""
         if not self.folder:
             return
         if best := [name for name in ("best_val_acc", "best_val_loss") if history.best(name) is history.last]:
-            self.best |= dict.fromkeys(best, {key: value.clone() for key, value in model.state_dict().items()})
-        self.pending = True
-        if self.thorough or time.monotonic() - self.written >= WRITING * self.cost:
+            self.unwritten_best |= dict.fromkeys(best, {key: value.clone() for key, value in model.state_dict().items()})
+        self.unwritten = True
+        if self.every_epoch or time.monotonic() >= self.next_writing:
             self.write(model, optimizer, history)
 
     def write(self, model: nn.Module, optimizer: AdamW, history: History) -> None:
-        """What `keep` left unwritten. The epochs are done once the state is there, so it has the best weights that are written after it."""
-        if not self.pending:
+        """Write what `keep` has remembered, if anything.
+
+        Once STATE is in place its epochs are never trained again, so it also holds the best weights, whose own files follow it.
+        """
+        if not self.unwritten:
             return
         started = time.monotonic()
         history.write(self.folder / HISTORY)
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rows": history.rows, "best": self.best}
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rows": history.rows, "best": self.unwritten_best}
         save(state, self.folder / STATE)
-        self._write_best(self.best)
-        self.best, self.pending, self.written = {}, False, time.monotonic()
-        self.cost = self.written - started if self.written - started > CHEAP else 0.0
+        self._write_best(self.unwritten_best)
+        self.unwritten_best, self.unwritten = {}, False
+        took = time.monotonic() - started
+        self.next_writing = started + took + SPACING * took if took > QUICK else 0.0
 
     def _write_best(self, best: dict[str, dict]) -> None:
         for name, weights in best.items():

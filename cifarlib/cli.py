@@ -10,8 +10,8 @@ from collections import Counter
 from pathlib import Path
 
 from .config import Config, InputError, Options, project_path
-from .execute import BAD_INPUT
-from .files import TABLE
+from .execute import BAD_INPUT, BROKEN
+from .files import RECORD, TABLE
 
 # The published flags; every option is also called by its Config name.
 PUBLISHED_FLAGS = {
@@ -22,7 +22,7 @@ PUBLISHED_FLAGS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that shows defaults, has one line for an error, and takes no abbreviations: what forbids an option would have to know them all."""
+    """argparse that shows defaults, has one line for an error, and takes no abbreviations: slurm/common.sh refuses --no-resume by its full name."""
 
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
@@ -47,8 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("cifarlib: interrupted", file=sys.stderr)
         return 130
     except ImportError as error:
-        print(f"cifarlib: a package is missing or broken ({error}); set the environment up by `make setup` or from environment.yml",
-              file=sys.stderr)
+        print(f"cifarlib: {BROKEN.format(error)}", file=sys.stderr)
         return BAD_INPUT
 
 
@@ -80,10 +79,9 @@ def make_parser() -> Parser:
     command.add_argument("--no-wait", action="store_true", help="end without waiting for runs that other runners train")
     command.add_argument("--dry-run", action="store_true", help="only print what there is to do")
     command.add_argument("--write-sets", metavar="DIR", help="only write the cells as grid files of 50 each into DIR")
-    add_fields(command, Options, skip=("study",))
+    add_fields(command, Options, skip=("study",), checkpoints="best")  # a grid of the published size would keep 300 GB otherwise
     add_no_checkpoints(command)
     command.add_argument("--study", help="the study's name; by default the file's")
-    command.set_defaults(checkpoints="best")  # a grid of the published size would keep 300 GB otherwise
     add_fields(command, Config, overrides=True)
 
     command = add(status, help="show how a study stands")
@@ -122,8 +120,11 @@ def make_parser() -> Parser:
     return parser
 
 
-def add_fields(parser: argparse.ArgumentParser, cls: type, skip: tuple[str, ...] = (), overrides: bool = False) -> None:
-    """An option for every field of a dataclass; as `overrides` they replace what a grid file says, and are absent by default."""
+def add_fields(parser: argparse.ArgumentParser, cls: type, skip: tuple[str, ...] = (), overrides: bool = False, **defaults) -> None:
+    """An option for every field of a dataclass; as `overrides` they replace what a grid file says, and are absent by default.
+
+    defaults: those that differ from the dataclass's.
+    """
     group = parser.add_argument_group("set for every run, over what the file says") if overrides else parser
     for spec in dataclasses.fields(cls):
         if spec.name in skip:
@@ -134,7 +135,7 @@ def add_fields(parser: argparse.ArgumentParser, cls: type, skip: tuple[str, ...]
             kind = {"type": json_object, "metavar": "JSON"}
         else:
             kind = {"type": spec.type, "metavar": "|".join(spec.metadata["choices"] or [spec.type.__name__.upper()])}
-        default = argparse.SUPPRESS if overrides else {} if spec.type is dict else spec.default
+        default = argparse.SUPPRESS if overrides else {} if spec.type is dict else defaults.get(spec.name, spec.default)
         group.add_argument(*PUBLISHED_FLAGS.get(spec.name, ()), f"--{spec.name}", dest=spec.name, default=default, help=spec.metadata["help"], **kind)
 
 
@@ -166,12 +167,12 @@ def fields_of(cls: type, options: argparse.Namespace) -> dict:
 
 def train(arguments: argparse.Namespace) -> int:
     config, options = Config(**fields_of(Config, arguments)), Options(**fields_of(Options, arguments))
-    from .batch import Slots, check_plans, run_all
+    from .batch import Slots, check_runs, run_all
     from .grid import distinct_runs
 
     runs = distinct_runs([config])
     if arguments.dry_run:
-        check_plans(runs, options)
+        check_runs(runs, options)
         print(options.run_folder(config))
         return 0
 
@@ -185,7 +186,7 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def grid(arguments: argparse.Namespace) -> int:
-    from .batch import Slots, check_plans, run_all, wanted
+    from .batch import Slots, check_runs, run_all, wanted
     from .grid import chunk, distinct_runs, read_grid, select, write_sets
 
     cells = select(read_grid(arguments.file, fields_of(Config, arguments)), arguments.only)
@@ -195,9 +196,9 @@ def grid(arguments: argparse.Namespace) -> int:
     options = Options(**{**fields_of(Options, arguments), "study": arguments.study or Path(arguments.file).stem})
     runs = chunk(distinct_runs(cells), arguments.chunk)
     left = [run.config for run in runs if wanted(run, options, arguments.retry_failed)]
-    slots = Slots.of_this_machine(arguments.jobs, left or cells)
+    slots = Slots.of_this_machine(arguments.jobs, left or [Config()])
     if arguments.dry_run:
-        check_plans(runs, options)
+        check_runs(runs, options)
         print(forecast(runs, left, options, slots.jobs))
         return 0
     code = run_all(runs, options, slots, retry_failed=arguments.retry_failed, fail_fast=arguments.fail_fast,
@@ -208,13 +209,14 @@ def grid(arguments: argparse.Namespace) -> int:
 
 def forecast(runs, left: list[Config], options: Options, jobs: int) -> str:
     """What a grid amounts to: cells, distinct runs, how many are done, failed and pending, and the time that those `left` may take."""
-    from .runs import STATUSES, status_of, time_left
+    from .runs import STATUSES, epochs_left, status_of, time_left
 
     counts = Counter(status_of(options.run_folder(run.config)) for run in runs)
     states = ", ".join(f"{counts[name]} {name}" for name in STATUSES)
     cells = sum(len(run.cells) for run in runs)
+    todo = [(config, epochs_left(options.run_folder(config), config) if options.resume else config.epochs) for config in left]
     return (f"{cells} cell{'s' * (cells != 1)}, {len(runs)} distinct run{'s' * (len(runs) != 1)}: {states}\n"
-            + time_left(left, project_path(options.executed_dir), jobs))
+            + time_left(todo, project_path(options.executed_dir), jobs))
 
 
 def status(arguments: argparse.Namespace) -> int:
@@ -235,7 +237,11 @@ def status(arguments: argparse.Namespace) -> int:
 def runs(arguments: argparse.Namespace) -> int:
     from .runs import write_table
 
-    print(write_table(project_path(arguments.executed_dir) / arguments.study))
+    study = project_path(arguments.executed_dir) / arguments.study
+    table = write_table(study)
+    if not any(study.glob(f"*/{RECORD}")):
+        raise InputError(f"no run with a {RECORD} in {study}; train one there first")
+    print(table)
     return 0
 
 

@@ -139,8 +139,8 @@ class Config(_Fields):
         return dataclasses.asdict(self)
 
     def replace(self, **changes) -> "Config":
-        """A copy with some fields changed, checked again."""
-        return Config(**{**self.to_dict(), **changes})
+        """A copy with some fields changed, checked again; `split` is resolved already and doesn't follow a new protocol."""
+        return dataclasses.replace(self, **changes)
 
     def inert(self) -> set[str]:
         """Knobs that do nothing in this run: gamma under the cosine schedule."""
@@ -163,7 +163,8 @@ class Config(_Fields):
     def _name(self, gamma: bool) -> str:
         name = (f"{self.model}_aug_{self.augmentation}_scheduler_{self.scheduler}"
                 f"_lr_{self.learning_rate}_wd_{self.weight_decay}")
-        name += f"_gamma_{self.gamma}" * gamma
+        if gamma:
+            name += f"_gamma_{self.gamma}"
         name += "".join(f"_{key}_" + re.sub(r"[^\w.]+", "-", str(value)).strip("-") for key, value in self.model_args.items())
         return name + (f"_seed_{self.seed}" if self.seed != Config.seed else "")
 

@@ -20,6 +20,9 @@ from .claim import is_lost
 from .signals import SIGNALS
 
 OK, FAILED, BAD_INPUT, PREEMPTED = 0, 1, 2, 75
+IMPORT_ERRORS = ("ImportError", "ModuleNotFoundError")
+CODES = {"InputError": BAD_INPUT, **dict.fromkeys(IMPORT_ERRORS, BAD_INPUT), "Preempted": PREEMPTED, "OtherMachine": PREEMPTED}
+BROKEN = "a package is missing or broken ({}); set the environment up by `make setup` or from environment.yml"
 START_ATTEMPTS = 3
 
 
@@ -48,8 +51,9 @@ def execute(notebook: str, output: str, parameters: dict, sockets: str, locks: l
                                        stdout_file=sys.stdout, stderr_file=sys.stderr, config=traits, kernel_manager_class=Kernel)
             return OK
         except PapermillExecutionError as error:
-            code = {"InputError": BAD_INPUT, "Preempted": PREEMPTED, "OtherMachine": PREEMPTED}.get(error.ename, FAILED)
-            print(f"{error.ename if code == FAILED else 'cifarlib'}: {error.evalue}", file=sys.stderr)
+            code = CODES.get(error.ename, FAILED)
+            text = BROKEN.format(error.evalue) if error.ename in IMPORT_ERRORS else error.evalue
+            print(f"{error.ename if code == FAILED else 'cifarlib'}: {text}", file=sys.stderr)
             return code
         except Exception as error:
             if _begun(output) or attempt == START_ATTEMPTS - 1:
@@ -67,7 +71,7 @@ def _begun(output: str) -> bool:
     return any(cell.get("execution_count") for cell in cells)
 
 
-def _end_with(runner: int, claim: str, sockets: str) -> None:
+def _end_without_owner(runner: int, claim: str, sockets: str) -> None:
     """End this process and its kernel when the runner is gone or has lost the claim: no run goes on without an owner."""
     while _owned(runner, claim):
         time.sleep(1)
@@ -92,8 +96,12 @@ def main(notebook: str, output: str, runner: str = "", claim: str = "", lock: st
     with tempfile.TemporaryDirectory(prefix="kernel-") as sockets:
         # The runner says who it is: it may be gone, and its place as the parent be taken, before this line is reached.
         watched = int(runner or os.getppid()), claim, sockets
-        threading.Thread(target=_end_with, args=watched, daemon=True).start()
-        return execute(notebook, output, json.load(sys.stdin), sockets, [int(lock)] if lock else [])
+        threading.Thread(target=_end_without_owner, args=watched, daemon=True).start()
+        try:
+            return execute(notebook, output, json.load(sys.stdin), sockets, [int(lock)] if lock else [])
+        except ImportError as error:
+            print(f"cifarlib: {BROKEN.format(error)}", file=sys.stderr)
+            return BAD_INPUT
 
 
 if __name__ == "__main__":

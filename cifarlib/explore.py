@@ -15,6 +15,7 @@ from .config import CLASSES, Config
 from .data import Split, Splits
 from .models import MODELS, build_model, count_parameters
 from .models.conv import Conv2d
+from .models.head import Head
 
 
 def class_counts(splits: Splits) -> pandas.DataFrame:
@@ -90,7 +91,7 @@ def model_table() -> pandas.DataFrame:
 
 # The modules whose outputs are worth showing, by model.
 STAGES = {
-    "cnn": (Conv2d, nn.MaxPool2d, nn.Linear),
+    "cnn": (Conv2d, nn.MaxPool2d, nn.Linear, Head),
     "resnet": ("stem.0", "stem", "stages.0", "stages.1", "stages.2", "stages.3", "pool", "fc"),
     "vit": ("embed", *(f"blocks.{i}" for i in range(8)), "norm", "head"),
 }

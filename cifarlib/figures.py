@@ -1,8 +1,9 @@
 """The charts: each function takes tables and returns a matplotlib Figure whose title says what the data says."""
 
-import functools
 import math
 import textwrap
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -14,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from . import results as r
+from . import results
 from .config import CLASSES, SCHEDULES
-from .results import KNOBS, MODELS, Table, wilson
+from .results import KNOBS, LABELS, Table, wilson
 from .sentences import chance_sentence
 from .words import against, counted, duration, in_words, knob_value, listed, percent, points, signed
 
@@ -60,7 +61,7 @@ def _new(height: float, rows: int = 1, columns: int = 1, width: float = WIDTH, *
 
 def _titled(figure: Figure, title: str, note: str = "", table: Table | None = None) -> Figure:
     characters = int(figure.get_size_inches()[0] * 9.6)
-    title = "SYNTHETIC DATA, NOT CIFAR-10. " * bool(table and table.synthetic) + title[0].upper() + title[1:]
+    title = ("SYNTHETIC DATA, NOT CIFAR-10. " if table and table.synthetic else "") + title[0].upper() + title[1:]
     figure.suptitle(_wrapped(title, characters), x=0.01, ha="left", fontsize=11.5, fontweight="bold")
     if note:
         figure.supxlabel(_wrapped(note, int(characters * 1.75)), x=0.01, ha="left", fontsize=7.5, color=GREY)
@@ -73,7 +74,7 @@ def _wrapped(text: str, most: int) -> str:
     return next(textwrap.fill(text, width) for width in range(max(1, len(text) // lines), most + 1) if len(textwrap.wrap(text, width)) == lines)
 
 
-def _percent(*sides, ticks: int = 5) -> None:
+def _percent_ticks(*sides, ticks: int = 5) -> None:
     """Round percentages, with the decimals they need, on the given x or y axes."""
     for side in sides:
         side.set_major_locator(MaxNLocator(ticks, steps=(1, 2, 5, 10)))
@@ -87,7 +88,7 @@ def _legend(axis) -> None:
 
 def _jitter(n: int) -> np.ndarray:
     """The same sideways shifts each time, none for up to three points."""
-    return np.random.default_rng(0).uniform(-0.27, 0.27, n) * (n > 3)
+    return np.random.default_rng(0).uniform(-0.27, 0.27, n) if n > 3 else np.zeros(n)
 
 
 def _whiskers(values, low, high) -> np.ndarray:
@@ -101,35 +102,35 @@ def _whiskers(values, low, high) -> np.ndarray:
 @_styled
 def top5(table: Table, model: str) -> Figure:
     """A model's five best runs: test accuracy and test per-class accuracy, the noise floor, 95% Wilson intervals."""
-    best, noise = r.top(table, model), r.noise_floor(table, model)
+    best, noise = results.top(table, model), results.noise_floor(table, model)
     title = f"the one run reaches {percent(best['test'].iloc[0])}"
     if len(best) > 1:
         gap, margin = best["test"].max() - best["test"].min(), noise.margin(len(best))
         title = f"the best {in_words(len(best))} runs differ by {points(gap)}, {against(gap, margin, noise.name)} ({points(margin)})"
-    return _bars(table, best, noise, f"{MODELS[model]}: {title}")
+    return _bars(table, best, noise, f"{LABELS[model]}: {title}")
 
 
 @_styled
 def overall_top5(table: Table) -> Figure:
     """The best run of each model."""
-    best = r.overall(table)
+    best = results.overall(table)
     first = best.iloc[0]
-    gaps = [f"{points(first['test'] - row['test'])} {'ahead of' if first['test'] >= row['test'] else 'behind'} {MODELS[row['model']]}"
+    gaps = [f"{points(first['test'] - row['test'])} {'ahead of' if first['test'] >= row['test'] else 'behind'} {LABELS[row['model']]}"
             for _, row in best.iloc[1:].iterrows()]
     verdict = "is best" if first["test"] == best["test"].max() else f"ranks first by {table.score}, on test images"
-    title = f"{MODELS[first['model']]} {verdict} with {percent(first['test'])}, {listed(gaps)}" if gaps else (
-        f"the only model, {MODELS[first['model']]}, reaches {percent(first['test'])}")
-    return _bars(table, best, r.noise_floor(table, first["model"]), title)
+    title = f"{LABELS[first['model']]} {verdict} with {percent(first['test'])}, {listed(gaps)}" if gaps else (
+        f"the only model, {LABELS[first['model']]}, reaches {percent(first['test'])}")
+    return _bars(table, best, results.noise_floor(table, first["model"]), title)
 
 
-def _bars(table: Table, best: pd.DataFrame, noise: r.Noise, title: str) -> Figure:
+def _bars(table: Table, best: pd.DataFrame, noise: results.Noise, title: str) -> Figure:
     """Bars from zero on the left, the same accuracies enlarged with their uncertainty on the right."""
     figure, (left, right) = _new(1.5 + 0.72 * len(best), 1, 2, width_ratios=(2.2, 1), sharey=True)
     experiments = best["experiment"].tolist()
     for place, (_, row) in enumerate(best.iterrows()):
         colour, label = COLOURS[row["model"]], (lambda text: text if place == 0 else None)
         repeat = experiments.index(row["experiment"])
-        name = row["name"] + f"  (same experiment as no. {repeat + 1})" * (repeat < place)
+        name = row["name"] + (f"  (same experiment as no. {repeat + 1})" if repeat < place else "")
         left.text(0.004, place - 0.36, name, fontsize=min(8.5, 740 / len(name)), va="center")
         left.barh(place - 0.1, row["test"], 0.25, color=colour, label=label("test accuracy"))
         left.barh(place + 0.17, row["per_class"], 0.25, color=colour, alpha=0.55, hatch="///", edgecolor="white",
@@ -144,21 +145,22 @@ def _bars(table: Table, best: pd.DataFrame, noise: r.Noise, title: str) -> Figur
     middle = best["test"].iloc[0]
     right.axvspan(middle - noise.margin(), middle + noise.margin(), color=LIGHT, zorder=0, label=noise.name.replace("noise", "noise floor"))
     left.set(ylim=(len(best) - 0.5, -0.6), xlim=(0, 1.13), yticks=[])
-    _percent(left.xaxis, ticks=6)
-    _percent(right.xaxis)
+    _percent_ticks(left.xaxis, ticks=6)
+    _percent_ticks(right.xaxis)
     below = -0.48 / figure.get_size_inches()[1]
     for axis in (left, right):
         axis.grid(axis="y", visible=False)
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, below), ncols=2, borderaxespad=0, handlelength=1.4)
     note = f"Ranked by {table.ranking}. The band: two {noise.alike} differ by less in 95% of cases"
-    note += f", {in_words(len(best))} by less than the title's number" * (2 < len(best) and best["model"].nunique() == 1)
+    if len(best) > 2 and best["model"].nunique() == 1:
+        note += f", {in_words(len(best))} by less than the title's number"
     return _titled(figure, title, f"{note}. Noise floor: {noise.text}.", table)
 
 
 @_styled
 def finalists(table: Table) -> Figure | str:
     """Configurations run with several seeds: every seed's test accuracy, mean and SD."""
-    shown = r.finalists(table).head(15)
+    shown = results.finalists(table).head(15)
     if shown.empty:
         return "nothing was run with several seeds"
     figure, axis = _new(1.4 + 0.5 * len(shown))
@@ -173,38 +175,38 @@ def finalists(table: Table) -> Figure | str:
     axis.set(ylim=(len(shown) - 0.5, -0.6), yticks=[], xlabel="test accuracy, a point a run")
     axis.margins(x=0.08)
     axis.grid(axis="y", visible=False)
-    _percent(axis.xaxis, ticks=8)
+    _percent_ticks(axis.xaxis, ticks=8)
     first = shown.iloc[0]
-    title = f"a {MODELS[first['model']]} reaches {percent(first['test'])} on average over {counted(first['runs'], first['repeat'])}"
+    title = f"a {LABELS[first['model']]} reaches {percent(first['test'])} on average over {counted(first['runs'], first['repeat'])}"
     if len(shown) > 1:
         gap = first["test"] - shown["test"].iloc[1]
-        noises = [r.noise_floor(table, model) for model in shown["model"].head(2)]
-        margin = r.margin_of_means(noises, shown["runs"].head(2))
+        noises = [results.noise_floor(table, model) for model in shown["model"].head(2)]
+        margin = results.margin_of_means(noises, shown["runs"].head(2))
         title += (f", {points(gap)} {'above' if gap >= 0 else 'below'} the next configuration, "
-                  f"{against(gap, margin, r.joint_name(noises))} of two such means ({points(margin)})")
+                  f"{against(gap, margin, results.joint_name(noises))} of two such means ({points(margin)})")
     return _titled(figure, title, f"Ordered by mean {table.ranking}. Diamonds: mean and SD.", table)
 
 
 @_styled
 def all_runs(table: Table) -> Figure:
     """Every run's test accuracy, runs at chance included."""
-    runs = table.runs.dropna(subset=[table.tested])
+    runs, untested = table.runs.dropna(subset=[table.tested]), table.runs[table.tested].isna()
     figure, axis = _new(1.3 + 0.75 * len(table.models))
     labels = []
     for place, model in enumerate(table.models):
-        mine = runs[runs["model"] == model]
+        mine, without = runs[runs["model"] == model], (untested & (table.runs["model"] == model)).sum()
         mine = mine.assign(y=place + _jitter(len(mine)))
-        labels.append(f"{MODELS[model]} ({len(mine)})")
+        labels.append(f"{LABELS[model]} ({len(mine)})" + (f"\nand {without} without a score" if without else ""))
         for chance, style in ((False, dict(marker=MARKERS[model], color=COLOURS[model], linewidths=0)),
                               (True, dict(marker="x", color=GREY, linewidths=0.8))):
             chosen = mine[mine["chance"] == chance]
             axis.scatter(chosen[table.tested], chosen["y"], s=18, alpha=0.6, **style)
-    axis.axvline(r.CHANCE, color=GREY, linewidth=1, linestyle="--")
+    axis.axvline(results.CHANCE, color=GREY, linewidth=1, linestyle="--")
     axis.set(yticks=range(len(labels)), yticklabels=labels, xlim=(0, 1), ylim=(len(labels) - 0.5, -0.5),
-             xlabel="test accuracy (dashed: guessing" + "; crosses: runs at chance" * bool(runs["chance"].any()) + ")")
-    _percent(axis.xaxis)
+             xlabel=f"test accuracy (dashed: guessing{'; crosses: runs at chance' if runs['chance'].any() else ''})")
+    _percent_ticks(axis.xaxis)
     axis.grid(axis="y", visible=False)
-    note = "Heights within a model only keep the points apart." * bool(runs["model"].value_counts().max() > 3)
+    note = "Heights within a model only keep the points apart." if runs["model"].value_counts().max() > 3 else ""
     return _titled(figure, chance_sentence(table).rstrip("."), note, table)
 
 
@@ -214,13 +216,13 @@ def all_runs(table: Table) -> Figure:
 @_styled
 def knobs(table: Table, model: str) -> Figure | str:
     """Distribution of the score and its best for each value of each knob."""
-    rows = r.ranked(table, model)
-    groups = {knob: r.acting(rows, knob).groupby(knob)[table.rank_by] for knob in KNOBS}
+    rows = results.ranked(table, model)
+    groups = {knob: results.acting(rows, knob).groupby(knob)[table.rank_by] for knob in KNOBS}
     groups = {knob: group for knob, group in groups.items() if len(group) > 1}
     if not groups:
-        return f"no knob takes two values among the ranked runs of {MODELS[model]}"
+        return f"no knob takes two values among the ranked runs of {LABELS[model]}"
     if len(rows) < 3:
-        return f"{MODELS[model]} has two ranked runs, which the table of the best compares"
+        return f"{LABELS[model]} has two ranked runs, which the table of the best compares"
     levels = [len(group) + 0.6 for group in groups.values()]
     figure, axes = _new(3.9, 1, len(groups), sharey=True, width_ratios=levels, squeeze=False, width=min(WIDTH, max(6, 1 + 0.9 * sum(levels))))
     point = dict(alpha=0.35, markersize=3, zorder=2) if len(rows) > 60 else dict(alpha=0.8, markersize=5, zorder=4)
@@ -238,18 +240,18 @@ def knobs(table: Table, model: str) -> Figure | str:
     axes[0, 0].set_ylabel(table.score)
     axes[0, 0].margins(y=0.1)
     if not table.lower_is_better:
-        _percent(axes[0, 0].yaxis)
+        _percent_ticks(axes[0, 0].yaxis)
     spans = pd.Series({KNOBS[knob]: values.max() - values.min() for knob, values in best.items()}).sort_values(ascending=False)
     first, last = (f"{span:.3f}" if table.lower_is_better else points(span) for span in (spans.iloc[0], spans.iloc[-1]))
     title, full = f"{spans.index[0]} moves the best score most ({first})", math.prod(map(len, groups.values()))
-    if len(cells := r.cells(table, model)) < full:
+    if len(cells := results.cells(table, model)) < full:
         title = f"{len(cells)} of the {full} cells of these values were run, so they are not compared like for like"
     elif len(spans) > 1:
         title = f"{title}, {spans.index[-1]} least ({last})" if first != last else f"{listed(spans.index)} move the best score alike ({first})"
-    note = f"A point a {'configuration, by one seed' if len(r.finalists(table)) else 'run'}; bars: medians; numbers: the best"
-    note += ", in percent" * (not table.lower_is_better) + "."
-    note += " Gamma: without cosine runs, where it does nothing." * ("gamma" in groups)
-    return _titled(figure, f"{MODELS[model]}: {title}", note, table)
+    note = f"A point a {'configuration, by one seed' if len(results.finalists(table)) else 'run'}; bars: medians; numbers: the best"
+    note += "." if table.lower_is_better else ", in percent."
+    note += " Gamma: without cosine runs, where it does nothing." if "gamma" in groups else ""
+    return _titled(figure, f"{LABELS[model]}: {title}", note, table)
 
 
 @_styled
@@ -257,14 +259,14 @@ def heatmap(table: Table, model: str) -> Figure | str:
     """Best score at each learning rate and weight decay, a panel a schedule."""
     import seaborn  # a fifth of a second, which the notebooks of runs needn't wait for
 
-    grid = r.cells(table, model).dropna(subset="score")
+    grid = results.cells(table, model).dropna(subset="score")
     rates, decays = sorted(grid["learning_rate"].unique()), sorted(grid["weight_decay"].unique())
     if len(rates) < 2 and len(decays) < 2:
-        return f"no two learning rates or weight decays to compare for {MODELS[model]}"
+        return f"no two learning rates or weight decays to compare for {LABELS[model]}"
     if table.lower_is_better:
         return f"heatmaps show accuracies, not {table.score}"
     if len(grid) < 3:
-        return f"{MODELS[model]} has two cells, which the table of the best compares"
+        return f"{LABELS[model]} has two cells, which the table of the best compares"
     best = grid.groupby(["scheduler", "learning_rate", "weight_decay"])["score"].max()
     highest, lowest = best.max(), grid.loc[~grid["chance"], "score"].min()
     lowest = best[best >= lowest].min() if lowest < highest else highest - 0.01
@@ -283,18 +285,18 @@ def heatmap(table: Table, model: str) -> Figure | str:
         axis.tick_params(length=2, rotation=0)
     axes[0, 0].invert_yaxis()  # all of them: they share it
     axes[0, 0].set_ylabel("learning rate")
-    _percent(figure.colorbar(axes[0, 0].collections[0], ax=axes[0].tolist(), label=table.score, pad=0.02).ax.yaxis)
+    _percent_ticks(figure.colorbar(axes[0, 0].collections[0], ax=axes[0].tolist(), label=table.score, pad=0.02).ax.yaxis)
     schedule, rate, decay = best.idxmax()
     best_cell = f"learning rate {rate:g}, weight decay {decay:g}, {schedule} schedule"
-    title = f"{MODELS[model]}: {table.score} {percent(highest)} at best ({best_cell})"
-    note = "Best over the other knobs, in percent; of repeats their mean." + " Grey: at chance." * bool(best.min() < lowest)
+    title = f"{LABELS[model]}: {table.score} {percent(highest)} at best ({best_cell})"
+    note = f"Best over the other knobs, in percent; of repeats their mean.{' Grey: at chance.' if best.min() < lowest else ''}"
     return _titled(figure, title, note, table)
 
 
 @_styled
 def importance(table: Table) -> Figure | str:
     """Shares of the score's variance by knob and pair of knobs, a panel a model."""
-    found = {model: share for model in table.models if (share := r.importance(table, model))}
+    found = {model: share for model in table.models if (share := results.importance(table, model))}
     if not found:
         return "no model has a grid in which two knobs vary and enough cells were run"
     figure, axes = _new(4.2, 1, len(found), width=WIDTH if len(found) > 1 else 7, squeeze=False)
@@ -308,11 +310,11 @@ def importance(table: Table) -> Figure | str:
             axis.text(share + 0.015, place, f"{100 * share:.0f}%" if share >= 0.005 else "<0.5%", va="center", fontsize=8)
         axis.set_yticks(range(len(shares)), names, fontsize=7)
         axis.set(xlim=(0, 1.15), xlabel="share of variance")
-        axis.set_title(textwrap.fill(f"{MODELS[model]}: {basis}", 40 if len(found) > 1 else 80), loc="left", fontsize=8)
+        axis.set_title(textwrap.fill(f"{LABELS[model]}: {basis}", 40 if len(found) > 1 else 80), loc="left", fontsize=8)
         axis.invert_yaxis()
-        _percent(axis.xaxis, ticks=3)
+        _percent_ticks(axis.xaxis, ticks=3)
         axis.grid(axis="y", visible=False)
-        heads.setdefault(names[0].replace("\n", " "), []).append(f"{100 * shares.iloc[0]:.0f}% of {MODELS[model]}'s variance")
+        heads.setdefault(names[0].replace("\n", " "), []).append(f"{100 * shares.iloc[0]:.0f}% of {LABELS[model]}'s variance")
     title = "; ".join(f"{effect} explains {listed(shares)}" for effect, shares in heads.items())
     return _titled(figure, title, f"Functional ANOVA of the grid's {table.score}.", table)
 
@@ -320,21 +322,21 @@ def importance(table: Table) -> Figure | str:
 @_styled
 def expected_best(table: Table) -> Figure | str:
     """Expected best score among k random runs."""
-    scores = {model: r.candidates(table, model)[table.rank_by].dropna() for model in table.models}
+    scores = {model: results.candidates(table, model)[table.rank_by].dropna() for model in table.models}
     scores = {model: values for model, values in scores.items() if len(values) > 4}
     if not scores or table.lower_is_better:
         return "no model has five accuracies to draw from"
     figure, axis = _new(3.6, width=7.5)
     heads = []
     for model, values in scores.items():
-        curve = r.expected_best(values)
+        curve = results.expected_best(values)
         axis.plot(range(1, len(curve) + 1), curve, color=COLOURS[model], marker=MARKERS[model], markevery=0.15 if len(curve) > 20 else 1,
-                  label=f"{MODELS[model]} ({len(curve)} runs)")
-        heads.append(f"{np.argmax(curve >= curve[-1] - 0.01) + 1} for {MODELS[model]}")
+                  label=f"{LABELS[model]} ({len(curve)} runs)")
+        heads.append(f"{np.argmax(curve >= curve[-1] - 0.01) + 1} for {LABELS[model]}")
     axis.set_xscale("log", base=2)
     axis.set(xlabel="runs tried, drawn at random (log scale)", ylabel=f"expected best {table.score}")
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    _percent(axis.yaxis)
+    _percent_ticks(axis.yaxis)
     axis.legend(loc="lower right")
     return _titled(figure, f"Random runs needed to come within one point of the grid's best: {listed(heads)}", table=table)
 
@@ -361,7 +363,7 @@ def _curves(axes, history: pd.DataFrame) -> None:
         axis.set(ylabel=metric, xlabel="epoch")
     if (best := _best_epoch(history)) is not None:
         axes[1].plot(best["epoch"], best["val_accuracy"], "*", color=VALIDATION, markersize=11, markeredgecolor="black", markeredgewidth=0.5)
-    _percent(axes[1].yaxis)
+    _percent_ticks(axes[1].yaxis)
     rates = history.reindex(columns=["epoch", "learning_rate"]).dropna().to_numpy().T
     axes[2].plot(*rates, color="black", drawstyle="steps-mid", **marker)
     axes[2].set(ylabel="learning rate", xlabel="epoch", ylim=(0, 1.05 * rates[1].max(initial=0) or None))
@@ -382,17 +384,17 @@ def _curve_message(history: pd.DataFrame) -> str:
     if (best := _best_epoch(history)) is None:
         return f"{counted(len(history), 'epoch')}, not validated yet"
     last = history["epoch"].max()
+    end = f", {percent(history['train_accuracy'].iloc[-1])} at the end" if best["epoch"] < last else ""
     return (f"validation accuracy {percent(best['val_accuracy'])} in epoch {best['epoch']:.0f} of {last:.0f}; "
-            f"training accuracy {percent(best['train_accuracy'])} there"
-            + f", {percent(history['train_accuracy'].iloc[-1])} at the end" * bool(best["epoch"] < last))
+            f"training accuracy {percent(best['train_accuracy'])} there{end}")
 
 
 @_styled
 def curves_of_best(table: Table, model: str) -> Figure | str:
     """Learning curves of a model's three best runs, a row each."""
-    found = r.best_with(table, r.read_history, model, 3)
+    found = results.best_with(table, results.read_history, model, 3)
     if not found:
-        return f"no histories of {MODELS[model]}'s best runs beside the table"
+        return f"no histories of {LABELS[model]}'s best runs beside the table"
     figure, axes = _new(0.7 + 2.2 * len(found), len(found), 3, squeeze=False)
     for line, (row, history) in zip(axes, found):
         _curves(line, history)
@@ -401,7 +403,7 @@ def curves_of_best(table: Table, model: str) -> Figure | str:
     for axis in axes[:-1].flat:
         axis.set_xlabel("")
     axes[0, 0].legend()
-    title = f"{MODELS[model]}'s best run with a history: {_curve_message(found[0][1])}"
+    title = f"{LABELS[model]}'s best run with a history: {_curve_message(found[0][1])}"
     return _titled(figure, title, "Stars: the epoch with the best validation accuracy.", table)
 
 
@@ -439,16 +441,16 @@ def per_class(accuracies, n_per_class, table: Table | None = None) -> Figure:
     for shift, (model, values) in zip(shifts, by_model.items()):
         values, places = np.asarray(values, float), np.arange(len(CLASSES)) + shift
         axis.errorbar(places, values, yerr=_whiskers(values, *wilson(values, np.maximum(n_per_class, 1))), fmt=MARKERS.get(model, "o"),
-                      capsize=3, color=COLOURS.get(model, COLOURS["resnet"]), markersize=6, label=MODELS.get(model))
+                      capsize=3, color=COLOURS.get(model, COLOURS["resnet"]), markersize=6, label=LABELS.get(model))
         worst, best = (f"{CLASSES[i]} ({percent(values[i])})" for i in (np.nanargmin(values), np.nanargmax(values)))
-        heads.append(f"{MODELS[model]} at {worst}" if model else f"best at {best}, weakest at {worst}")
+        heads.append(f"{LABELS[model]} at {worst}" if model else f"best at {best}, weakest at {worst}")
         if not model:
             for place, value in zip(places, values):
                 axis.annotate(f"{100 * value:.1f}", (place, value), (6, 0), textcoords="offset points", fontsize=7.5, va="center")
     axis.set_xticks(range(len(CLASSES)), CLASSES)
     axis.set(ylabel="test accuracy of the class", xlim=(-0.5, len(CLASSES) - 0.3))
     axis.grid(axis="x", visible=False)
-    _percent(axis.yaxis)
+    _percent_ticks(axis.yaxis)
     if "" not in by_model:
         _legend(axis)
         heads = [f"weakest class: {listed(heads)}"]
@@ -457,7 +459,7 @@ def per_class(accuracies, n_per_class, table: Table | None = None) -> Figure:
 
 def class_accuracies(table: Table) -> Figure | str:
     """Accuracy of each class for the best run of each model."""
-    rows = table.rows.loc[r.overall(table).index].reindex(columns=["model", "images", *(
+    rows = table.rows.loc[results.overall(table).index].reindex(columns=["model", "images", *(
         f"test_per_class_accuracy_{name}_{table.checkpoint}" for name in CLASSES)]).dropna()
     if rows.empty:
         return "the table has no accuracy of each class"
@@ -466,42 +468,42 @@ def class_accuracies(table: Table) -> Figure | str:
 
 def confusion_of_best(table: Table, model: str) -> Figure | str:
     """Confusion matrix of a model's best run."""
-    if not (found := r.best_with(table, r.read_predictions, model)):
+    if not (found := results.best_with(table, results.read_predictions, model)):
         return _no_predictions(model)
     labels, logits = found[0][1]
-    return confusion(r.confusion_matrix(labels, logits.argmax(axis=1)), MODELS[model], table)
+    return confusion(results.confusion_matrix(labels, logits.argmax(axis=1)), LABELS[model], table)
 
 
 def _no_predictions(model: str) -> str:
-    return f"no predictions of {MODELS[model]}'s best run beside the table"
+    return f"no predictions of {LABELS[model]}'s best run beside the table"
 
 
 @_styled
 def calibration(table: Table) -> Figure | str:
     """Reliability diagram of each model's best run, with the share of images in each bin."""
-    found = {model: pair[0][1] for model in table.models if (pair := r.best_with(table, r.read_predictions, model))}
+    found = {model: pair[0][1] for model in table.models if (pair := results.best_with(table, results.read_predictions, model))}
     if not found:
         return "no predictions of the best runs beside the table"
     figure, axes = _new(4.3, 2, len(found), width=max(5.5, 3.4 * len(found)), sharex=True, sharey="row", height_ratios=(3, 1), squeeze=False)
     heads = []
     for (upper, lower), (model, (labels, logits)) in zip(axes.T, found.items()):
-        probabilities = r.softmax(logits)
-        bins, ece = r.calibration(probabilities, labels)
+        probabilities = results.softmax(logits)
+        bins, ece = results.calibration(probabilities, labels)
         full = bins[bins["n"] >= 10]
         upper.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1)
         upper.errorbar(full["confidence"], full["accuracy"], yerr=_whiskers(full["accuracy"], *wilson(full["accuracy"], full["n"])),
                        fmt=MARKERS[model] + "-", color=COLOURS[model], markersize=4, linewidth=1, capsize=2)
-        upper.set(title=f"{MODELS[model]}: ECE {percent(ece)}", xlim=(0, 1), ylim=(0, 1.02))
-        lower.bar((bins.index + 0.5) / r.BINS, bins["n"] / len(labels), 0.9 / r.BINS, color=COLOURS[model])
+        upper.set(title=f"{LABELS[model]}: ECE {percent(ece)}", xlim=(0, 1), ylim=(0, 1.02))
+        lower.bar((bins.index + 0.5) / results.BINS, bins["n"] / len(labels), 0.9 / results.BINS, color=COLOURS[model])
         lower.set(xlabel="confidence")
-        _percent(upper.xaxis, upper.yaxis)
-        _percent(lower.yaxis, ticks=2)
+        _percent_ticks(upper.xaxis, upper.yaxis)
+        _percent_ticks(lower.yaxis, ticks=2)
         surplus = probabilities.max(axis=1).mean() - (logits.argmax(axis=1) == labels).mean()
-        heads.append(f"{MODELS[model]} is {'over' if surplus > 0 else 'under'}confident by {points(surplus)}")
+        heads.append(f"{LABELS[model]} is {'over' if surplus > 0 else 'under'}confident by {points(surplus)}")
     axes[0, 0].set_ylabel("accuracy")
     axes[1, 0].set_ylabel("images")
     note = ("Dashed: perfectly calibrated. Points: bins of ten images or more, with 95% Wilson intervals. ECE: "
-            f"expected calibration error, {r.BINS} bins.")
+            f"expected calibration error, {results.BINS} bins.")
     return _titled(figure, listed(heads), note, table)
 
 
@@ -511,19 +513,19 @@ def confidently_wrong(table: Table, model: str, images: tuple | None, n: int = 1
 
     images: (uint8 (N, 3, 32, 32), labels (N,)) of the test set; a run may have used only the first of them.
     """
-    if not (found := r.best_with(table, r.read_predictions, model)):
+    if not (found := results.best_with(table, results.read_predictions, model)):
         return _no_predictions(model)
     labels, logits = found[0][1]
     if images is None:
         return "CIFAR-10 is not here; data_dir may name its folder"
     pixels, true = images
     if not np.array_equal(true[:len(labels)], labels):
-        return f"the predictions of {MODELS[model]} are of other images than the ones given"
-    probabilities, predicted = r.softmax(logits), logits.argmax(axis=1)
+        return f"the predictions of {LABELS[model]} are of other images than the ones given"
+    probabilities, predicted = results.softmax(logits), logits.argmax(axis=1)
     confidence = np.where(predicted != labels, probabilities.max(axis=1), 0)
     chosen = [i for i in np.argsort(-confidence, kind="stable")[:n] if confidence[i]]
     if not chosen:
-        return f"{MODELS[model]} mistakes no test image"
+        return f"{LABELS[model]} mistakes no test image"
     lines = -(-len(chosen) // 8)
     figure, axes = _new(0.7 + 1.75 * lines, lines, 8)
     for axis in axes.flat:
@@ -532,20 +534,20 @@ def confidently_wrong(table: Table, model: str, images: tuple | None, n: int = 1
         axis.imshow(pixels[i].transpose(1, 2, 0), interpolation="nearest")
         axis.set_title(f"is {CLASSES[labels[i]]}\ntaken for {CLASSES[predicted[i]]}\n{100 * confidence[i]:.1f}% sure", fontsize=8)
     sure, mistakes = (confidence > 0.9).sum(), counted((confidence > 0).sum(), "mistake")
-    return _titled(figure, f"{MODELS[model]}: {sure} of {mistakes} {'is' if sure == 1 else 'are'} made with more than 90% confidence", table=table)
+    return _titled(figure, f"{LABELS[model]}: {sure} of {mistakes} {'is' if sure == 1 else 'are'} made with more than 90% confidence", table=table)
 
 
 @_styled
 def cost(table: Table) -> Figure | str:
     """Test accuracy against training time and against the number of weights."""
-    rows = r.candidates(table).dropna(subset=[table.tested])
+    rows = results.candidates(table).dropna(subset=[table.tested])
     shown = {column: label for column, label in (("seconds", "training time, seconds (log scale)"), ("parameters", "weights (log scale)"))
              if column in rows and (rows[column] > 0).any()}
     if len(shown) > 1 and rows["parameters"].nunique() == 1:  # they tell nothing apart
         del shown["parameters"]
     if not shown:
         return "the table has no training times and no numbers of weights"
-    best = rows.loc[r.overall(table).index]
+    best = rows.loc[results.overall(table).index]
     figure, axes = _new(3.6, 1, len(shown), sharey=True, squeeze=False)
     point = dict(s=16, alpha=0.4) if len(rows) > 60 else dict(s=30, alpha=0.8)
     for axis, (column, label) in zip(axes[0], shown.items()):
@@ -553,17 +555,17 @@ def cost(table: Table) -> Figure | str:
             style = dict(marker=MARKERS[model], color=COLOURS[model])
             mine, first = rows[rows["model"] == model], best[best["model"] == model]
             axis.scatter(mine[column], mine[table.tested], linewidths=0, **point, **style)
-            axis.scatter(first[column], first[table.tested], s=75, edgecolor="black", label=MODELS[model], zorder=3, **style)
+            axis.scatter(first[column], first[table.tested], s=75, edgecolor="black", label=LABELS[model], zorder=3, **style)
         axis.set(xscale="log", xlabel=label)
         axis.margins(x=0.12)
         _log_ticks(axis)
     axes[0, 0].set_ylabel("test accuracy")
-    _percent(axes[0, 0].yaxis)
+    _percent_ticks(axes[0, 0].yaxis)
     _legend(axes[0, -1])
     heads = []
     for _, row in best.iterrows():
         time = f" in {duration(row['seconds'])}" if "seconds" in shown and pd.notna(row["seconds"]) else ""
-        heads.append(f"{MODELS[row['model']]}'s best run reaches {percent(row[table.tested])}{time}")
+        heads.append(f"{LABELS[row['model']]}'s best run reaches {percent(row[table.tested])}{time}")
     note = "Large: the best runs."
     if "seconds" in shown:
         unlike = [f"different {column}s" for column in ("device", "precision") if column in rows and rows[column].nunique() > 1]
@@ -590,11 +592,11 @@ def _log_ticks(axis) -> None:
 @_styled
 def comparison(first: Table, second: Table) -> Figure | str:
     """The experiments of two tables against each other, and the distribution of their differences."""
-    both = r.compare(first, second)
+    both = results.compare(first, second)
     if both.empty:
         return "the two tables have no experiment in common"
     figure, (left, right) = _new(4.4, 1, 2)
-    models = [model for model in MODELS if (both["model"] == model).any()]
+    models = [model for model in LABELS if (both["model"] == model).any()]
     heads = []
     for place, model in enumerate(models):
         mine = both[both["model"] == model]
@@ -602,13 +604,13 @@ def comparison(first: Table, second: Table) -> Figure | str:
         left.scatter(mine["first"], mine["second"], **style)
         right.scatter(100 * mine["difference"], place + _jitter(len(mine)), **style)
         right.vlines(100 * mine["difference"].median(), place - 0.35, place + 0.35, color="black")
-        heads.append(f"{MODELS[model]} {signed(mine['difference'].median())}")
+        heads.append(f"{LABELS[model]} {signed(mine['difference'].median())}")
     limits = left.get_xlim(), left.get_ylim()
     left.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
     left.set(xlabel=f"test accuracy in {first.name}", ylabel=f"test accuracy in {second.name}", xlim=limits[0], ylim=limits[1])
-    _percent(left.xaxis, left.yaxis)
+    _percent_ticks(left.xaxis, left.yaxis)
     right.axvline(0, color=GREY, linewidth=1, linestyle="--")
-    right.set(yticks=range(len(models)), yticklabels=[MODELS[m] for m in models], ylim=(len(models) - 0.5, -0.5),
+    right.set(yticks=range(len(models)), yticklabels=[LABELS[m] for m in models], ylim=(len(models) - 0.5, -0.5),
               xlabel=f"points higher in {second.name}")
     right.grid(axis="y", visible=False)
     title = f"'{second.name}' against '{first.name}', median difference in points: {listed(heads)}"
@@ -639,12 +641,12 @@ def throughput(names: list[str], reference: list[list[float]], ours: list[list[f
         right.barh(place, share, 0.5, color=COLOURS[name])
         right.text(share + 0.015, place, f"{share:.0%}", va="center", fontsize=8)
     left.set(xlabel="times the reference's speed, training and validation", xlim=(0, 1.25 * longest))
-    left.set_yticks(range(len(names)), [MODELS[name] for name in names])
+    left.set_yticks(range(len(names)), [LABELS[name] for name in names])
     left.invert_yaxis()
     right.set(xlim=(0, 1.1), xlabel="share of the machine's own matrix rate")
-    _percent(right.xaxis)
+    _percent_ticks(right.xaxis)
     _legend(left)
-    heads = listed(f"{MODELS[name]} {ratio:.1f}" for name, ratio in zip(names, medians))
+    heads = listed(f"{LABELS[name]} {ratio:.1f}" for name, ratio in zip(names, medians))
     return _titled(figure, f"times as fast as the plain reference: {heads}",
                    f"Coloured: this package. Bars: medians of the rounds' ratios; black lines: lowest to highest. Matrix rate: {limit}.")
 
@@ -665,11 +667,11 @@ def write_figures(table: Table, folder: str | Path, *kinds: str, images=None, ot
     """
     written, left_out = [], {}
     for kind in kinds or KINDS:
-        for name, draw in _planned(table, kind, images, other).items():
-            if isinstance(figure := draw(), Figure):
-                written.append(save(figure, folder, name))
+        for name, drawn in _drawn(table, kind, images, other):
+            if isinstance(drawn, Figure):
+                written.append(save(drawn, folder, name))
                 continue
-            left_out.setdefault(figure, []).append(name)
+            left_out.setdefault(drawn, []).append(name)
             for suffix in ("png", "svg"):
                 (Path(folder) / f"{name}.{suffix}").unlink(missing_ok=True)
     for reason, names in left_out.items():
@@ -677,12 +679,13 @@ def write_figures(table: Table, folder: str | Path, *kinds: str, images=None, ot
     return written
 
 
-def _planned(table: Table, kind: str, images, other: Table | None) -> dict:
-    """File name to a function without arguments, for each figure of a kind."""
+def _drawn(table: Table, kind: str, images, other: Table | None) -> Iterator[tuple[str, Figure | str]]:
+    """The figures of a kind, one by one: file name, and the figure or why there is none."""
     if kind == "comparison":
-        return {kind: lambda: comparison(other, table) if other else "no second table was given (compare_with)"}
-    if kind in PER_TABLE:
-        return {kind: lambda: PER_TABLE[kind](table) if len(r.ranked(table)) else "no run in this table can be ranked"}
-    draw = {**PER_MODEL, "wrong": functools.partial(confidently_wrong, images=images)}[kind]
-    return {f"{model}_{kind}": lambda model=model: draw(table, model) if len(r.ranked(table, model)) else
-            f"no ranked {MODELS[model]} run in this table" for model in MODELS}
+        yield kind, comparison(other, table) if other else "no second table was given (compare_with)"
+    elif kind in PER_TABLE:
+        yield kind, PER_TABLE[kind](table) if len(results.ranked(table)) else "no run in this table can be ranked"
+    else:
+        draw = partial(confidently_wrong, images=images) if kind == "wrong" else PER_MODEL[kind]
+        for model in LABELS:
+            yield f"{model}_{kind}", draw(table, model) if len(results.ranked(table, model)) else f"no ranked {LABELS[model]} run in this table"

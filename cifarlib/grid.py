@@ -84,15 +84,15 @@ def distinct_runs(cells: list[Config]) -> list[Run]:
 
 def select(cells: list[Config], wanted: str) -> list[Config]:
     """The cells that match `wanted`, such as `model=cnn,scheduler=step`. Raises InputError for unknown names or no match."""
-    conditions = [part.partition("=")[::2] for part in wanted.split(",") if part]
-    check_names([name for name, _ in conditions], Config)
-    chosen = [cell for cell in cells if all(_is(getattr(cell, name), text) for name, text in conditions)]
+    conditions = [part.partition("=") for part in wanted.split(",") if part]
+    check_names([name for name, _, _ in conditions], Config)
+    chosen = [cell for cell in cells if all(_means(text, getattr(cell, name)) for name, _, text in conditions)]
     if not chosen:
         raise InputError(f"--only {wanted}: no cell of the grid matches")
     return chosen
 
 
-def _is(value, text: str) -> bool:
+def _means(text: str, value) -> bool:
     """Whether `text` from the command line means `value`."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         try:

@@ -19,8 +19,7 @@ def read_parameters(namespace: dict) -> tuple[Config, Options]:
     papermill writes the values it was given into a cell of their own and only warns of unknown names; here they are errors.
     """
     check_names(injected_names(namespace.get("In", [])), Config, Options)
-    values = [{spec.name: namespace[spec.name] for spec in dataclasses.fields(cls)} for cls in (Config, Options)]
-    return Config(**values[0]), Options(**values[1])
+    return tuple(cls(**{spec.name: namespace[spec.name] for spec in dataclasses.fields(cls)}) for cls in (Config, Options))
 
 
 def injected_names(cells: list[str]) -> list[str]:

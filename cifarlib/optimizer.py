@@ -53,5 +53,5 @@ class AdamW:
 
 
 def _as_stored(tensors: list[Tensor], params: list[Tensor]) -> list[Tensor]:
-    """Views with channels last of what belongs to parameters that are stored so: torch's CPU kernel copies other gradients first."""
+    """Channels-last views of what belongs to a parameter stored channels last; torch's CPU kernel would copy them first."""
     return [t.permute(0, 2, 3, 1) if p.ndim == t.ndim == 4 and not p.is_contiguous() else t for t, p in zip(tensors, params, strict=True)]

@@ -12,7 +12,7 @@ from .files import PREDICTIONS, RECORD, replacing, write_json
 from .history import History
 from .metrics import Scores
 from .models import count_parameters
-from .runs import head, is_finished, read_record
+from .runs import common_fields, is_finished, read_record
 from .train import evaluate_checkpoints
 
 
@@ -26,8 +26,9 @@ def finish_run(model: nn.Module, splits: Splits, config: Config, folder: Path, h
     checkpoints: which weights stay in the folder: all three, the best (by validation accuracy) or none. Raises Preempted, after
     writing, if the run was stopped before its end; nothing is tested then.
     """
-    record = read_record(folder)
-    if not is_finished(folder):
+    if is_finished(folder):
+        record = read_record(folder)
+    else:
         scores = evaluate_checkpoints(model, splits.test, config, folder)
         if scores:
             _write_predictions(folder, scores)
@@ -44,7 +45,7 @@ def finish_run(model: nn.Module, splits: Splits, config: Config, folder: Path, h
 def _record(model: nn.Module, splits: Splits, config: Config, history: History, scores: dict[str, Scores]) -> dict:
     device = splits.train.images.device
     return {
-        **head(config, history.status, history, scores),
+        **common_fields(config, history.status, history, scores),
         "device": describe(device),
         "precision": pick_precision(config.precision, device),
         "data": {"dataset": splits.dataset, "split": config.split, "fingerprint": splits.fingerprint,
@@ -55,7 +56,7 @@ def _record(model: nn.Module, splits: Splits, config: Config, history: History, 
 
 
 def _write_predictions(folder: Path, scores: dict[str, Scores]) -> None:
-    """Labels and the logits of each checkpoint, less each image's highest: so half precision can't make another class the highest."""
+    """Labels, and each checkpoint's logits minus their maximum by image: the predicted class has 0, which no rounding to float16 can pass."""
     logits = {name: (score.logits - score.logits.amax(dim=1, keepdim=True)).cpu().numpy().astype(np.float16) for name, score in scores.items()}
     with replacing(folder / PREDICTIONS) as part, part.open("wb") as handle:
         np.savez_compressed(handle, labels=next(iter(scores.values())).labels.cpu().numpy(), **logits)

@@ -1,16 +1,15 @@
 """Notebooks executed without JupyterLab: the results of a table of runs, with their HTML, and the throughput of this machine."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-from .batch import ALLOCATOR, notebook_path
+from .batch import notebook_path, without_paths
 from .config import InputError, project_path
 from .execute import BAD_INPUT, OK
 from .files import replacing
-from .results import read_table
+from .results import compare, read_table
 
 
 def execute_notebook(name: str, parameters: dict, folder: Path) -> Path:
@@ -20,9 +19,7 @@ def execute_notebook(name: str, parameters: dict, folder: Path) -> Path:
     """
     output = folder / name
     output.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**ALLOCATOR, **os.environ}
-    if os.path.isabs(parameters["data_dir"]):  # would be published with the executed notebook
-        environment["CIFAR10_DIR"], parameters = parameters["data_dir"], {**parameters, "data_dir": ""}
+    parameters, environment = without_paths(parameters)
     command = [sys.executable, "-m", "cifarlib.execute", str(notebook_path(name)), str(output)]
     ended = subprocess.run(command, input=json.dumps(parameters), text=True, stderr=subprocess.PIPE, env=environment)
     lines = ended.stderr.strip().splitlines() or [f"{name} ended without a word"]
@@ -40,7 +37,7 @@ def make_report(parameters: dict, folder: str) -> Path:
     """
     table = read_table(parameters["runs"], parameters["rank_by"], parameters["study"])
     if parameters["compare_with"]:
-        read_table(parameters["compare_with"])
+        compare(read_table(parameters["compare_with"]), table)
     notebook = execute_notebook("results.ipynb", parameters, project_path(folder) if folder else table.folder)
     from nbconvert import HTMLExporter  # jupyterlab brings it; its import takes a second, which bad input needn't wait for
 

@@ -13,7 +13,7 @@ from .config import CHECKPOINTS, CLASSES, SCHEDULES, InputError, project_path
 from .files import HISTORY, PREDICTIONS, TABLE
 from .words import counted, knob_value, listed, plain, points, some
 
-MODELS = {"cnn": "CNN", "resnet": "ResNet", "vit": "ViT"}
+LABELS = {"cnn": "CNN", "resnet": "ResNet", "vit": "ViT"}
 KNOBS = {"learning_rate": "learning rate", "weight_decay": "weight decay", "gamma": "gamma", "scheduler": "scheduler",
          "augmentation": "augmentation"}
 # What must be equal before two runs may stand in one ranking. A table that lacks a column is taken to share its value.
@@ -24,8 +24,8 @@ PUBLISHED_BEST = {"cnn": 0.8697, "resnet": 0.8422, "vit": 0.8350}  # github.com/
 CHANCE = 1 / len(CLASSES)
 Z = 1.959964  # two-sided 95%
 BINS = 15  # of confidence, as in Guo et al.
-# What the range of so many (2 to 5) equal normal variables exceeds in 5% of cases, in units of an SD estimated with unlimited, 10, 9, ... 1
-# degrees of freedom: the studentized range. Source: J. Tukey, "The Problem of Multiple Comparisons", 1953.
+# Upper 5% points of the studentized range of k = 2 to 5 equal normal variables; columns: the degrees of freedom of the SD's estimate, as in
+# FREEDOM. Source: J. Tukey, "The Problem of Multiple Comparisons", 1953.
 STUDENTIZED_RANGE = {
     2: (2.772, 3.151, 3.199, 3.261, 3.344, 3.460, 3.635, 3.926, 4.501, 6.085, 17.969),
     3: (3.314, 3.877, 3.948, 4.041, 4.165, 4.339, 4.602, 5.040, 5.910, 8.331, 26.976),
@@ -90,7 +90,7 @@ class Table:
 
     @property
     def models(self) -> list[str]:
-        return [model for model in MODELS if (self.rows["model"] == model).any()]
+        return [model for model in LABELS if (self.rows["model"] == model).any()]
 
 
 def read_table(path: str | Path, rank_by: str = "auto", study: str = "") -> Table:
@@ -128,7 +128,8 @@ def check_table(frame: pd.DataFrame, rank_by: str = "auto", study: str = "", fol
         raise InputError("the table has no rows; expected one for each run")
     # The published table's unnamed first column is an index.
     frame = frame.loc[:, ~frame.columns.str.startswith("Unnamed")].reset_index(drop=True)
-    rows, notes = _usable(_typed(frame))
+    notes: list[str] = []  # each of the three steps below adds its sentences
+    rows = _usable(_typed(frame), notes)
     if rows.empty:
         raise InputError("nothing to report: " + " ".join(notes))
     table = Table(rows, (), folder, _ranking_column(rows, rank_by, notes), name)
@@ -165,9 +166,8 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.drop(columns="seed") if "seed" in frame and frame["seed"].isna().all() else frame  # as if there were none
 
 
-def _usable(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """The rows that can be shown, and a note for each reason to leave rows out."""
-    notes = []
+def _usable(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+    """The rows that can be shown; adds a note for each reason to leave rows out."""
 
     def leave_out(bad: pd.Series, why: str) -> None:
         nonlocal frame
@@ -177,8 +177,8 @@ def _usable(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
     for other in sorted(set(frame["status"]) - {"done", "diverged"}):
         leave_out(frame["status"] == other, f"status {other}")
-    for model in sorted(set(frame["model"]) - set(MODELS)):
-        leave_out(frame["model"] == model, f"unknown model {model!r} (known are {', '.join(MODELS)})")
+    for model in sorted(set(frame["model"]) - set(LABELS)):
+        leave_out(frame["model"] == model, f"unknown model {model!r} (known are {', '.join(LABELS)})")
     knobs = frame[list(KNOBS)].isna().any(axis=1) | ~frame["scheduler"].isin(SCHEDULES)
     leave_out(knobs, "without a known value of each knob")
     no_score = frame["test_accuracy_best_val_acc"].isna() & (frame["status"] != "diverged")
@@ -191,7 +191,7 @@ def _usable(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         raise InputError(f"{some(frame.loc[twice, 'Full_Modelname'].unique())}: named twice with different results; "
                          "expected one row a cell and seed; tell repeats apart by a seed or study column, or remove "
                          "one")
-    return frame, notes
+    return frame
 
 
 def _ranking_column(rows: pd.DataFrame, rank_by: str, notes: list[str]) -> str:
@@ -212,40 +212,50 @@ def _ranking_column(rows: pd.DataFrame, rank_by: str, notes: list[str]) -> str:
 
 
 def _marked(rows: pd.DataFrame, tested: str, notes: list[str]) -> pd.DataFrame:
-    """Add the derived columns that Table names."""
-    rows = rows.copy()
-    images = rows["test_images"] if "test_images" in rows else pd.Series(10_000, rows.index)
-    rows["images"] = images.where(images > 0, 10_000).astype(int)
-    rows["chance"] = rows[tested].isna() | (rows[tested] <= wilson(CHANCE, rows["images"])[1])
+    """The rows with the derived columns that Table names; adds a note for what they leave out of the ranking."""
     conditions = [c for c in CONDITIONS if c in rows]
-    rows["condition"] = [" | ".join(map(str, key)) for key in rows[conditions].to_numpy()]
+    images = rows.get("test_images", pd.Series(10_000, rows.index))
+    rows = rows.assign(images=images.where(images > 0, 10_000).astype(int),
+                       condition=[" | ".join(map(str, key)) for key in rows[conditions].to_numpy()])
+    rows["chance"] = rows[tested].isna() | (rows[tested] <= wilson(CHANCE, rows["images"])[1])
     rows["experiment"] = [" ".join(map(str, key)) for key in without_inert(rows)[["model", *KNOBS, "condition"]].to_numpy()]
-    rows["copy"] = False
-    if "run" in rows:
-        run = rows["run"].where(rows["run"] != "", rows["Full_Modelname"]) + rows["condition"] + rows.get("study", "")
-        real_first = rows.assign(key=run, shared=rows.get("shared_with", "") != "").sort_values("shared", kind="stable")
-        rows["copy"] = real_first.duplicated("key")
-        rows["experiment"] = real_first.groupby("key")["experiment"].transform("first")
-    if copies := rows["copy"].sum():
-        notes.append(f"{counted(copies, 'cell')} of {len(rows)} share another cell's run, because what tells them "
+    rows["copy"] = _copies(rows, notes)
+    rows["main"] = _main(rows, conditions, notes)
+    return rows
+
+
+def _copies(rows: pd.DataFrame, notes: list[str]) -> pd.Series:
+    """Whether a row repeats another row's run: a cell that shares it, or the same run in another study."""
+    if "run" not in rows:  # in the published format each row was trained
+        return pd.Series(False, rows.index)
+    run = rows["run"].where(rows["run"] != "", rows["Full_Modelname"]) + rows["condition"] + rows.get("study", "")
+    trained_first = rows.assign(key=run, shared=rows.get("shared_with", "") != "").sort_values("shared", kind="stable")
+    copy = trained_first.duplicated("key").reindex(rows.index)
+    if copy.any():
+        notes.append(f"{counted(copy.sum(), 'cell')} of {len(rows)} share another cell's run, because what tells them "
                      "apart does nothing; each run counts once.")
-    if "run" in rows and "seed" in rows:
-        again = rows[~rows["copy"]].duplicated(["experiment", "seed", *_metrics(rows)])
+    if "seed" in rows:
+        again = rows[~copy].duplicated(["experiment", "seed", *_metrics(rows)]).reindex(rows.index, fill_value=False)
         if again.any():
             notes.append(f"{counted(again.sum(), 'row')} {'repeats' if again.sum() == 1 else 'repeat'} a run of another study in every digit; "
                          "each run counts once.")
-            rows.loc[again.index[again], "copy"] = True
-    rows["main"] = True
+        copy |= again
+    return copy
+
+
+def _main(rows: pd.DataFrame, conditions: list[str], notes: list[str]) -> pd.Series:
+    """Whether a row is of the condition under which its model is ranked: the one with the most experiments."""
+    main = pd.Series(True, rows.index)
     for model, group in rows.groupby("model"):
-        main = group["condition"] == group.groupby("condition")["experiment"].nunique().idxmax()
-        rows.loc[group.index, "main"] = main
-        if len(others := group[~main]):
-            ours = {c: plain(value) for c, value in group.loc[main, conditions].iloc[0].items()}
+        main[group.index] = group["condition"] == group.groupby("condition")["experiment"].nunique().idxmax()
+        ranked, others = group[main[group.index]], group[~main[group.index]]
+        if len(others):
+            ours = {c: plain(value) for c, value in ranked[conditions].iloc[0].items()}
             theirs = {c: sorted(set(map(plain, others[c])) - {ours[c]}) for c in conditions}
             how = "; ".join(f"{c} {' or '.join(values)}, not {ours[c]}" for c, values in theirs.items() if values)
-            notes.append(f"{MODELS[model]}: {counted(len(others), 'row')} under other conditions ({how}) do not enter "
+            notes.append(f"{LABELS[model]}: {counted(len(others), 'row')} under other conditions ({how}) do not enter "
                          f"the ranking: {some(others['Full_Modelname'])}.")
-    return rows
+    return main
 
 
 def _metrics(rows: pd.DataFrame) -> list[str]:
@@ -320,7 +330,7 @@ def experiments(table: Table, model: str | None = None) -> pd.DataFrame:
 
 
 def finalists(table: Table) -> pd.DataFrame:
-    """The experiments that were run with several seeds; none in a table without seeds."""
+    """The experiments with several runs; none in a table without seeds."""
     every = experiments(table)
     return every[every["runs"] > 1] if "seed" in table.rows else every.head(0)
 
@@ -376,8 +386,8 @@ def noise_floor(table: Table, model: str) -> Noise:
     best = ranked(table, model).iloc[0]
     sd = math.sqrt(best[table.tested] * (1 - best[table.tested]) / best["images"])
     why = "its repeats agree in every digit" if len(good) else "nothing was run twice"
-    return Noise(sd, "sampling error", f"not measured ({why}) and maybe larger; the sampling error of {best['images']:,} test "
-                                       f"images stands in, {points(sd)} SD")
+    return Noise(sd, "sampling error", f"not measured ({why}); the sampling error of {best['images']:,} test images, "
+                                       f"{points(sd)} SD, stands in and may be too small")
 
 
 def selection_bias(scores, sd: float) -> float:
@@ -455,12 +465,12 @@ def holm(p_values) -> np.ndarray:
 def paired_tests(table: Table, n: int = 3) -> pd.DataFrame:
     """Each model's best run against its next n - 1, and the models' best against each other, on the same test images.
 
-    Columns: first, second, difference with low and high (95%), only_first, only_second (images), p, p_holm. Empty
-    without predictions. A test of these runs, not of their configurations: a repeat with another seed would differ too.
+    Columns: first, second, difference with low and high (95%), only_first, only_second (images), p, p_holm. Without a model whose best
+    run has no predictions. A test of these runs, not of their configurations: a repeat with another seed would differ too.
     """
-    best = [best_with(table, read_predictions, model, n) for model in table.models]
+    best = [best_with(table, read_predictions, model, n) for model in table.models if best_with(table, read_predictions, model)]
     pairs = [(rows[0], other) for rows in best for other in rows[1:]]
-    pairs += itertools.combinations([rows[0] for rows in best if rows], 2)
+    pairs += itertools.combinations([rows[0] for rows in best], 2)
     lines = []
     for (first, (labels, logits)), (second, (other_labels, other_logits)) in pairs:
         if np.array_equal(labels, other_labels):
@@ -499,7 +509,8 @@ def importance(table: Table, model: str) -> tuple[pd.Series, str] | None:
     if len(levels) < 2 or grid["score"].nunique() == 1 or len(grid) <= 1 + (levels - 1).sum():
         return None
     text = f"all {full} cells" if len(grid) == full else f"{len(grid)} of {full} cells, main effects only"
-    text += f"; without {', '.join(dropped)}, always at chance" * bool(dropped)
+    if dropped:
+        text += f"; without {', '.join(dropped)}, always at chance"
     return (decompose if len(grid) == full else main_effects)(grid, list(levels.index)), text
 
 
@@ -556,13 +567,10 @@ def means(table: Table, rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 def expected_best(scores) -> np.ndarray:
     """Expected highest score among k runs drawn without replacement, for k = 1..N; after Dodge et al., EMNLP 2019."""
-    ordered = np.sort(np.asarray(scores, float))
-    n, lower, expected = len(ordered), np.arange(len(ordered)), []
-    highest = np.full(n, 1 / n)  # chance that a run is the highest of k: C(lower, k - 1) / C(n, k)
-    for k in range(1, n + 1):
-        expected.append(float(highest @ ordered))
-        highest = highest * (lower - k + 1).clip(0) / k * (k + 1) / max(n - k, 1)
-    return np.array(expected)
+    ordered, n = np.sort(np.asarray(scores, float)), len(scores)
+    # A run is the highest of k if the other k - 1 are among the `lower` runs below it.
+    chances = [[math.comb(lower, k - 1) / math.comb(n, k) for lower in range(n)] for k in range(1, n + 1)]
+    return np.array(chances) @ ordered
 
 
 def augmentation_pairs(table: Table, model: str) -> pd.DataFrame:
@@ -577,10 +585,18 @@ def augmentation_pairs(table: Table, model: str) -> pd.DataFrame:
 # ------------------------------------------------------------------ two tables
 
 
+def comparable(table: Table) -> pd.DataFrame:
+    """A table's experiments as another table may have them too: model, model_args, knobs, mean test accuracy, chance."""
+    return means(table, table.runs.query("main"), ["model", "model_args", *KNOBS])
+
+
 def compare(first: Table, second: Table) -> pd.DataFrame:
-    """The experiments of both tables: knobs, first and second test accuracy (mean of repeats), difference, chance of each."""
-    by = ["model", "model_args", *KNOBS]
-    sides = [means(table, table.runs.query("main"), by) for table in (first, second)]
-    both = sides[0].merge(sides[1], on=by, suffixes=("_first", "_second"))
+    """The experiments of both tables: knobs, first and second test accuracy (mean of repeats), difference, chance of each.
+
+    Raises InputError for CIFAR-10 beside synthetic data.
+    """
+    if first.synthetic != second.synthetic:
+        raise InputError(f"compare_with: of {first.name} and {second.name} one is of CIFAR-10 and one of synthetic data; compare tables of one kind")
+    both = comparable(first).merge(comparable(second), on=["model", "model_args", *KNOBS], suffixes=("_first", "_second"))
     both = both.rename(columns={"test_first": "first", "test_second": "second"})
     return both.assign(difference=both["second"] - both["first"])

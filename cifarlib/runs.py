@@ -91,10 +91,10 @@ def precision_of(folder: Path) -> str | None:
 def write_failure(folder: Path, config: Config, error: str) -> None:
     """Record a run that broke off, with its last lines; its checkpoint stays, so that it can be tried again."""
     history = History.read(folder / HISTORY) if (folder / HISTORY).exists() else History()
-    write_json(folder / RECORD, {**head(config, "failed", history, {}), "error": error})
+    write_json(folder / RECORD, {**common_fields(config, "failed", history, {}), "error": error})
 
 
-def head(config: Config, status: str, history: History, scores: dict) -> dict:
+def common_fields(config: Config, status: str, history: History, scores: dict) -> dict:
     """What every record says: of the run, its code and versions, its epochs and its checkpoints' scores."""
     # data_dir is left out: a folder says nothing about the result, and may name somebody's home.
     settings = {name: value for name, value in config.to_dict().items() if name != "data_dir"}
@@ -122,7 +122,7 @@ def commit() -> str | None:
         git = ["git", "-C", str(Path(__file__).parent)]
         short = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         changed = subprocess.run([*git, "status", "--porcelain", "--", "."], capture_output=True, text=True, check=True).stdout
-        return short + "+" * bool(changed)
+        return f"{short}+" if changed else short
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -202,19 +202,17 @@ def table_rows(folder: Path, planned: list[Config]) -> list[dict]:
 
 
 def write_table(study: Path) -> Path:
-    """Rebuild STUDY/runs.csv from the records of its run folders, in the order of the run names; return its path.
+    """Rebuild STUDY/runs.csv from the records of its run folders, if there are any, in the order of the run names; return its path.
 
-    Raises InputError if there are none, or one is of another version.
+    Raises InputError if one is of another version.
     """
-    before = None
+    before = {}
     while before != (records := _records(study)):  # again if records came meanwhile: this table may have replaced a newer one
         planned = planned_cells(study)
         rows = [row for path in records for row in table_rows(path.parent, planned.get(path.parent.name, []))]
-        if rows:
+        if rows:  # else another runner has just begun to try the only run again
             with replacing(study / TABLE) as part:
                 pandas.DataFrame(rows).to_csv(part, index=False)
-        elif before is None:  # else somebody has just begun to try the only one again
-            raise InputError(f"no run with a {RECORD} in {study}; train one there first")
         before = records
     return study / TABLE
 
@@ -241,27 +239,33 @@ def summary(study: Path) -> str:
     lines = [counts.rename_axis(index=None, columns=None).to_string()]
     if best := max((name for name in names if scores[name] is not None), key=scores.get, default=None):
         lines.append(f"best so far: {best}, validation accuracy {scores[best]:.4f}")
-    left = [planned[name][0] for name in names if name in planned and status[name] in ("pending", "preempted", "running")]
+    pending = [name for name in names if name in planned and status[name] in ("pending", "preempted", "running")]
+    left = [(planned[name][0], epochs_left(study / name, planned[name][0])) for name in pending]
     return "\n".join([*lines, time_left(left, study.parent, max(1, int(counts.loc["all", "running"])))])
 
 
-def time_left(configs: list[Config], executed: Path, jobs: int) -> str:
-    """The time that runs may still take, from the seconds an epoch that recorded runs of the same model and size took, in any study."""
-    def kind(config: dict) -> tuple:
+def epochs_left(folder: Path, config: Config) -> int:
+    """Epochs that a run may still take; those after which it can go on are done."""
+    resumable = (folder / STATE).exists() and (folder / HISTORY).exists()
+    return config.epochs - (len(History.read(folder / HISTORY).rows) if resumable else 0)
+
+
+def time_left(left: list[tuple[Config, int]], executed: Path, jobs: int) -> str:
+    """The time that runs with so many epochs left may take: from the seconds an epoch that runs of the same model and size took, in any study."""
+    def size(config: dict) -> tuple:
         return config["model"], str(config["model_args"]), config["limit_train"]
 
-    if not configs:
+    if not left:
         return "nothing is left to do"
-    seconds: dict[tuple, list[float]] = {}
+    seconds_an_epoch: dict[tuple, list[float]] = {}
     for path in executed.glob(f"*/*/{RECORD}"):
-        record = read_record(path.parent)
-        if record and record.get("epochs_run"):
-            with suppress(KeyError, TypeError):  # one of another version tells nothing here; the table of its own study complains
-                size, an_epoch = kind(record["config"]), record["seconds"] / record["epochs_run"]
-                seconds.setdefault(size, []).append(an_epoch)
-    kinds = [kind(config.to_dict()) for config in configs]
-    if unknown := sorted({model for model, *_ in set(kinds) - seconds.keys()}):
+        record = read_record(path.parent) or {}
+        with suppress(KeyError, TypeError, ZeroDivisionError):  # of another version or without an epoch, it tells nothing here
+            key, an_epoch = size(record["config"]), record["seconds"] / record["epochs_run"]
+            seconds_an_epoch.setdefault(key, []).append(an_epoch)
+    sizes = [size(config.to_dict()) for config, _ in left]
+    if unknown := sorted({model for model, *_ in set(sizes) - seconds_an_epoch.keys()}):
         return f"no estimate: no run of {', '.join(unknown)} of this size is recorded in {executed} yet"
-    jobs = min(jobs, len(configs))
-    total = sum(config.epochs * mean(seconds[of]) for config, of in zip(configs, kinds))
+    jobs = min(jobs, len(left))
+    total = sum(epochs * mean(seconds_an_epoch[each]) for (_, epochs), each in zip(left, sizes))
     return f"about {duration(total / jobs)} for the rest, {jobs} at a time, if none stops early"

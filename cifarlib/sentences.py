@@ -7,7 +7,7 @@ import pandas as pd
 from .config import InputError
 from .files import NOTEBOOK, replacing
 from .results import (
-    CONDITIONS, KNOBS, MODELS, Noise, PUBLISHED_BEST, Table, acting, augmentation_pairs, compare, edges,
+    CONDITIONS, KNOBS, LABELS, Noise, PUBLISHED_BEST, Table, acting, augmentation_pairs, comparable, compare, edges,
     experiments, finalists, identical_experiments, joint_name, margin_of_means, noise_floor, overall, paired_tests, ranked, selection_bias, top,
 )
 from .words import against, counted, duration, in_words, knob_value, listed, percent, plain, points, signed
@@ -18,19 +18,34 @@ MOST_RUNS = 25  # that a README lists one by one
 def comparison_sentences(first: Table, second: Table) -> list[str]:
     """What differs from the first table to the second, by model."""
     both = compare(first, second)
-    lines = [f"`{table.name}`: {conditions(table)}" for table in (first, second)]
+    lines = [f"`{table.name}`: {' '.join([conditions(table), *table.notes])}" for table in (first, second)]
+    for table in (first, second):
+        if alone := len(comparable(table)) - len(both):
+            lines.append(f"Only in `{table.name}`: {counted(alone, 'experiment')}.")
     for model, group in both.groupby("model"):
         change, lost = group["difference"], group[["chance_first", "chance_second"]].sum()
-        lines.append(f"{MODELS[model]}: {counted(len(group), 'experiment')} in both. From the first to the second the median "
+        lines.append(f"{LABELS[model]}: {counted(len(group), 'experiment')} in both. From the first to the second the median "
                      f"difference is {signed(change.median())} points, {(change > 0).sum()} are higher; at chance are "
                      f"{lost['chance_first']} in the first, {lost['chance_second']} in the second.")
         if len(ranked(first, model)) and len(ranked(second, model)):
             noise = noise_floor(first, model)
             winners = [f"`{row['name']}` ({percent(row['test'])})" for table in (first, second) for _, row in top(table, model, 1).iterrows()]
             large = counted((change.abs() > noise.margin()).sum(), "difference")
-            lines.append(f"{MODELS[model]}: the first table's {noise.name} ({points(noise.margin())}) is exceeded by {large}; luck alone exceeds it "
+            lines.append(f"{LABELS[model]}: the first table's {noise.name} ({points(noise.margin())}) is exceeded by {large}; luck alone exceeds it "
                          f"in one of twenty, more often where accuracies are poor. The winners: {', then '.join(winners)}.")
     return lines if len(both) else [*lines, "The two tables have no experiment in common."]
+
+
+def comparison_table(first: Table, second: Table, n: int = 20) -> str:
+    """The experiments of both tables side by side as Markdown, the `n` that differ most."""
+    both = compare(first, second).sort_values("difference", key=abs, ascending=False, kind="stable").head(n)
+    return markdown([{
+        "Model": LABELS[row["model"]], "Sizes": plain(row["model_args"]) * (row["model_args"] != "{}"),
+        **{name.capitalize(): "" if knob == "gamma" and row["scheduler"] == "cosine" else knob_value(row[knob]) for knob, name in KNOBS.items()},
+        f"First: `{first.name}`": percent(row["first"]),
+        f"Second: `{second.name}`": percent(row["second"]),
+        "Difference, points": signed(row["difference"]),
+    } for _, row in both.iterrows()]) if len(both) else ""
 
 
 def conditions(table: Table) -> str:
@@ -43,13 +58,13 @@ def conditions(table: Table) -> str:
     for column, label in labels.items():
         values = [plain(value) for value in rows[column].dropna().unique()] if column in rows else []
         if column == "model_args" and len(values) > 1:
-            values = [f"{plain(value)} ({MODELS[model]})" for model, value in rows[["model", column]].drop_duplicates().itertuples(index=False)]
+            values = [f"{plain(value)} ({LABELS[model]})" for model, value in rows[["model", column]].drop_duplicates().itertuples(index=False)]
         if set(values) - {"0", "default"}:
             parts.append(label.format(" or ".join("all" if value == "0" else value for value in values)))
     if "seed" in rows:
         seeds = sorted(rows["seed"].dropna().astype(int).unique())
         parts.append(f"seed{'s' * (len(seeds) > 1)} " + (listed(seeds) if len(seeds) < 8 else f"{seeds[0]} to {seeds[-1]}"))
-    counts = ", ".join(f"{MODELS[m]} {(runs['model'] == m).sum()}" for m in table.models)
+    counts = ", ".join(f"{LABELS[m]} {(runs['model'] == m).sum()}" for m in table.models)
     return f"{'; '.join(parts)}; {counted(len(runs), 'run')} ({counts}), ranked by {table.ranking}."
 
 
@@ -60,7 +75,7 @@ def chance_sentence(table: Table) -> str:
     if lost.empty:
         every = {1: "The one run is", 2: "Both runs are"}.get(len(runs), f"All {in_words(len(runs))} runs are")
         return f"{every} better than guessing."
-    by_model = listed(f"{n} of {MODELS[m]}'s" for m, n in lost["model"].value_counts().items())
+    by_model = listed(f"{n} of {LABELS[m]}'s" for m, n in lost["model"].value_counts().items())
     are = "is" if len(lost) == 1 else "are"
     text = f"{len(lost)} of {counted(len(runs), 'run')} ({by_model}) {are} no better than guessing"
     first = lost.iloc[0]
@@ -68,7 +83,7 @@ def chance_sentence(table: Table) -> str:
     for knob, name in KNOBS.items():
         alike = group[group[knob] == first[knob]]
         if len(alike) < len(group) and alike.index.equals(lost.index):
-            return f"{text}: every {MODELS[first['model']]} run with {name} {knob_value(first[knob])}."
+            return f"{text}: every {LABELS[first['model']]} run with {name} {knob_value(first[knob])}."
     return text + "."
 
 
@@ -79,7 +94,8 @@ def shared_knobs(rows: pd.DataFrame) -> str:
     for knob, name in KNOBS.items():
         values = acting(rows, knob)[knob]
         common = values.value_counts()
-        where = f" in {both}" * (n > 1) if len(values) == n else f" in the {in_words(len(values))} where it acts"
+        everywhere = len(values) == n
+        where = f" in the {in_words(len(values))} where it acts" if not everywhere else f" in {both}" if n > 1 else ""
         if knob == "augmentation" and n > 1:
             users = {n: both, 0: "none"}.get(values.sum(), f"{values.sum()} of {n}")
             lines.append(f"Augmentation: used by {users}.")
@@ -90,9 +106,10 @@ def shared_knobs(rows: pd.DataFrame) -> str:
         elif knob == "scheduler":
             lines.append(f"Scheduler: {listed(f'{kind} in {in_words(count)}' for kind, count in common.items())}.")
         else:
-            often = f", most often {knob_value(common.index[0])} ({common.iloc[0]} of {len(values)})" * bool(common.iloc[0] > common.iloc[1])
-            span = f"from {knob_value(values.min())} to {knob_value(values.max())}"
-            lines.append(f"{name.capitalize()}: {span}{often}{where * (len(values) < n)}.")
+            text = f"{name.capitalize()}: from {knob_value(values.min())} to {knob_value(values.max())}"
+            if common.iloc[0] > common.iloc[1]:
+                text += f", most often {knob_value(common.index[0])} ({common.iloc[0]} of {len(values)})"
+            lines.append(f"{text}{'' if everywhere else where}.")
     return " ".join(lines)
 
 
@@ -100,13 +117,13 @@ def observations(table: Table, model: str) -> list[str]:
     """Key observations on one model's best runs: sentences that follow from the table alone."""
     rows, best = ranked(table, model), top(table, model)
     if best.empty:
-        return [f"No run of {MODELS[model]} in this table can be ranked."]
+        return [f"No run of {LABELS[model]} in this table can be ranked."]
     first, noise = best.iloc[0], noise_floor(table, model)
     repeated = (finalists(table)["model"] == model).any()
     competitors = counted(len(rows), "configuration") + ", one seed of each" if repeated else f"{len(rows)} runs"
     how = f"{'lowest' if table.lower_is_better else 'highest'} {table.score} of {competitors}"
     how = f"the only {'configuration' if repeated else 'run'}" if len(rows) == 1 else how
-    score = f"{table.score} {_score(table, first['score'])}, " * (table.rank_by != table.tested)
+    score = f"{table.score} {_score(table, first['score'])}, " if table.rank_by != table.tested else ""
     lines = [f"**Best run:** `{first['name']}` ({how}): {score}test accuracy {percent(first['test'])} (95% interval "
              f"{percent(first['low'])} to {percent(first['high'])})."]
     if ties := (rows[table.rank_by] == first["score"]).sum() - 1:
@@ -129,7 +146,9 @@ def observations(table: Table, model: str) -> list[str]:
     lines += [f"**Edge of the grid:** {text}" for text in edges(table, model)]
     if "precision" in rows and len(kinds := rows["precision"].dropna().unique()) > 1:
         lines.append(f"**Not like for like:** the runs multiply in {listed(sorted(kinds))}; differences may come from that.")
-    return lines + [f"**Choice:** {_choice_sentence(table, rows, noise)}"] * (len(rows) > 1)
+    if len(rows) > 1:
+        lines.append(f"**Choice:** {_choice_sentence(table, rows, noise)}")
+    return lines
 
 
 def _score(table: Table, value: float) -> str:
@@ -139,7 +158,7 @@ def _score(table: Table, value: float) -> str:
 def _augmentation_sentence(table: Table, model: str) -> str:
     best = ranked(table, model).groupby("augmentation")[table.tested].first()  # by the ranking column
     if len(best) < 2:
-        return f"its benefit can't be told, {'every' if best.index[0] else 'no'} ranked run uses it."
+        return f"its benefit can't be told: {'every' if best.index[0] else 'no'} ranked run uses it."
     gain = signed(best[True] - best[False])
     text = f"at best {percent(best[True])} with it, {percent(best[False])} without it ({gain} points)"
     if len(pairs := augmentation_pairs(table, model)):
@@ -150,10 +169,10 @@ def _augmentation_sentence(table: Table, model: str) -> str:
 
 def _choice_sentence(table: Table, rows: pd.DataFrame, noise: Noise) -> str:
     if not table.rank_by.startswith("test_"):
-        gap = rows[table.tested].max() - rows.iloc[0][table.tested]
-        return (f"made on validation; the test images were not used. The highest test accuracy of the {in_words(len(rows))} that "
-                f"compete, {percent(rows[table.tested].max())}, is "
-                + (f"{points(gap)} higher." if gap else "that of the chosen run."))
+        highest = rows[table.tested].max()
+        gap = highest - rows.iloc[0][table.tested]
+        return (f"by {table.score}; the test images were not used. The highest test accuracy of the {in_words(len(rows))} candidates, "
+                f"{percent(highest)}, is " + (f"{points(gap)} higher." if gap else "the chosen run's."))
     draws = rows.drop_duplicates(["experiment", table.tested])  # repeats that agree in every digit are one draw
     return (f"made by test score among {len(rows)} runs, so the best one's accuracy is too high, by about "
             f"{points(selection_bias(draws[table.tested], noise.sd))} (bootstrap with the {noise.name}).")
@@ -162,19 +181,22 @@ def _choice_sentence(table: Table, rows: pd.DataFrame, noise: Noise) -> str:
 def overall_observations(table: Table) -> list[str]:
     """Key observations across models; says which models are missing and where conditions differ."""
     best, lines = overall(table), []
-    missing = [label for model, label in MODELS.items() if model not in set(best["model"])]
+    missing = [label for model, label in LABELS.items() if model not in set(best["model"])]
     if len(best) > 1:
         first = best.iloc[0]
-        order = ", ".join(f"{MODELS[row['model']]} {percent(row['test'])}" for _, row in best.iterrows())
-        lines = [f"**Best model:** {MODELS[first['model']]} with `{first['name']}`, test accuracy "
+        order = ", ".join(f"{LABELS[row['model']]} {percent(row['test'])}" for _, row in best.iterrows())
+        lines = [f"**Best model:** {LABELS[first['model']]} with `{first['name']}`, test accuracy "
                  f"{percent(first['test'])}.", f"**Ranking** by {table.score}, with test accuracies: {order}."]
+        if (tied := best["score"] == first["score"]).sum() > 1:
+            names = listed(LABELS[model] for model in best.loc[tied, "model"])
+            lines.append(f"**Tie:** {names} have the same {table.score}; their order is the table's.")
         lines += [f"**Gap:** {gap_sentence(table, first, row)}" for _, row in best.iloc[1:].iterrows()]
         lines.append(f"**What the winners share:** {shared_knobs(table.rows.loc[best.index])}")
         lines += [f"**Image by image:** {text}" for text in paired_sentences(table)]
         winners = table.rows.loc[best.index].set_index("model")
         for column in (c for c in (*CONDITIONS, "precision") if c in winners and winners[c].nunique() > 1):
-            values = listed(f"{plain(value)} for {MODELS[model]}" for model, value in winners[column].items())
-            lines.append(f"**Not like for like:** {column.replace('_', ' ')} is {values}.")
+            values = listed(f"{plain(value)} for {LABELS[model]}" for model, value in winners[column].items())
+            lines.append(f"**Not like for like:** the winners' {column.replace('_', ' ')}: {values}.")
     if missing:
         lines.append(f"**Missing:** the table has no ranked run of {listed(missing)}.")
     rows = table.rows[table.rows["main"]]
@@ -185,7 +207,7 @@ def overall_observations(table: Table) -> list[str]:
         (runs - seeded, "with the same seed in another study" if "seed" in rows else "in a run of its own"),
         (len(rows) - runs, "under another name (gamma does nothing under the cosine schedule)")) if n]
     if kinds:
-        lines.append(f"**Experiments:** {len(rows)} rows are {counted(configurations, 'experiment')}; the others repeat one, {listed(kinds)}.")
+        lines.append(f"**Experiments:** {len(rows)} rows are {counted(configurations, 'experiment')}; the others repeat one: {listed(kinds)}.")
     if same := identical_experiments(table):
         lines.append(f"**Same digits:** {counted(same, 'experiment')} {'repeats' if same == 1 else 'repeat'} another's metrics in every digit: what "
                      "tells them apart had no effect (a weight decay too small to change a float32 weight, for one).")
@@ -194,7 +216,7 @@ def overall_observations(table: Table) -> list[str]:
 
 def gap_sentence(table: Table, first: pd.Series, second: pd.Series) -> str:
     """How far the first of two rows of `overall` is ahead of the second on the test images, beside their noise."""
-    gap, names = first["test"] - second["test"], [MODELS[row["model"]] for row in (first, second)]
+    gap, names = first["test"] - second["test"], [LABELS[row["model"]] for row in (first, second)]
     if gap == 0:
         return f"{names[0]} and {names[1]} tie on the test images."
     noises = [noise_floor(table, row["model"]) for row in (first, second)]
@@ -208,12 +230,12 @@ def paired_sentences(table: Table) -> list[str]:
     tests, model_of = paired_tests(table), table.rows.set_index("Full_Modelname")["model"].to_dict()
     lines = []
     for _, t in tests.iterrows():
-        first, second = (MODELS[model_of[t[side]]] for side in ("first", "second"))
+        first, second = (LABELS[model_of[t[side]]] for side in ("first", "second"))
         if first == second:
             continue
         verdict = "a difference" if t["p_holm"] < 0.05 else "no clear difference"
-        lines.append(f"{t['only_first']} test images only {first}'s best run gets right, {t['only_second']} only "
-                     f"{second}'s: {verdict} between these two trainings (McNemar's test with Holm's correction, p = {t['p_holm']:.2g}).")
+        lines.append(f"Only {first}'s best run gets {t['only_first']} test images right, only {second}'s {t['only_second']}: {verdict} "
+                     f"between these two trainings (McNemar's test with Holm's correction, p = {t['p_holm']:.2g}).")
     return lines
 
 
@@ -237,9 +259,9 @@ def runs_table(table: Table, best: pd.DataFrame) -> str:
     across, ours = best["model"].nunique() == len(best) > 1, "run" in table.rows and not table.synthetic
     sizes = table.rows.loc[best.index, "model_args"]
     return markdown([{
-        "Model": MODELS[row["model"]] * across,
+        "Model": LABELS[row["model"]] if across else "",
         "Run": f"`{row['name']}`",
-        table.score.capitalize(): _score(table, row["score"]) * (table.rank_by != table.tested),
+        table.score.capitalize(): _score(table, row["score"]) if table.rank_by != table.tested else "",
         "Test accuracy": percent(row["test"]),
         "95% interval": f"{100 * row['low']:.2f} to {100 * row['high']:.2f}",
         "Per-class accuracy": percent(row["per_class"]),
@@ -251,14 +273,14 @@ def runs_table(table: Table, best: pd.DataFrame) -> str:
 def experiments_table(table: Table, model: str) -> str:
     """A model's best experiments as Markdown, or why there are none."""
     rows = [{
-        f"{MODELS[model]}: experiment": f"`{row['name']}`",
+        f"{LABELS[model]}: experiment": f"`{row['name']}`",
         "Rows": str(row["rows"]),
         "Runs": str(row["runs"]),
         f"Mean {table.score}": _score(table, row["score"]),
         "Mean test accuracy": percent(row["test"]),
         "SD, points": f"{100 * row['sd']:.2f}" if row["runs"] > 1 else "",
     } for _, row in experiments(table, model).dropna(subset=["test"]).head(5).iterrows()]
-    return markdown(rows) if rows else f"No run of {MODELS[model]} in this table has a test accuracy."
+    return markdown(rows) if rows else f"No run of {LABELS[model]} in this table has a test accuracy."
 
 
 def paired_table(table: Table) -> str:
@@ -278,16 +300,18 @@ def paired_table(table: Table) -> str:
 
 def model_section(table: Table, model: str, figures: str = "") -> str:
     """A model's results as Markdown: its chart (if `figures` says where), the best runs, the key observations."""
-    best, chart = top(table, model), f"![{MODELS[model]}: the best runs]({figures}/{model}_top5.png)"
-    shown = [chart] * bool(figures) + [runs_table(table, best)] if len(best) else []
-    return "\n\n".join([f"### Results {MODELS[model]}", *shown, bullets(observations(table, model))])
+    best = top(table, model)
+    chart = f"![{LABELS[model]}: the best runs]({figures}/{model}_top5.png)" if figures else ""
+    shown = [chart, runs_table(table, best)] if len(best) else []
+    return "\n\n".join(filter(None, [f"### Results {LABELS[model]}", *shown, bullets(observations(table, model))]))
 
 
 def overall_section(table: Table, figures: str = "") -> str:
     """As model_section, of the best run of each model; with a single model the chart and the table would repeat its own and are left out."""
-    best, chart = overall(table), f"![The best run of each model]({figures}/overall_top5.png)"
-    shown = [chart] * bool(figures) + [runs_table(table, best)] if len(best) > 1 else []
-    return "\n\n".join(["### Overall results", *shown, bullets(overall_observations(table))])
+    best = overall(table)
+    chart = f"![The best run of each model]({figures}/overall_top5.png)" if figures else ""
+    shown = [chart, runs_table(table, best)] if len(best) > 1 else []
+    return "\n\n".join(filter(None, ["### Overall results", *shown, bullets(overall_observations(table))]))
 
 
 def every_run_section(table: Table, folder: str) -> str:

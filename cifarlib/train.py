@@ -67,8 +67,8 @@ def fit(model: nn.Module, splits: Splits, config: Config, folder: Path | str | N
 class Trainer:
     """The training epochs of one run; on CUDA a whole step, from augmentation to optimizer, is captured as a graph and replayed.
 
-    Hundreds of small kernels are one launch then. A graph can only be replayed on tensors that stay in place: the epoch's order and
-    draws, the places in them that make up the next batch, the learning rate, and the tally.
+    Hundreds of small kernels are one launch then. A graph replays on the memory that it was captured with, so what a step uses stays in
+    place: `order` and `draws` of the epoch, `places` (the batch's positions in them), the learning rate and the tally.
     """
 
     def __init__(self, model: nn.Module, optimizer: AdamW, split: Split, config: Config, precision: str):
@@ -80,7 +80,8 @@ class Trainer:
         self.tally = Tally(self.device)
         # Libraries prepare themselves in the first steps of a stream, which can't be captured; so all steps run in this one.
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        self.steps_to_capture, self.graph = WARM_UP if self.stream else 0, None
+        self.graph = None
+        self.steps_to_capture = WARM_UP if self.stream else 0  # 0: no step is captured, or was tried in vain
         for group in optimizer.param_groups if self.stream else ():
             group["lr"] = torch.tensor(float(group["lr"]), device=self.device)
 
@@ -93,7 +94,7 @@ class Trainer:
         if self.stream:
             self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream) if self.stream else nullcontext():
-            self._begin(epoch)
+            self.begin(epoch)
             for _ in range(len(self.order) // self.config.batch_size):
                 self._advance()
             rest = len(self.order) % self.config.batch_size
@@ -101,7 +102,7 @@ class Trainer:
                 self._step(self.places[:rest])
             return self.tally.read()
 
-    def _begin(self, epoch: int) -> None:
+    def begin(self, epoch: int) -> None:
         """Draw the epoch's order and augmentation, set its learning rate, and go back to the first batch."""
         count, seed = len(self.split), self.config.seed * 1_000_003 + epoch
         generator = torch.Generator().manual_seed(seed)
@@ -129,9 +130,10 @@ class Trainer:
             self.graph.replay()
             return
         self._step_and_move()
-        self.steps_to_capture -= 1
-        if self.steps_to_capture == 0:  # below it, never
-            self._capture()
+        if self.steps_to_capture:
+            self.steps_to_capture -= 1
+            if self.steps_to_capture == 0:
+                self._capture()
 
     def _capture(self) -> None:
         """Record a step without doing it."""

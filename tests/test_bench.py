@@ -32,7 +32,7 @@ FOUND = {
 
 @pytest.mark.parametrize("model, training, forward", [("cnn", 2.608, 0.870), ("vit", 35.62, 11.87)])
 def test_flops_are_the_known_ones(model, training, forward, monkeypatch):
-    monkeypatch.setattr(Conv2d, "_filtering", lambda layer, maps: None)
+    monkeypatch.setattr(Conv2d, "_winograd_for", lambda layer, maps: None)
     assert bench.flops(tiny(model, model_args={}), count=2) / 1e9 == pytest.approx(training + forward / 4, rel=1e-3)
 
 

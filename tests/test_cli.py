@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from cifarlib import cli, runs
+from cifarlib import batch, cli, runs
 from cifarlib.config import Config, Options
+from cifarlib.history import History
 from cifarlib.runs import note_planned
 
 PUBLISHED = ["-d", "./cifar-10", "-e", "50", "-b", "64", "-m", "resnet", "-s", "step", "-a", "-l", "0.001", "-w", "0.0001", "-g", "0.97",
@@ -76,6 +77,12 @@ def test_a_dry_run_estimates_from_runs_of_the_same_model_and_size(tmp_path, caps
     (folder / "record.json").write_text(json.dumps({**record, "status": "failed", "epochs_run": 0}))
     assert estimate() == "about 12 min for the rest, 1 at a time, if none stops early"
     assert estimate("--retry-failed") == "about 12 min for the rest, 2 at a time, if none stops early"
+    folder = tmp_path / "g" / Config(scheduler="step", gamma=0.7).run_name  # what was cut off has only its rest to go: 30 - 24 epochs
+    folder.mkdir()
+    (folder / "last.pt").touch()
+    History([{"epoch": epoch, "train_loss": 1.0} for epoch in range(1, 25)]).write(folder / "history.csv")
+    assert estimate() == "about 2 min for the rest, 1 at a time, if none stops early"
+    assert estimate("--no-resume") == "about 19 min for the rest, 2 at a time, if none stops early"
 
 
 def test_every_field_is_an_option_and_help_shows_its_default(capsys):
@@ -256,8 +263,33 @@ def test_grid_takes_the_short_options_of_train(tmp_path, capsys):
     assert cli.fields_of(Config, arguments) == {"data_dir": "here", "epochs": 3, "augmentation": True}
 
 
-def test_a_broken_environment_is_one_line(tmp_path):
-    (tmp_path / "pandas.py").write_text("raise ImportError('half installed')")
+@pytest.mark.parametrize("package", ["pandas", "papermill", "torch"])  # missed by the command, by the run's process and by its kernel
+def test_a_broken_environment_is_one_line(package, tmp_path):
+    (tmp_path / f"{package}.py").write_text("raise ImportError('half installed')")
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.getcwd()}"}
-    ended = subprocess.run([sys.executable, "-m", "cifarlib", "status", "x"], capture_output=True, text=True, env=environment)
-    assert ended.returncode == 2 and "missing or broken (half installed)" in ended.stderr and ended.stderr.count("\n") == 1
+    command = ["train", "--dataset", "synthetic", "--executed_dir", str(tmp_path), "--wandb_mode", "disabled"]
+    ended = subprocess.run([sys.executable, "-m", "cifarlib", *command], capture_output=True, text=True, env=environment)
+    assert ended.returncode == 2 and "Traceback" not in ended.stdout + ended.stderr
+    assert [line for line in ended.stderr.splitlines() if line.startswith("cifarlib: a package is missing or broken (half installed); ")]
+    assert len(ended.stderr.splitlines()) == 1
+
+
+DATA, DEVICE = ("--data_dir nowhere", "data_dir: no CIFAR-10 in nowhere"), ("--device mps", "device: mps is not there")
+
+
+@pytest.mark.parametrize("command, what, message", [
+    ("train", *DATA), ("train --dry-run", *DATA), ("grid", *DATA), ("grid --dry-run", *DATA), ("grid", *DEVICE), ("grid --dry-run", *DEVICE)])
+def test_data_and_devices_are_missed_before_any_run_starts(command, what, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(batch, "execute_run", lambda *arguments: pytest.fail("a run was started"))
+    (tmp_path / "g.yaml").write_text("fixed: {dataset: auto}\nproduct: {model: [cnn, resnet]}\n")
+    name, *options = command.split()
+    file = [str(tmp_path / "g.yaml")] if name == "grid" else ["--dataset", "auto"]
+    assert cli.main([name, *file, *options, *what.split(), "--executed_dir", str(tmp_path / "executed")]) == 2
+    assert capsys.readouterr().err.startswith(f"cifarlib: {message}") and not (tmp_path / "executed").exists()
+
+
+def test_help_shows_the_default_once(capsys):
+    for command, kept in (("train", "all"), ("grid", "best")):
+        with pytest.raises(SystemExit):
+            cli.main([command, "--help"])
+        assert " ".join(capsys.readouterr().out.split()).count(f"(default: {kept})") == 1

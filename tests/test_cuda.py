@@ -82,7 +82,7 @@ def test_a_step_never_waits_for_the_gpu(augmentation):
     trainer.train_epoch(0)
     trainer.train_epoch(1)
     trainer.graph = None  # a replay could not tell
-    trainer._begin(2)  # back to the first batch: beyond the last there are no images
+    trainer.begin(2)  # back to the first batch: beyond the last there are no images
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:

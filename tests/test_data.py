@@ -18,8 +18,9 @@ from conftest import tiny
 from torchvision.datasets import CIFAR10
 
 from cifarlib import Config, InputError, build_model, data, evaluate, fit, load_cifar10
+from cifarlib import cifar10 as files
+from cifarlib.cifar10 import BATCHES, MD5, find_cifar10, read_batches
 from cifarlib.config import CLASSES
-from cifarlib.data import BATCHES, MD5, find_cifar10, read_batches
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,7 @@ def test_batches_are_read_in_order(batches):
 
 def test_batches_are_opened_once_and_again_when_one_has_changed(batches, monkeypatch):
     first, opened = read_batches(batches), []
-    monkeypatch.setattr(data, "_opened", lambda folder, inner=data._opened: opened.append(folder) or inner(folder))
+    monkeypatch.setattr(files, "_opened", lambda folder, inner=files._opened: opened.append(folder) or inner(folder))
     again = read_batches(batches)
     assert not opened and all(np.array_equal(a, b) for a, b in zip(first, again))
     again[0][:] = 0
@@ -136,7 +137,7 @@ def test_batches_are_opened_once_and_again_when_one_has_changed(batches, monkeyp
     for name, digest in write_batches(batches, {"data": np.zeros((20, 3072), np.uint8), "labels": [3] * 20}).items():
         monkeypatch.setitem(MD5, name, digest)
     assert not read_batches(batches)[0].any() and opened == [batches]
-    (batches / data.CACHE).write_bytes((batches / data.CACHE).read_bytes()[:1000])
+    (batches / files.CACHE).write_bytes((batches / files.CACHE).read_bytes()[:1000])
     assert len(read_batches(batches)[1]) == 100 and len(opened) == 2, "half a cache is none"
 
 
@@ -144,8 +145,8 @@ def test_batches_in_a_folder_that_cannot_be_written(batches, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(data, "replacing", refuse)
-    assert len(read_batches(batches)[1]) == 100 and not (batches / data.CACHE).exists()
+    monkeypatch.setattr(files, "replacing", refuse)
+    assert len(read_batches(batches)[1]) == 100 and not (batches / files.CACHE).exists()
 
 
 @pytest.mark.parametrize("given", ["folder", "batches"])
@@ -160,7 +161,7 @@ def test_both_layouts_are_found(batches, given, how, monkeypatch):
 def test_search_order(batches, tmp_path, monkeypatch):
     for name in ("work/cifar-10", "environment", "argument"):
         write_batches(tmp_path / name)
-    monkeypatch.setattr(data, "download", lambda home: ("download", home))
+    monkeypatch.setattr(files, "download", lambda home: ("download", home))
     assert find_cifar10().resolve() == tmp_path / "work" / "cifar-10"
     monkeypatch.setenv("CIFAR10_DIR", str(tmp_path / "environment"))
     assert find_cifar10() == tmp_path / "environment"
@@ -179,7 +180,7 @@ def test_folder_without_batches(batches, how, exists, dataset, tmp_path, monkeyp
         (tmp_path / "elsewhere").mkdir()
     if how == "$CIFAR10_DIR":
         monkeypatch.setenv("CIFAR10_DIR", str(tmp_path / "elsewhere"))
-    monkeypatch.setattr(data, "download", lambda home: pytest.fail("a folder was named: nothing is to be downloaded"))
+    monkeypatch.setattr(files, "download", lambda home: pytest.fail("a folder was named: nothing is to be downloaded"))
     with pytest.raises(InputError) as caught:
         load_cifar10(Config(dataset=dataset, data_dir=str(tmp_path / "elsewhere") if how == "data_dir" else "", device="cpu"))
     assert str(caught.value).startswith(f"{how}: no CIFAR-10 in ") and "\n" not in str(caught.value)
@@ -335,7 +336,7 @@ def test_failed_download_is_one_line_and_leaves_nothing(failure, archive, tmp_pa
     }
     # The real limit of ten seconds is too long for a test; without any, a server that stalls would end the wait after five.
     set_timeout = socket.setdefaulttimeout
-    monkeypatch.setattr(data.socket, "setdefaulttimeout", lambda seconds: set_timeout(seconds and min(seconds, 0.3)))
+    monkeypatch.setattr(files.socket, "setdefaulttimeout", lambda seconds: set_timeout(seconds and min(seconds, 0.3)))
     with server(answers[failure]) as (url, _):
         monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/" if failure == "no server" else url)
         with pytest.raises(InputError) as caught:

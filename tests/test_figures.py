@@ -62,11 +62,9 @@ def test_every_figure_fits_and_no_text_is_clipped_or_overlaps(study):
     other = results.check_table(made.table(**GRID), name="another study")
     images = np.zeros((300, 3, 32, 32), np.uint8), results.read_predictions(study,
                                                                             results.ranked(study).iloc[0]["run"])[0]
-    planned = {name: draw for kind in figures.KINDS for name,
-               draw in figures._planned(study, kind, images, other).items()}
-    assert len(planned) == 3 * 6 + 9
-    for name, draw in planned.items():
-        figure = draw()
+    drawn = dict(pair for kind in figures.KINDS for pair in figures._drawn(study, kind, images, other))
+    assert len(drawn) == 3 * 6 + 9
+    for name, figure in drawn.items():
         assert not isinstance(figure, str), f"{name}: {figure}"
         assert not _collisions(figure), f"{name}: {_collisions(figure)}"
         assert figure.get_suptitle(), name
@@ -116,7 +114,7 @@ def test_left_out_figures_are_said_in_a_sentence_and_their_old_files_go(tmp_path
     assert all(path.with_suffix(".svg").exists() for path in written)
     assert len(figures.cost(table).axes) == 1, "one number of weights tells nothing apart"
     said = capsys.readouterr().out
-    everything = {name for kind in figures.KINDS for name in figures._planned(table, kind, None, None)}
+    everything = {name for kind in figures.KINDS for name, _ in figures._drawn(table, kind, None, None)}
     assert all(name in said for name in everything - names) and "no histories of ResNet's best runs" in said
 
 
@@ -132,6 +130,12 @@ def test_runs_at_chance_are_drawn():
     points = np.concatenate([collection.get_offsets()[:, 0] for collection in figure.axes[0].collections])
     assert (points < 0.11).sum() == table.rows.query("not copy")["chance"].sum() > 0
     assert "every CNN run with learning rate 0.01" in figure.get_suptitle().replace("\n", " ")
+
+
+def test_runs_without_a_score_are_counted_beside_the_drawn_ones():
+    frame = made.table(models=("cnn", "resnet"), **{**ONE, "learning_rate": (0.001, 0.0001)})
+    frame.loc[0, [c for c in frame if c.startswith(("test_", "val_a", "val_l"))]], frame.loc[0, "status"] = np.nan, "diverged"
+    assert {"CNN (1)\nand 1 without a score", "ResNet (2)"} <= set(texts(figures.all_runs(results.check_table(frame))))
 
 
 @pytest.mark.parametrize("epochs", [1, 30])

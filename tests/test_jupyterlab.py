@@ -12,7 +12,8 @@ pytestmark = pytest.mark.skipif(bool(missing_programs()), reason=f"not installed
                                 "(Debian: .ci/install_packages.sh; selenium: pip)")
 
 EPOCHS = 4
-PARAMETERS = {"experiment.ipynb": {**TINY, "epochs": EPOCHS}, "explore.ipynb": {"dataset": "synthetic"}, "results.ipynb": {}}
+PARAMETERS = {"experiment.ipynb": {**TINY, "epochs": EPOCHS}, "explore.ipynb": {"dataset": "synthetic"}, "results.ipynb": {},
+              "throughput.ipynb": {"models": ["resnet"], "rounds": 1, "share": 0.01, "dataset": "synthetic", "device": "cpu"}}
 CODE_CELLS = {path.name: len(code_cells(path)) for path in NOTEBOOKS}
 
 
@@ -84,3 +85,11 @@ def test_run_all_shows_every_chart_of_a_table_of_runs(lab, project):
     drawn = list((project / "executed" / "equal_compute" / "figures").glob("*.png"))
     assert len(lab.pictures()) == len(drawn) > 5
     assert any("Best run" in output["text"] for cell in cells for output in cell["outputs"] if output["kind"] == "text/markdown")
+
+
+def test_run_all_measures_the_throughput(lab, project):
+    lab.open("throughput.ipynb", CODE_CELLS["throughput.ipynb"])
+    assert errors(lab.run_all()) == []
+    measured = json.loads((project / "executed" / "throughput" / "throughput.json").read_text())
+    assert measured["models"]["resnet"]["ratio"][0] > 0 and measured["start_up"]
+    assert len(lab.pictures()) == 1 and (project / "figures" / "throughput.png").exists()

@@ -16,6 +16,7 @@ from cifarlib import Config, InputError, build_model
 from cifarlib.models import MODELS, count_parameters, predict_proba
 from cifarlib.models.cnn import CNN
 from cifarlib.models.conv import Conv2d
+from cifarlib.models.head import Head
 from cifarlib.models.resnet import ResNet
 from cifarlib.models.vit import Block, ViT, sincos_positions
 
@@ -41,7 +42,7 @@ def leaves(model, images=None):
 
 def shape(layer):
     """E.g. conv 64 3 7 7 +bias."""
-    kind = {nn.Conv2d: "conv", Conv2d: "conv", nn.BatchNorm2d: "norm", nn.Linear: "linear", nn.LayerNorm: "norm"}[type(layer)]
+    kind = {nn.Conv2d: "conv", Conv2d: "conv", nn.BatchNorm2d: "norm", nn.Linear: "linear", Head: "linear", nn.LayerNorm: "norm"}[type(layer)]
     return " ".join([kind, *map(str, layer.weight.shape), *["+bias"] * (layer.bias is not None)])
 
 

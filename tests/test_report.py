@@ -12,8 +12,9 @@ import pytest
 import results_tables as made
 
 from cifarlib import cli, report
+from cifarlib.figures import write_figures
 from cifarlib.results import read_table
-from cifarlib.sentences import readme_section, rewrite_between_markers
+from cifarlib.sentences import model_section, overall_section, readme_section, rewrite_between_markers
 
 ROOT = Path(__file__).parent.parent
 STUDIES = re.search(r"^STUDIES := (.+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
@@ -73,6 +74,17 @@ def test_the_readme_says_what_the_committed_runs_give(study, tmp_path, monkeypat
     copy = shutil.copy("README.md", tmp_path)
     changed = rewrite_between_markers(copy, study, readme_section(read_table(f"executed/{study}/runs.csv"), f"figures/{study}", f"executed/{study}"))
     assert not changed, "run `make report` and commit what it changes"
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_the_committed_charts_and_notebooks_show_what_the_committed_runs_give(study, tmp_path):
+    table = read_table(ROOT / "executed" / study)
+    for chart in write_figures(table, tmp_path, "top5", "overall_top5", "all_runs"):
+        svg = chart.with_suffix(".svg").name
+        assert (tmp_path / svg).read_bytes() == (ROOT / "figures" / study / svg).read_bytes(), "run `make report` and commit what it changes"
+    shown = [output.get("data", {}).get("text/markdown") for cell in nbformat.read(ROOT / "executed" / study / "results.ipynb", 4).cells
+             for output in cell.get("outputs", [])]
+    assert {*(model_section(table, model) for model in table.models), overall_section(table)} <= set(shown)
 
 
 def test_every_picture_and_file_that_the_readme_shows_is_there():

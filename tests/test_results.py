@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import results_tables as made
 
-from cifarlib import results, sentences
+from cifarlib import results, sentences, words
 from cifarlib.config import Config, InputError
 
 ONE = dict(learning_rate=(0.001,), weight_decay=(0.001,), gamma=(0.97,), scheduler=("cosine",), augmentation=(True,))
@@ -196,7 +196,7 @@ def test_shared_cells_count_once_and_seeds_are_repeats_not_competitors(small):
     runs = small[(small["shared_with"] == "") & (table.rows["experiment"] == first)]
     assert finalists.loc[first, "test"] == pytest.approx(runs["test_accuracy_best_val_acc"].mean())
     assert finalists.loc[first, "sd"] == pytest.approx(runs["test_accuracy_best_val_acc"].std())
-    assert "the others repeat one, 18 with a further seed and 12 under another name" in " ".join(sentences.overall_observations(table))
+    assert "the others repeat one: 18 with a further seed and 12 under another name" in " ".join(sentences.overall_observations(table))
     assert "24 cells of" not in " ".join(table.notes) and "12 cells of 66 share" in " ".join(table.notes)
 
 
@@ -207,7 +207,7 @@ def test_a_table_in_the_published_format_ranks_every_row_and_counts_experiments(
     assert table.rank_by == "test_accuracy_best_val_acc" and len(results.candidates(table)) == 48
     assert len(results.experiments(table)) == 36 and set(results.experiments(table)["runs"]) == {1, 2}
     assert results.top(table, "cnn")["experiment"].nunique() == 4  # the best is a cosine cell, twice
-    assert ("48 rows are 36 experiments; the others repeat one, 12 under another name (gamma does nothing under the cosine schedule)."
+    assert ("48 rows are 36 experiments; the others repeat one: 12 under another name (gamma does nothing under the cosine schedule)."
             in " ".join(sentences.overall_observations(table)))
     assert "four experiments, repeated" in " ".join(sentences.observations(table, "cnn"))
 
@@ -250,8 +250,8 @@ def test_models_under_unlike_conditions_are_called_so(small):
     frame = small.copy()
     frame.loc[frame["Modelname"] == "vit", ["model_args", "epochs"]] = ['{"depth": 2}', 10]
     text = " ".join(sentences.overall_observations(checked(frame)))
-    assert "Not like for like:** model args is default for CNN, default for ResNet and depth 2 for ViT" in text
-    assert "epochs is 80 for CNN, 80 for ResNet and 10 for ViT" in text
+    assert "Not like for like:** the winners' model args: default for CNN, default for ResNet and depth 2 for ViT" in text
+    assert "epochs: 80 for CNN, 80 for ResNet and 10 for ViT" in text
 
 
 def test_edges_warn_only_at_the_edge():
@@ -309,6 +309,15 @@ def test_runs_on_other_test_images_are_not_paired(tmp_path):
     assert sentences.paired_table(results.read_table(tmp_path)).startswith("No paired comparison")
 
 
+def test_a_best_run_without_predictions_is_not_stood_in_for(tmp_path):
+    frame = made.table(models=("cnn", "resnet"), **{**ONE, "learning_rate": (0.001, 0.0001)})
+    made.write_study(tmp_path, frame, images=500)
+    table = results.read_table(tmp_path)
+    assert len(sentences.paired_sentences(table)) == 1
+    (tmp_path / results.ranked(table, "cnn")["run"].iloc[0] / "predictions.npz").unlink()
+    assert sentences.paired_sentences(table) == [] and len(results.paired_tests(table)) == 1
+
+
 # ------------------------------------------------------------------ two tables
 
 
@@ -321,9 +330,21 @@ def test_comparison_of_two_tables(small):
     assert both["difference"].median() == pytest.approx(0.01, abs=1e-6)
     text = " ".join(sentences.comparison_sentences(first, second))
     assert "12 experiments in both" in text and "+1.00 points" in text
+    assert all(note in text for note in second.notes) and second.notes
+    assert "Only in `first`: 12 experiments." in text and "Only in `second`" not in text
+    side_by_side = sentences.comparison_table(first, second, 24).splitlines()
+    assert len(side_by_side) == 2 + 24
+    cell = both[both["scheduler"] == "cosine"].iloc[0]
+    shown = next(line for line in side_by_side if "| cosine | " in line and words.percent(cell["first"]) in line)
+    assert [words.percent(cell["first"]), words.percent(cell["second"]), "+1.00"] == shown.strip("| ").split(" | ")[-3:]
     small_vit = checked(small.assign(model_args='{"depth": 2}'), name="third")
     assert results.compare(first, small_vit).empty
     assert "no experiment in common" in sentences.comparison_sentences(first, small_vit)[-1]
+
+
+def test_synthetic_data_is_not_compared_with_real(small):
+    with pytest.raises(InputError, match="one is of CIFAR-10 and one of synthetic data"):
+        results.compare(checked(small), checked(small.assign(dataset="synthetic")))
 
 
 # ------------------------------------------------------------------ sentences and README
@@ -335,6 +356,13 @@ def test_sentences_for_one_run_and_missing_models():
     assert "(the only run)" in text and "no ranked run of CNN and ViT" in text and "Range" not in text
     assert "one run (ResNet 1)" in sentences.conditions(table) and "seed 100" in sentences.conditions(table)
     assert "cnn_top5" not in text and "figures/resnet_top5.png" in text and "overall_top5" not in text and "Best model" not in text
+
+
+def test_models_that_tie_are_called_so():
+    frame = made.table(models=("cnn", "resnet"), **ONE)
+    assert "**Tie:**" not in " ".join(sentences.overall_observations(checked(frame)))
+    text = " ".join(sentences.overall_observations(checked(frame.assign(val_accuracy_best_val_acc=0.9))))
+    assert "**Tie:** CNN and ResNet have the same validation accuracy" in text
 
 
 def repeats(rates=(0.001,), seeds=(100, 101, 102)) -> pd.DataFrame:
@@ -385,7 +413,7 @@ def test_a_run_that_diverged_after_a_checkpoint_ranks_and_is_named():
 def test_sentences_about_a_cell_with_several_seeds():
     frame = repeats((0.001, 0.0001)).assign(precision=["bf16"] + ["fp32"] * 5)
     text = " ".join(sentences.observations(checked(frame), "resnet"))
-    assert "of two configurations, one seed of each" in text and "over 3 seeds" in text and "of the two that compete" in text
+    assert "of two configurations, one seed of each" in text and "over 3 seeds" in text and "of the two candidates" in text
     assert "**Not like for like:** the runs multiply in bf16 and fp32" in text
     assert "(the only configuration)" in " ".join(sentences.observations(checked(repeats()), "resnet"))
     assert "Not like for like" not in " ".join(sentences.observations(checked(repeats()), "resnet"))
@@ -398,7 +426,7 @@ def test_repeats_with_one_seed_are_runs_not_seeds_and_copies_count_once():
     assert results.experiments(table)["runs"].tolist() == [2]
     assert "one row repeats a run of another study in every digit" in " ".join(table.notes)
     assert "over 2 runs the best" in " ".join(sentences.observations(table, "resnet"))
-    assert ("3 rows are one experiment; the others repeat one, two with the same seed in another study."
+    assert ("3 rows are one experiment; the others repeat one: two with the same seed in another study."
             in " ".join(sentences.overall_observations(table)))
 
 
@@ -414,7 +442,7 @@ def test_repeats_are_called_seeds_or_runs_each_by_its_own():
 def test_precision_that_differs_between_models_is_said():
     frame = made.table(models=("cnn", "resnet"), **ONE)
     text = " ".join(sentences.overall_observations(checked(frame.assign(precision=["fp32", "bf16"]))))
-    assert "**Not like for like:** precision is" in text and "fp32 for CNN" in text
+    assert "**Not like for like:** the winners' precision: " in text and "fp32 for CNN" in text
 
 
 def test_gamma_is_no_knob_of_a_grid_with_the_cosine_alone():

@@ -27,7 +27,7 @@ from cifarlib.record import finish_run
 
 MODELS = ["cnn", "resnet", "vit"]
 PROTOCOLS = ["corrected", "published"]
-THOROUGH = checkpoint.THOROUGH  # before a test changes it
+THOROUGH = checkpoint.EVERY_EPOCH  # before a test changes it
 
 
 def weights(model):
@@ -80,7 +80,10 @@ def plain_training(config, splits):
     others = [p for p in model.parameters() if all(p is not q for q in decayed)]
     groups = [{"params": decayed}, {"params": others, "weight_decay": config.weight_decay if published else 0}]
     optimizer = torch.optim.AdamW(groups, config.learning_rate, weight_decay=config.weight_decay, amsgrad=True, fused=True)
-    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, config.gamma)
+    schedules = torch.optim.lr_scheduler
+    scheduler = {"exponential": lambda: schedules.ExponentialLR(optimizer, config.gamma),
+                 "step": lambda: schedules.StepLR(optimizer, 3, config.gamma),
+                 "cosine": lambda: schedules.CosineAnnealingLR(optimizer, 10 if published else config.epochs)}[config.scheduler]()
 
     def loss_of(images, labels):
         outputs = model(augment.normalize(images, splits.train))
@@ -115,13 +118,13 @@ def plain_training(config, splits):
     return rows, model
 
 
-@pytest.mark.parametrize("augmentation", [False, True])
+@pytest.mark.parametrize("scheduler, augmentation", [("exponential", False), ("exponential", True), ("step", True), ("cosine", True)])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("model", MODELS)
-def test_equals_a_plain_loop(model, protocol, augmentation, load):
+def test_equals_a_plain_loop(model, protocol, scheduler, augmentation, load):
     # 40 images in batches of 16: the last of each epoch is smaller. The strong decay shows whatever it is wrongly applied to.
-    config = tiny(model, protocol=protocol, augmentation=augmentation, scheduler="exponential", gamma=0.5, weight_decay=0.5,
-                  limit_train=40, epochs=3)
+    config = tiny(model, protocol=protocol, augmentation=augmentation, scheduler=scheduler, gamma=0.5, weight_decay=0.5,
+                  limit_train=40, epochs=4)
     splits = load(config)
     wanted, plain = plain_training(config, splits)
     history, got = run(config, splits)
@@ -470,9 +473,9 @@ def test_request_in_the_last_epoch_changes_nothing(load, tmp_path, at_loss, unin
 @pytest.fixture
 def slow_disk(monkeypatch):
     """As on a GPU where writing takes so long that it is done after the first epoch and when training ends, never in between."""
-    monkeypatch.setattr(checkpoint, "THOROUGH", ())
-    monkeypatch.setattr(checkpoint, "CHEAP", 0)
-    monkeypatch.setattr(checkpoint, "WRITING", 1e9)
+    monkeypatch.setattr(checkpoint, "EVERY_EPOCH", ())
+    monkeypatch.setattr(checkpoint, "QUICK", 0)
+    monkeypatch.setattr(checkpoint, "SPACING", 1e9)
 
 
 def test_epochs_that_are_quicker_than_writing_are_not_all_written(load, tmp_path, at_loss, slow_disk, uninterrupted):
@@ -485,7 +488,7 @@ def test_epochs_that_are_quicker_than_writing_are_not_all_written(load, tmp_path
 
 
 def test_on_a_cpu_every_epoch_is_written(load, tmp_path, at_loss, slow_disk, monkeypatch):
-    monkeypatch.setattr(checkpoint, "THOROUGH", THOROUGH)
+    monkeypatch.setattr(checkpoint, "EVERY_EPOCH", THOROUGH)
     at_loss(2 * BATCHES + 2, lambda: [signal.raise_signal(signal.SIGINT) for _ in range(2)])
     with pytest.raises(KeyboardInterrupt):
         run(INTERRUPTED, load(INTERRUPTED), tmp_path)
@@ -505,7 +508,7 @@ def test_on_a_gpu_writing_takes_at_most_a_tenth_of_the_time(load, tmp_path, monk
     def epoch(history):
         clock[0] += 2
 
-    monkeypatch.setattr(checkpoint, "THOROUGH", ())
+    monkeypatch.setattr(checkpoint, "EVERY_EPOCH", ())
     monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(checkpoint, "save", slow)
     run(tiny(epochs=12), load(tiny()), tmp_path, on_epoch=epoch)

@@ -37,7 +37,7 @@ def build_model(config: Config) -> nn.Module:
 
 @torch.no_grad()
 def predict_proba(model: nn.Module, images: Tensor) -> Tensor:
-    """Class probabilities (B, 10) of normalized images (B, 3, 32, 32)."""
+    """Class probabilities (B, 10) of normalized images (B, 3, 32, 32), in the mode that `model` is in: call `eval()` first."""
     return model(images).softmax(dim=1)
 
 

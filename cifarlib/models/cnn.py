@@ -5,9 +5,8 @@ Source: the architecture of the published CNNBasic (13,243,146 parameters).
 
 from torch import Tensor, nn
 
-from ..config import CLASSES
 from .conv import Conv2d
-from .head import logits
+from .head import Head
 
 
 def conv_block(in_channels: int, mid_channels: int, out_channels: int) -> list[nn.Module]:
@@ -32,8 +31,8 @@ class CNN(nn.Module):
         self.features = nn.Sequential(*conv_block(3, a, b), *conv_block(b, c, d), *conv_block(d, e, f), nn.Dropout(dropout))
         widths = [f * 4 * 4, *hidden]
         dense = [layer for n, m in zip(widths, hidden) for layer in (nn.Linear(n, m), nn.GELU(), nn.Dropout(dropout))]
-        self.classifier = nn.Sequential(*dense, nn.Linear(widths[-1], len(CLASSES)))
+        self.classifier = nn.Sequential(*dense, Head(widths[-1]))
 
     def forward(self, images: Tensor) -> Tensor:
         maps = self.features(images)  # (B, 512, 4, 4)
-        return logits(self.classifier[-1], self.classifier[:-1](maps.flatten(1)))
+        return self.classifier(maps.flatten(1))

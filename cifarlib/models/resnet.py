@@ -7,9 +7,8 @@ published variant (11,186,442 parameters).
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import CLASSES
 from .conv import Conv2d
-from .head import logits
+from .head import Head
 
 
 class BasicBlock(nn.Module):
@@ -52,9 +51,9 @@ class ResNet(nn.Module):
             in_channels = width
         self.stages = nn.Sequential(*stages)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(in_channels, len(CLASSES))
+        self.fc = Head(in_channels)
 
     def forward(self, images: Tensor) -> Tensor:
         maps = self.stem(images)  # (B, 64, 8, 8)
         maps = self.stages(maps)  # (B, 512, 1, 1)
-        return logits(self.fc, self.pool(maps).flatten(1))
+        return self.fc(self.pool(maps).flatten(1))

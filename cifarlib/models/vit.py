@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import CLASSES
-from .head import logits
+from .head import Head
 
 
 class Attention(nn.Module):
@@ -46,28 +45,31 @@ class ViT(nn.Module):
     """Images (B, 3, 32, 32) to logits (B, 10).
 
     patch: side of a patch in pixels; dim: width of a token; depth: blocks; heads of head_dim each; mlp_dim: feed-forward width.
+    Raises ValueError for a dim that sine and cosine in x and y can't share.
     """
 
     def __init__(self, patch: int = 4, dim: int = 2048, depth: int = 8, heads: int = 6, head_dim: int = 64, mlp_dim: int = 2048):
         super().__init__()
+        if dim < 8 or dim % 4:
+            raise ValueError("dim must be a multiple of 4, 8 or more")
         self.patch = patch
         self.embed = nn.Sequential(nn.LayerNorm(3 * patch**2), nn.Linear(3 * patch**2, dim), nn.LayerNorm(dim))
         # A function of the sizes, not a weight: it stays out of the checkpoints.
         self.register_buffer("positions", sincos_positions(32 // patch, dim), persistent=False)
         self.blocks = nn.Sequential(*(Block(dim, heads, head_dim, mlp_dim) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim)
-        self.head = nn.Linear(dim, len(CLASSES))
+        self.head = Head(dim)
 
     def forward(self, images: Tensor) -> Tensor:
         p = self.patch
         patches = images.unflatten(3, (-1, p)).unflatten(2, (-1, p))  # (B, 3, h, p1, w, p2)
         tokens = patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # (B, h w, p1 p2 c)
         tokens = self.embed(tokens) + self.positions  # (B, T, dim)
-        return logits(self.head, self.norm(self.blocks(tokens)).mean(dim=1))
+        return self.head(self.norm(self.blocks(tokens)).mean(dim=1))
 
 
 def sincos_positions(side: int, dim: int) -> Tensor:
-    """Two-dimensional sine-cosine embedding of a side x side grid, float32 (side*side, dim); dim is a multiple of 4."""
+    """Two-dimensional sine-cosine embedding of a side x side grid, float32 (side*side, dim); dim is a multiple of 4, 8 or more."""
     y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     omega = 10_000 ** -(torch.arange(dim // 4) / (dim // 4 - 1))
     x, y = x.flatten()[:, None] * omega, y.flatten()[:, None] * omega
