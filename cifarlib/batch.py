@@ -170,12 +170,18 @@ class Slots:
 def _cores() -> int:
     """Cores that this process may use; a SLURM job without task binding is told how many by a variable only."""
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(here, int(os.environ.get("SLURM_CPUS_PER_TASK", here)))
+    return min(here, _slurm("CPUS_PER_TASK") or here)
+
+
+def _slurm(name: str) -> int:
+    """A number that SLURM tells its jobs; 0 if it doesn't, or not as a plain number."""
+    text = os.environ.get(f"SLURM_{name}", "")
+    return int(text) if text.isdecimal() else 0
 
 
 def _free_memory() -> float:
     """GiB of main memory that can be used: what is free, within what a SLURM job was given."""
-    node, core, cores = (int(os.environ.get(f"SLURM_{name}", 0)) for name in ("MEM_PER_NODE", "MEM_PER_CPU", "CPUS_ON_NODE"))
+    node, core, cores = map(_slurm, ("MEM_PER_NODE", "MEM_PER_CPU", "CPUS_ON_NODE"))
     given = (node or core * cores) / 1024 or math.inf  # 0, too, is all of the node's
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())

@@ -1,5 +1,6 @@
 """The files of a run folder from which training goes on, and the requests that end it at an epoch's end."""
 
+import pickle
 import signal
 import time
 from pathlib import Path
@@ -17,6 +18,16 @@ from .signals import SignalContext
 EVERY_EPOCH = ("cpu",)  # devices on which every epoch is written to disk, since an epoch takes far longer than that
 QUICK = 0.1  # seconds: elsewhere every epoch is written too, as long as a writing takes no longer
 SPACING = 10  # a writing that took longer is followed by at least so many times as much training before the next one
+
+
+def load_weights(path: Path, device: torch.device) -> dict:
+    """What torch saved in `path`. Raises InputError for a damaged file."""
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError):
+        raise InputError(f"{path} is damaged; restore it, or train the run anew with resume False (--no-resume)") from None
 
 
 class Store:
@@ -53,13 +64,13 @@ class Store:
             return History()
         device, terminal = next(model.parameters()).device, self.folder / "terminal.pt"
         if (self.folder / STATE).exists():
-            state = torch.load(self.folder / STATE, map_location=device, weights_only=True)
+            state = load_weights(self.folder / STATE, device)
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             self._write_best(state["best"])  # again, if writing was cut off between the two
             return History(state["rows"])
         if terminal.exists():
-            model.load_state_dict(torch.load(terminal, map_location=device, weights_only=True))
+            model.load_state_dict(load_weights(terminal, device))
         done = terminal.exists() or is_finished(self.folder)  # a finished run may have kept no weights
         return History.read(self.folder / HISTORY) if done else History()
 

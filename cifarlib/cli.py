@@ -203,7 +203,8 @@ def grid(arguments: argparse.Namespace) -> int:
         return 0
     code = run_all(runs, options, slots, retry_failed=arguments.retry_failed, fail_fast=arguments.fail_fast,
                    wait_for_others=not arguments.no_wait)
-    print(project_path(options.executed_dir) / options.study / TABLE)
+    if (table := project_path(options.executed_dir) / options.study / TABLE).exists():
+        print(table)
     return code
 
 
@@ -260,6 +261,8 @@ def bench(arguments: argparse.Namespace) -> int:
     from .report import execute_notebook
 
     path = Path(arguments.folder) / "throughput.json"
+    if arguments.no_measure and not project_path(path).is_file():
+        raise InputError(f"{path}: no measurements there; take them first, without --no-measure")
     if not arguments.no_measure:
         names = ("rounds", "share", "dataset", "data_dir", "device", "figures")
         parameters = {name: getattr(arguments, name) for name in names} | {"models": arguments.models.split(","), "output": str(path)}

@@ -35,10 +35,7 @@ def checked(name: str, value: Any, spec: dataclasses.Field) -> Any:
     limits, kind = spec.metadata, spec.type
     if isinstance(value, Path) and kind is str:
         value = str(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise InputError(f"{name}: expected {_EXPECTED[kind]}, got {value!r}{_type_hint(value, kind)}")
+    value = typed(name, value, kind)
     if kind is float and not math.isfinite(value):
         raise InputError(f"{name}: expected a finite number, got {value!r}")
     if limits["choices"] and value not in limits["choices"]:
@@ -54,7 +51,16 @@ def checked(name: str, value: Any, spec: dataclasses.Field) -> Any:
     return value
 
 
-_EXPECTED = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "a mapping of names to values"}
+def typed(name: str, value: Any, kind: type) -> Any:
+    """`value` as a `kind`, a whole number as a float too; or InputError with what was expected."""
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise InputError(f"{name}: expected {_EXPECTED[kind]}, got {value!r}{_type_hint(value, kind)}")
+    return value
+
+
+_EXPECTED = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "a mapping of names to values", list: "a list"}
 
 
 def _type_hint(value, kind) -> str:
@@ -82,7 +88,11 @@ class _Fields:
 
 def check_names(names, *classes) -> None:
     """Raise InputError for the first of `names` that is a field of none of `classes`."""
-    known = [spec.name for cls in classes for spec in dataclasses.fields(cls)]
+    check_known(names, [spec.name for cls in classes for spec in dataclasses.fields(cls)])
+
+
+def check_known(names, known) -> None:
+    """Raise InputError for the first of `names` that is none of the `known` ones."""
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1)
@@ -186,7 +196,7 @@ class Options(_Fields):
 
 
 def project_path(path: str | Path) -> Path:
-    """A relative path starts at the working directory, or at its parent when that is `notebooks` (JupyterLab's habit)."""
+    """A relative path starts at the working directory, or at its parent when that is `notebooks` (JupyterLab's habit); `~` is the user's home."""
     here = Path(".")
-    return (Path("..") if here.resolve().name == "notebooks" else here) / path
+    return (Path("..") if here.resolve().name == "notebooks" else here) / Path(path).expanduser()
 

@@ -47,7 +47,7 @@ def execute(notebook: str, output: str, parameters: dict, sockets: str, locks: l
     traits = Traits({"KernelManager": {"transport": "ipc", "connection_file": f"{sockets}/kernel.json"}})
     for attempt in range(START_ATTEMPTS):
         try:
-            papermill.execute_notebook(notebook, output, parameters, kernel_name="python3", start_timeout=300, progress_bar=False,
+            papermill.execute_notebook(_literal(notebook), _literal(output), parameters, kernel_name="python3", start_timeout=300, progress_bar=False,
                                        stdout_file=sys.stdout, stderr_file=sys.stderr, config=traits, kernel_manager_class=Kernel)
             return OK
         except PapermillExecutionError as error:
@@ -60,6 +60,11 @@ def execute(notebook: str, output: str, parameters: dict, sockets: str, locks: l
                 print(f"{type(error).__name__}: {error}", file=sys.stderr)
                 return FAILED
             time.sleep(attempt + 1)
+
+
+def _literal(path: str) -> str:
+    """A path for papermill, which would replace what stands in braces."""
+    return path.replace("{", "{{").replace("}", "}}")
 
 
 def _begun(output: str) -> bool:
@@ -93,7 +98,9 @@ def _owned(runner: int, claim: str) -> bool:
 def main(notebook: str, output: str, runner: str = "", claim: str = "", lock: str = "") -> int:
     """Execute the notebook with the parameters on stdin, as long as there is an owner; return the exit code."""
     os.environ.pop("JPY_SESSION_NAME", None)  # of a notebook that started this process: nobody looks at the one executed here
-    with tempfile.TemporaryDirectory(prefix="kernel-") as sockets:
+    # A socket's path has at most 107 characters, of which the names in the folder take 29.
+    place = "/tmp" if len(tempfile.gettempdir()) > 75 else None
+    with tempfile.TemporaryDirectory(prefix="kernel-", dir=place) as sockets:
         # The runner says who it is: it may be gone, and its place as the parent be taken, before this line is reached.
         watched = int(runner or os.getppid()), claim, sockets
         threading.Thread(target=_end_without_owner, args=watched, daemon=True).start()

@@ -21,6 +21,16 @@ from .files import replacing
 SECTIONS = {"fixed": dict, "product": dict, "rows": list}
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which a name that is given twice is an error, where YAML would keep the last value without a word."""
+
+    def construct_mapping(self, node, deep=False):
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise yaml.constructor.ConstructorError(None, None, f"{twice} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 @dataclass(frozen=True)
 class Run:
     """One training run and the grid cells that it stands for (cells whose difference does nothing share one)."""
@@ -36,10 +46,10 @@ class Run:
 def read_grid(path: str | Path, overrides: dict | None = None) -> list[Config]:
     """The cells of a grid file in order, each with the `overrides`. Raises InputError for a file that isn't one, or values that don't fit."""
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = yaml.load(Path(path).read_text(), _Loader)
     except OSError as error:
         raise InputError(f"{path} can't be read ({error.strerror}); expected a grid file such as parameters/demo.yaml")
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date that isn't one
         raise InputError(f"{path} is not YAML ({' '.join(str(error).split())})")
     if not isinstance(content, dict) or not content or content.keys() - SECTIONS.keys():
         raise InputError(f"{path}: expected the sections {', '.join(SECTIONS)} and nothing else")
@@ -49,7 +59,8 @@ def read_grid(path: str | Path, overrides: dict | None = None) -> list[Config]:
     fixed, product, rows = (content.get(name, kind()) for name, kind in SECTIONS.items())
     if not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{path}: each of the rows should be a mapping of names to values")
-    if empty := [name for values in (product, *rows) for name, value in values.items() if value == []]:
+    empty = [name for name, value in content.items() if not value]
+    if empty := empty or [name for values in (product, *rows) for name, value in values.items() if value == []]:
         raise InputError(f"{path}: {empty[0]} is a list without values; give it one, or leave it out")
     values = [{**fixed, **cell} for row in rows or [{}] for cell in _combinations({**product, **row})]
     names = [Config.from_dict(cell).cell_name for cell in values]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas
 
-from .config import Config
+from .config import Config, InputError
 from .files import replacing
 
 
@@ -62,7 +62,10 @@ class History:
 
     @classmethod
     def read(cls, path: Path) -> "History":
-        """What `write` wrote."""
-        with path.open(newline="") as handle:
-            rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(handle)]
-        return cls([{**row, "epoch": int(row["epoch"])} for row in rows])
+        """What `write` wrote. Raises InputError for anything else."""
+        try:
+            with path.open(newline="") as handle:
+                rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(handle)]
+            return cls([{**row, "epoch": int(row["epoch"])} for row in rows])
+        except (KeyError, TypeError, ValueError):
+            raise InputError(f"{path} is damaged; restore it, or train the run anew with resume False (--no-resume)") from None

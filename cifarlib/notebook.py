@@ -8,7 +8,7 @@ import time
 import pandas
 from IPython.display import display
 
-from .config import CHECKPOINTS, Config, Options, check_names
+from .config import CHECKPOINTS, Config, Options, check_known, check_names, typed
 from .figures import learning_curves
 from .history import History
 
@@ -20,6 +20,17 @@ def read_parameters(namespace: dict) -> tuple[Config, Options]:
     """
     check_names(injected_names(namespace.get("In", [])), Config, Options)
     return tuple(cls(**{spec.name: namespace[spec.name] for spec in dataclasses.fields(cls)}) for cls in (Config, Options))
+
+
+def check_parameters(namespace: dict) -> None:
+    """Raise InputError for a parameter that the notebook doesn't have, or of another type than the notebook's own cell says.
+
+    namespace: the notebook's globals(), in which the annotations of that cell are.
+    """
+    known = namespace["__annotations__"]
+    check_known(injected_names(namespace.get("In", [])), known)
+    for name, kind in known.items():
+        typed(name, namespace[name], kind)
 
 
 def injected_names(cells: list[str]) -> list[str]:

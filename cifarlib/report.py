@@ -15,19 +15,20 @@ from .results import compare, read_table
 def execute_notebook(name: str, parameters: dict, folder: Path) -> Path:
     """Execute notebooks/NAME with `parameters` into `folder`, passing on what its cells print, and return the executed notebook's path.
 
-    Raises InputError for what can't be used, with the notebook's own line.
+    Raises InputError for what can't be used, with the notebook's own line. A notebook that was there stays until the new one is complete.
     """
-    output = folder / name
-    output.parent.mkdir(parents=True, exist_ok=True)
+    output, part = folder / name, folder / f".{name}"
+    folder.mkdir(parents=True, exist_ok=True)
     parameters, environment = without_paths(parameters)
-    command = [sys.executable, "-m", "cifarlib.execute", str(notebook_path(name)), str(output)]
+    command = [sys.executable, "-m", "cifarlib.execute", str(notebook_path(name)), str(part)]
     ended = subprocess.run(command, input=json.dumps(parameters), text=True, stderr=subprocess.PIPE, env=environment)
     lines = ended.stderr.strip().splitlines() or [f"{name} ended without a word"]
     if ended.returncode == BAD_INPUT:
+        part.unlink(missing_ok=True)
         raise InputError(lines[-1].removeprefix("cifarlib: "))
     if ended.returncode != OK:
-        raise InputError(f"{name} failed: {lines[-1]}; see {output}")
-    return output
+        raise InputError(f"{name} failed: {lines[-1]}; see {part}")
+    return part.replace(output)
 
 
 def make_report(parameters: dict, folder: str) -> Path:

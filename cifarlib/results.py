@@ -3,6 +3,7 @@
 import difflib
 import itertools
 import math
+import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pandas as pd
 
 from .config import CHECKPOINTS, CLASSES, SCHEDULES, InputError, project_path
 from .files import HISTORY, PREDICTIONS, TABLE
+from .history import History
 from .words import counted, knob_value, listed, plain, points, some
 
 LABELS = {"cnn": "CNN", "resnet": "ResNet", "vit": "ViT"}
@@ -21,6 +23,7 @@ CONDITIONS = ("dataset", "protocol", "split", "model_args", "epochs", "batch_siz
               "early_stopping_patience",
               "limit_train", "limit_val", "limit_test", "data_fingerprint")
 PUBLISHED_BEST = {"cnn": 0.8697, "resnet": 0.8422, "vit": 0.8350}  # github.com/eliasmarcon/CIFAR-10, "Overall Results"
+NAMES = ("study", "run", "Modelname", "Full_Modelname", "data_fingerprint")  # text, even where it looks like a number
 CHANCE = 1 / len(CLASSES)
 Z = 1.959964  # two-sided 95%
 BINS = 15  # of confidence, as in Guo et al.
@@ -98,7 +101,7 @@ def read_table(path: str | Path, rank_by: str = "auto", study: str = "") -> Tabl
     place = project_path(path)
     place = place / TABLE if place.is_dir() else place
     try:
-        frame = pd.read_csv(place)
+        frame = pd.read_csv(place, dtype=dict.fromkeys(NAMES, "str"), skipinitialspace=True)
     except FileNotFoundError:
         message = f"{path}: no table of runs; expected a CSV such as executed/STUDY/runs.csv; run a study first"
         raise InputError(message) from None
@@ -118,7 +121,8 @@ def check_table(frame: pd.DataFrame, rank_by: str = "auto", study: str = "", fol
     """
     needed = ["Modelname", "Full_Modelname", *KNOBS, "test_accuracy_best_val_acc", "test_per_class_accuracy_best_val_acc"]
     if missing := [column for column in needed if column not in frame]:
-        raise InputError(f"the table lacks {', '.join(missing)}; expected the columns of executed/STUDY/runs.csv")
+        hint = "; save it with commas between its columns" if frame.shape[1] == 1 else ""
+        raise InputError(f"the table lacks {', '.join(missing)}; expected the columns of executed/STUDY/runs.csv{hint}")
     if study:
         known = sorted(frame["study"].dropna().astype(str).unique()) if "study" in frame else []
         if study not in known:
@@ -147,15 +151,18 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     frame = frame.copy()
     others = ("learning_rate", "weight_decay", "gamma", "seconds", "parameters", "seed", "test_images")
     numeric = [c for c in frame if "accuracy" in c or "_loss" in c or c in others]
-    frame[numeric] = frame[numeric].apply(pd.to_numeric, errors="coerce")
+    for column in numeric:
+        if (text := frame[column].astype(str).str.extract(r"^\s*(\d+%|\d+,\d+%?|\d+\.\d+%)\s*$", expand=False).dropna()).any():
+            raise InputError(f"{column}: {text.iloc[0]} is no number; write a decimal point, and fractions instead of percent")
+    frame[numeric] = frame[numeric].apply(pd.to_numeric, errors="coerce").replace([np.inf, -np.inf], np.nan)
     for column in (c for c in numeric if "accuracy" in c):
         low, high = frame[column].min(), frame[column].max()
         if low < 0 or high > 1:
             raise InputError(f"{column}: {high if high > 1 else low:g} is no fraction; accuracies are expected in [0, "
                              "1]; divide percentages by 100")
     for column in ("Modelname", "scheduler", "augmentation"):
-        frame[column] = frame[column].astype(str).str.strip().str.lower()
-    frame["Full_Modelname"] = frame["Full_Modelname"].astype(str)
+        frame[column] = frame[column].astype(object).fillna("").astype(str).str.strip().str.lower()
+    frame["Full_Modelname"] = frame["Full_Modelname"].astype(object).fillna("").astype(str)
     frame["gamma"] = frame["gamma"].mask(frame["gamma"].isna() & (frame["scheduler"] == "cosine"), 0)  # may be left empty, where it does nothing
     frame["model"] = frame["Modelname"]
     frame["augmentation"] = frame["augmentation"].map({"true": True, "false": False, "1": True, "0": False})
@@ -175,6 +182,7 @@ def _usable(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
             notes.append(f"{counted(bad.sum(), 'row')} left out, {why}: {some(frame.loc[bad, 'Full_Modelname'])}.")
             frame = frame[~bad]
 
+    leave_out(frame["Full_Modelname"] == "", "without a Full_Modelname")
     for other in sorted(set(frame["status"]) - {"done", "diverged"}):
         leave_out(frame["status"] == other, f"status {other}")
     for model in sorted(set(frame["model"]) - set(LABELS)):
@@ -215,7 +223,7 @@ def _marked(rows: pd.DataFrame, tested: str, notes: list[str]) -> pd.DataFrame:
     """The rows with the derived columns that Table names; adds a note for what they leave out of the ranking."""
     conditions = [c for c in CONDITIONS if c in rows]
     images = rows.get("test_images", pd.Series(10_000, rows.index))
-    rows = rows.assign(images=images.where(images > 0, 10_000).astype(int),
+    rows = rows.assign(images=images.where(images.between(1, 1e9), 10_000).astype(int),
                        condition=[" | ".join(map(str, key)) for key in rows[conditions].to_numpy()])
     rows["chance"] = rows[tested].isna() | (rows[tested] <= wilson(CHANCE, rows["images"])[1])
     rows["experiment"] = [" ".join(map(str, key)) for key in without_inert(rows)[["model", *KNOBS, "condition"]].to_numpy()]
@@ -406,18 +414,21 @@ def selection_bias(scores, sd: float) -> float:
 
 
 def read_history(table: Table, run: str) -> pd.DataFrame | None:
-    """A run's epochs from its folder beside the table; None if it isn't there."""
+    """A run's epochs from its folder beside the table; None if it isn't there. Raises InputError for a damaged file."""
     place = table.folder / run / HISTORY
-    return pd.read_csv(place) if run and place.is_file() else None
+    return History.read(place).frame() if run and place.is_file() and place.stat().st_size else None
 
 
 def read_predictions(table: Table, run: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """(labels (N,), logits float64 (N, 10)) of the reported checkpoint on the test images, or None."""
+    """(labels (N,), logits float64 (N, 10)) of the reported checkpoint on the test images, or None. Raises InputError for a damaged file."""
     place = table.folder / run / PREDICTIONS
     if not (run and place.is_file()):
         return None
-    with np.load(place) as stored:
-        return (stored["labels"].astype(int), stored[table.checkpoint].astype(float)) if table.checkpoint in stored else None
+    try:
+        with np.load(place) as stored:
+            return (stored["labels"].astype(int), stored[table.checkpoint].astype(float)) if table.checkpoint in stored else None
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        raise InputError(f"{place} is damaged; restore it, or remove it to go without") from None
 
 
 def best_with(table: Table, read, model: str, n: int = 1) -> list[tuple[pd.Series, object]]:

@@ -30,7 +30,7 @@ class OtherMachine(InputError):
 
 
 def read_record(folder: Path) -> dict | None:
-    """The record in a run folder; None if there is none that can be read."""
+    """The record in a run folder; None if there is none. Raises InputError for a damaged one."""
     record = _read_json(folder / RECORD)
     return record if "status" in record else None
 
@@ -41,12 +41,18 @@ def recorded(folder: Path, name: str):
 
 
 def _read_json(path: Path) -> dict:
-    """The mapping in a file; an empty one if there is none that can be read."""
+    """The mapping in a file; an empty one if there is no file. Raises InputError for a damaged one: what it stood for must not be lost."""
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except PermissionError as error:
+        raise InputError(f"{path} can't be read ({error.strerror}); make it readable")
+    except OSError:
         return {}
-    return content if isinstance(content, dict) else {}
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is damaged, so nothing says what it held; restore it, or remove it to train the run anew")
+    return content
 
 
 def status_of(folder: Path) -> str:
@@ -68,12 +74,9 @@ def check_plan(folder: Path, plan: dict) -> None:
     Raises OtherMachine if that is the kind of device or the precision.
     """
     done = is_finished(folder)
-    try:
-        before = json.loads((folder / PLAN).read_text())
-    except FileNotFoundError:  # nothing is there, or a run as it is published
-        before = (recorded(folder, "config") or {}) if done else {}
-    except ValueError:
-        raise InputError(f"{folder / PLAN} is damaged, so nothing says what run this is; remove it, or train anew with resume False (--no-resume)")
+    before = _read_json(folder / PLAN)
+    if not before and done:  # a run as it is published
+        before = recorded(folder, "config") or {}
     if done:  # where it was computed no longer matters
         before = {name: value for name, value in before.items() if name not in ("device", "precision")}
     for name, value in json.loads(json.dumps(plan)).items():  # as it reads back: tuples are lists
@@ -90,7 +93,10 @@ def precision_of(folder: Path) -> str | None:
 
 def write_failure(folder: Path, config: Config, error: str) -> None:
     """Record a run that broke off, with its last lines; its checkpoint stays, so that it can be tried again."""
-    history = History.read(folder / HISTORY) if (folder / HISTORY).exists() else History()
+    try:
+        history = History.read(folder / HISTORY)
+    except (OSError, InputError):  # not there, or what broke the run
+        history = History()
     write_json(folder / RECORD, {**common_fields(config, "failed", history, {}), "error": error})
 
 
@@ -180,14 +186,13 @@ def table_rows(folder: Path, planned: list[Config]) -> list[dict]:
     if not record:
         return []
     try:
-        run = Config.from_dict(record["config"])
+        run, data = Config.from_dict(record["config"]), dict(record.get("data", {}))
         results = {**{name: record[name] for name in ("epochs_run", "seconds", "commit")}, "error": record.get("error"), **record["metrics"]}
     except (InputError, KeyError, TypeError) as error:
         raise InputError(f"{folder / RECORD} is not a run of this version ({error}); move its folder out of the study")
     cells = {cell.cell_name: cell for cell in [*planned, run]}.values()
     settings = ("seed", "protocol", "split", "epochs", "batch_size", "val_freq", "early_stopping_patience", "limit_train",
                 "limit_val", "limit_test")
-    data = record.get("data", {})
     common = {
         "Modelname": run.model, "Group": run.model, "study": folder.parent.name, "run": folder.name, "status": record["status"],
         **{name: getattr(run, name) for name in settings},
@@ -259,8 +264,8 @@ def time_left(left: list[tuple[Config, int]], executed: Path, jobs: int) -> str:
         return "nothing is left to do"
     seconds_an_epoch: dict[tuple, list[float]] = {}
     for path in executed.glob(f"*/*/{RECORD}"):
-        record = read_record(path.parent) or {}
-        with suppress(KeyError, TypeError, ZeroDivisionError):  # of another version or without an epoch, it tells nothing here
+        with suppress(InputError, KeyError, TypeError, ZeroDivisionError):  # damaged, of another version or without an epoch, it tells nothing
+            record = read_record(path.parent) or {}
             key, an_epoch = size(record["config"]), record["seconds"] / record["epochs_run"]
             seconds_an_epoch.setdefault(key, []).append(an_epoch)
     sizes = [size(config.to_dict()) for config, _ in left]

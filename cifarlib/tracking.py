@@ -2,6 +2,7 @@
 
 import os
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from .config import Config, Options
@@ -46,17 +47,24 @@ class Tracker:
 
         with suppress(OSError):  # wandb warns of a folder that isn't there yet; one that can't be is for the run to report
             self.folder.mkdir(parents=True, exist_ok=True)
-        self.run = wandb.init(
-            project=PROJECT, group=self.config.model, name=self.config.run_name, mode=mode, dir=str(self.folder),
+        start = partial(
+            wandb.init, project=PROJECT, group=self.config.model, name=self.config.run_name, dir=str(self.folder),
             config={name: value for name, value in self.config.to_dict().items() if name != "data_dir"},
             tags=[self.options.study], settings=wandb.Settings(silent=True, console="off", disable_git=True, init_timeout=30),
         )
+        try:
+            self.run = start(mode=mode)
+        except Exception as error:
+            if mode != "online":
+                raise
+            print(f"wandb can't be reached ({type(error).__name__}); the run is kept offline, for `wandb sync`")
+            self.run = start(mode="offline")
 
     def _mode(self) -> str:
         """The mode asked for; `auto` goes by $WANDB_MODE, and is offline for whoever isn't logged in."""
         if self.options.wandb_mode != "auto":
             return self.options.wandb_mode
-        if "WANDB_MODE" in os.environ:
+        if os.environ.get("WANDB_MODE"):
             return os.environ["WANDB_MODE"]
         import wandb
 

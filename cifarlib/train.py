@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import augment
-from .checkpoint import StopRequest, Store
+from .checkpoint import StopRequest, Store, load_weights
 from .config import CHECKPOINTS, Config
 from .data import Split, Splits
 from .device import autocast, pick_precision
@@ -193,7 +193,7 @@ def evaluate_checkpoints(model: nn.Module, split: Split, config: Config, folder:
     for name in CHECKPOINTS:
         path = Path(folder) / f"{name}.pt"
         if path.exists():
-            model.load_state_dict(torch.load(path, map_location=split.images.device, weights_only=True))
+            model.load_state_dict(load_weights(path, split.images.device))
             scores[name] = evaluate(model, split, config)
     return scores
 

@@ -329,6 +329,10 @@ def test_memory_is_what_a_slurm_job_was_given(monkeypatch):
     monkeypatch.setenv("SLURM_MEM_PER_CPU", "128")
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "2")
     assert batch._free_memory() == 0.25
+    monkeypatch.delenv("SLURM_MEM_PER_CPU")
+    for name, text in (("MEM_PER_NODE", "16G"), ("CPUS_PER_TASK", "")):  # not what SLURM itself writes
+        monkeypatch.setenv(f"SLURM_{name}", text)
+    assert batch._free_memory() > 1 and batch._cores() >= 1
 
 
 @pytest.mark.parametrize("visible, cards", [("1", ("1",) * 5), ("GPU-bb", ("GPU-bb",) * 5), ("", ()), ("NoDevFiles", ()), ("MIG-cc", ("MIG-cc",))])

@@ -122,7 +122,7 @@ def test_the_readme_says_what_the_committed_measurements_say():
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["--no-measure", "--readme", "README.md"], "no measurements there"), (["--models", "resnext"], "expected one of cnn, resnet, vit"),
+    (["--no-measure", "--readme", "README.md"], "no measurements there"), (["--no-measure"], "no measurements there"), (["--models", "resnext"], "expected one of cnn, resnet, vit"),
 ])
 def test_what_cannot_be_measured_is_one_line(arguments, message, tmp_path, capsys):
     assert main(["bench", "--folder", str(tmp_path), "--figures", str(tmp_path), "--dataset", "synthetic", *arguments]) == 2

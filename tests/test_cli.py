@@ -263,6 +263,21 @@ def test_grid_takes_the_short_options_of_train(tmp_path, capsys):
     assert cli.fields_of(Config, arguments) == {"data_dir": "here", "epochs": 3, "augmentation": True}
 
 
+def test_braces_in_a_path_and_a_long_temporary_folder(tmp_path):
+    """papermill would fill in the braces; a socket's path has at most 107 characters."""
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    ended = train(tmp_path / "a {model} {b}", "-m", "resnet", TMPDIR=str(long))
+    assert ended.returncode == 0 and (Path(ended.stdout.splitlines()[-1]) / "experiment.ipynb").exists(), ended.stderr
+
+
+def test_ctrl_c_at_once_is_one_line(tmp_path):
+    (tmp_path / "argparse.py").write_text("raise KeyboardInterrupt")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.getcwd()}"}
+    ended = subprocess.run([sys.executable, "-m", "cifarlib", "status"], capture_output=True, text=True, env=environment)
+    assert ended.returncode == 130 and ended.stderr == "cifarlib: interrupted\n"
+
+
 @pytest.mark.parametrize("package", ["pandas", "papermill", "torch"])  # missed by the command, by the run's process and by its kernel
 def test_a_broken_environment_is_one_line(package, tmp_path):
     (tmp_path / f"{package}.py").write_text("raise ImportError('half installed')")

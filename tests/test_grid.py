@@ -85,6 +85,9 @@ def test_product_varies_its_last_list_fastest_and_rows_join_it(tmp_path):
     ("product: {epochs: [1, 2]}", "makes another study"),
     ("product: {model: []}", "model is a list without values"),
     ("rows: [{model: resnet, seed: []}, {model: cnn}]", "seed is a list without values"),
+    ("rows: []", "rows is a list without values"),
+    ("product: {seed: [1, 2], model: [cnn], seed: [3]}", "is not YAML .*seed is given twice"),
+    ("fixed: {seed: 2024-99-99}", "is not YAML"),
 ])
 def test_a_bad_grid_file_is_one_clear_line(tmp_path, text, message):
     with pytest.raises(InputError, match=message) as caught:

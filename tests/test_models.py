@@ -141,6 +141,7 @@ def test_model_args(name, model_args, parameters):
     ("vit", {"dept": 2}, "patch, dim, depth, heads, head_dim, mlp_dim"),
     ("vit", {"depth": "2"}, "can't be built"), ("vit", {"patch": 5, "dim": 16}, "can't be built"), ("vit", {"heads": -1}, "can't be built"),
     ("vit", {**TINY["vit"], "heads": 0}, "can't be built"),
+    ("vit", {**TINY["vit"], "dim": 4}, "multiple of 4, 8 or more"), ("vit", {**TINY["vit"], "depth": 0}, "1 or more"),
     ("cnn", {"dropout": 1.5}, "can't be built"), ("cnn", {"channels": [4, 8]}, "can't be built"), ("cnn", {"hidden": 8}, "can't be built"),
     ("resnet", {"widths": [8, 8], "depths": [1]}, "can't be built"), ("resnet", {"widths": [], "depths": []}, "can't be built"),
     ("resnet", {"depths": [0, 2, 2, 2]}, "1 block or more"),

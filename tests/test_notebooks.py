@@ -181,3 +181,15 @@ def test_interrupting_the_kernel_ends_the_training_at_an_epoch_and_run_all_goes_
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
+
+
+@pytest.mark.parametrize("name, given, message", [
+    ("results", {"run": "x"}, "unknown parameter 'run'; did you mean runs?"), ("explore", {"sed": 5}, "did you mean seed?"),
+    ("results", {"runs": 5}, "runs: expected text, got 5"), ("throughput", {"models": "cnn"}, "models: expected a list"),
+    ("throughput", {"share": True}, "share: expected a number")])
+def test_the_other_notebooks_check_what_they_are_given_too(name, given, message, tmp_path):
+    injected = papermill.parameterize.parameterize_notebook(papermill.iorw.load_notebook_node(str(ROOT / "notebooks" / f"{name}.ipynb")), given)
+    nbformat.write(injected, tmp_path / "x.ipynb")
+    with pytest.raises(InputError) as caught:
+        run_cells(tmp_path / "x.ipynb")
+    assert message in str(caught.value) and "\n" not in str(caught.value)

@@ -12,6 +12,7 @@ import pytest
 import results_tables as made
 
 from cifarlib import cli, report
+from cifarlib.config import InputError
 from cifarlib.figures import write_figures
 from cifarlib.results import read_table
 from cifarlib.sentences import model_section, overall_section, readme_section, rewrite_between_markers
@@ -112,6 +113,7 @@ def test_an_absolute_data_folder_is_not_published_with_a_notebook(tmp_path, monk
 
     def run(command, input, env, **_):
         seen.append((json.loads(input)["data_dir"], env.get("CIFAR10_DIR")))
+        Path(command[-1]).touch()
         return subprocess.CompletedProcess(command, 0, stderr="")
 
     monkeypatch.setattr(report.subprocess, "run", run)
@@ -119,3 +121,16 @@ def test_an_absolute_data_folder_is_not_published_with_a_notebook(tmp_path, monk
     for place in (str(tmp_path), "here"):
         report.execute_notebook("results.ipynb", {"data_dir": place}, tmp_path)
     assert seen == [("", str(tmp_path)), ("here", None)]
+
+
+@pytest.mark.parametrize("code, message", [(1, "failed: broke off; see .*/.results.ipynb"), (2, "broke off")])
+def test_a_notebook_that_breaks_off_leaves_the_complete_one(code, message, tmp_path, monkeypatch):
+    def run(command, **_):
+        Path(command[-1]).write_text("half of it")
+        return subprocess.CompletedProcess(command, code, stderr="cifarlib: broke off" if code == 2 else "broke off")
+
+    monkeypatch.setattr(report.subprocess, "run", run)
+    (tmp_path / "results.ipynb").write_text("all of it")
+    with pytest.raises(InputError, match=message):
+        report.execute_notebook("results.ipynb", {"data_dir": ""}, tmp_path)
+    assert (tmp_path / "results.ipynb").read_text() == "all of it" and (tmp_path / ".results.ipynb").exists() == (code == 1)

@@ -582,6 +582,9 @@ BAD = {
     "percent": (lambda f: f.assign(test_accuracy_best_val_acc=86.9), "divide percentages by 100"),
     "no column": (lambda f: f.drop(columns=["gamma", "scheduler"]), "lacks gamma, scheduler"),
     "no rows": (lambda f: f.head(0), "no rows"),
+    "percent signs": (lambda f: f.assign(test_accuracy_best_val_acc="86.9%"), "86.9% is no number; write a decimal point, and fractions"),
+    "decimal commas": (lambda f: f.assign(learning_rate="0,001"), "0,001 is no number; write a decimal point"),
+    "semicolons": (lambda f: pd.DataFrame({";".join(f): ["1;2"]}), "save it with commas between its columns"),
     "all failed": (lambda f: f.assign(status="failed"), "nothing to report: .* status failed"),
     "all unknown": (lambda f: f.assign(Modelname="vgg"), "unknown model 'vgg'"),
     "contradiction": (lambda f: pd.concat([f, f.head(1).assign(test_accuracy_best_val_acc=0.5)]), "named twice"),
@@ -604,6 +607,9 @@ LEFT_OUT = {
                   ["two rows left out, synthetic data beside real data"], 2),
     "unknown model": (lambda f: f.assign(Modelname=["vgg"] + list(f["Modelname"][1:])),
                       ["one row left out, unknown model 'vgg'"], 1),
+    "no name": (lambda f: f.assign(Full_Modelname=[None] + list(f["Full_Modelname"][1:])), ["one row left out, without a Full_Modelname"], 1),
+    "no model": (lambda f: f.assign(Modelname=[None, "vgg"] + list(f["Modelname"][2:])),
+                 ["one row left out, unknown model ''", "one row left out, unknown model 'vgg'"], 2),
     "repeated line": (lambda f: pd.concat([f, f.head(2)]), ["two rows left out, the same line as another"], 0),
     "no knob": (lambda f: f.assign(learning_rate=["much"] + list(f["learning_rate"][1:])),
                 ["one row left out, without a known value"], 1),
@@ -616,7 +622,7 @@ def test_what_is_left_out_is_named(small, change, messages, fewer):
     assert len(table.rows) == len(small) - fewer
     for message in messages:
         note = next(note for note in table.notes if message in note)
-        assert "_aug_" in note  # the rows are named
+        assert "_aug_" in note or "without a Full_Modelname" in note  # the rows are named
     assert all(note in sentences.readme_section(table) for note in table.notes)
 
 
@@ -656,3 +662,20 @@ def test_unknown_study_and_ranking_column(small):
 def test_importing_it_does_not_import_torch():
     code = "import sys, cifarlib.results, cifarlib.figures; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0
+
+
+def test_odd_cells_of_a_spreadsheet(tmp_path, small):
+    frame = small.assign(study="001", seed=small["seed"].astype(float).replace(1, np.inf), test_images=1e30).rename(columns=" {}".format)
+    frame.to_csv(tmp_path / "runs.csv", index=False)
+    table = results.read_table(tmp_path, study="001")
+    assert (table.rows["images"] == 10_000).all() and sentences.readme_section(table)
+
+
+def test_damaged_files_of_a_run_are_named(tmp_path):
+    made.write_study(tmp_path, made.table(models=("cnn",), **ONE), images=500)
+    table = results.read_table(tmp_path)
+    (run,) = table.rows["run"]
+    for name, read in (("predictions.npz", results.read_predictions), ("history.csv", results.read_history)):
+        (tmp_path / run / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\n,\n")
+        with pytest.raises(InputError, match=f"{run}/{name} is damaged"):
+            read(table, run)

@@ -151,13 +151,27 @@ def test_disabled_creates_nothing(how, load, tmp_path, monkeypatch, capsys):
     assert "wandb" not in os.listdir(tmp_path / "run") and "wandb" not in capsys.readouterr().out
 
 
+def test_out_of_reach_the_run_is_kept_offline(tmp_path, monkeypatch, capsys):
+    modes = []
+
+    def init(mode, **_):
+        modes.append(mode)
+        if mode == "online":
+            raise TimeoutError("no answer")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Settings=dict))
+    with Tracker(tiny(), Options(wandb_mode="online"), tmp_path):
+        pass
+    assert modes == ["online", "offline"] and capsys.readouterr().out.startswith("wandb can't be reached (TimeoutError); the run is kept offline")
+
+
 @pytest.mark.parametrize("asked, environment, logged_in, mode", [
-    ("auto", None, False, "offline"), ("auto", None, True, "online"), ("auto", "offline", True, "offline"),
+    ("auto", None, False, "offline"), ("auto", "", False, "offline"), ("auto", None, True, "online"), ("auto", "offline", True, "offline"),
     ("offline", "online", True, "offline"), ("online", "offline", False, "online"),
 ])
 def test_mode(asked, environment, logged_in, mode, tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_MODE")
-    if environment:
+    if environment is not None:
         monkeypatch.setenv("WANDB_MODE", environment)
     got = {}
     fake = SimpleNamespace(login=lambda prompt: logged_in, Settings=dict, init=lambda **options: got.update(options))

@@ -643,6 +643,27 @@ def test_a_damaged_plan_is_one_line(finished):
         run(config, splits, folder)
 
 
+@pytest.mark.parametrize("content", ["[1]", "null", "<<<<<<< HEAD"])
+def test_a_damaged_record_is_one_line_and_nothing_is_trained_over_it(content, finished, monkeypatch):
+    config, splits, folder, *_ = finished
+    (folder / "record.json").write_text(content)
+    monkeypatch.setattr(train.Trainer, "train_epoch", lambda *_: pytest.fail("it may have been finished"))
+    with pytest.raises(InputError, match="record.json is damaged, .* restore it"):
+        run(config, splits, folder)
+    with pytest.raises(InputError, match="record.json is damaged"):
+        runs.status_of(folder)
+
+
+@pytest.mark.parametrize("name, content", [("last.pt", b""), ("terminal.pt", b"PK half of it"), ("history.csv", b"epoch;train_loss\n1;2.0\n")])
+def test_damaged_files_to_go_on_from_are_named(name, content, finished):
+    config, splits, folder, *_ = finished
+    (folder / name).write_bytes(content)
+    with pytest.raises(InputError, match=f"{name} is damaged"):
+        run(config, splits, folder)
+    runs.write_failure(folder, config, "broke off")
+    assert runs.recorded(folder, "status") == "failed"
+
+
 def test_without_resume_it_starts_anew(finished):
     config, splits, folder, history, _ = finished
     seen = []

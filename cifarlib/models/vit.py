@@ -45,13 +45,15 @@ class ViT(nn.Module):
     """Images (B, 3, 32, 32) to logits (B, 10).
 
     patch: side of a patch in pixels; dim: width of a token; depth: blocks; heads of head_dim each; mlp_dim: feed-forward width.
-    Raises ValueError for a dim that sine and cosine in x and y can't share.
+    Raises ValueError for a dim that sine and cosine in x and y can't share, and for sizes of nothing.
     """
 
     def __init__(self, patch: int = 4, dim: int = 2048, depth: int = 8, heads: int = 6, head_dim: int = 64, mlp_dim: int = 2048):
         super().__init__()
         if dim < 8 or dim % 4:
             raise ValueError("dim must be a multiple of 4, 8 or more")
+        if min(depth, heads, head_dim, mlp_dim) < 1:
+            raise ValueError("depth, heads, head_dim and mlp_dim must be 1 or more")
         self.patch = patch
         self.embed = nn.Sequential(nn.LayerNorm(3 * patch**2), nn.Linear(3 * patch**2, dim), nn.LayerNorm(dim))
         # A function of the sizes, not a weight: it stays out of the checkpoints.
