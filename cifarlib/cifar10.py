@@ -125,8 +125,9 @@ def _opened(folder: Path) -> tuple[np.ndarray, np.ndarray]:
         try:
             blob = (folder / name).read_bytes()
         except OSError as error:
-            raise InputError(f"{folder / name} can't be read ({error.strerror}); expected all six CIFAR-10 batches in one folder; unpack them again")
+            message = f"{name} in {folder} can't be read ({error.strerror}); expected all six CIFAR-10 batches in one folder; unpack them again"
+            raise InputError(message)
         if hashlib.md5(blob).hexdigest() != wanted:
-            raise InputError(f"{folder / name} is damaged (its MD5 is not {wanted}); remove it and unpack or download CIFAR-10 again")
+            raise InputError(f"{name} in {folder} is damaged (its MD5 is not {wanted}); remove it and unpack or download CIFAR-10 again")
         batches.append(pickle.loads(blob, encoding="latin1"))
     return np.concatenate([batch["data"].reshape(-1) for batch in batches]), np.array([batch["labels"] for batch in batches], np.uint8).reshape(-1)
