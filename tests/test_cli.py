@@ -173,7 +173,7 @@ def damaged(folder):
 
 @pytest.mark.parametrize("arguments, message", [
     (["--dataset", "cifar10", "-d", "DAMAGED"], " is damaged (its MD5 is not"),
-    (["-m", "vit"], "vit has no 'widths'"),
+    (["--device", "cuda"], "device: cuda is not there"),
 ])
 def test_what_only_the_kernel_can_tell_is_one_line_and_exit_code_2_too(tmp_path, arguments, message):
     """Two for all: test_notebooks.py has the others without a kernel."""

@@ -59,8 +59,7 @@ def test_a_path_is_text(tmp_path):
     ("model", 1), ("model", "vgg"), ("model", "CNN"), ("scheduler", "linear"), ("protocol", ""), ("data_dir", None),
     ("device", "gpu"), ("device", "cuda:"), ("device", "cuda:x"), ("device", "cuda:01"), ("device", "cpu:0 "), ("precision", "fp16"),
     ("model_args", "depth=2"), ("model_args", None), ("model_args", [("depth", 2)]),
-    ("model_args", {1: 2}), ("model_args", {1: 2, "depth": 3}), ("model_args", {"../depth": 2}), ("model_args", {"": 2}),
-    ("model_args", {"dim": math.nan}), ("model_args", {"dim": math.log}),
+    ("model_args", {"widths": math.nan}), ("model_args", {"widths": math.log}),
 ])
 def test_wrong_value_is_one_line_that_names_the_field(name, value):
     with pytest.raises(InputError) as caught:
@@ -139,17 +138,25 @@ def test_names(changes, cell, run):
     assert (config.cell_name, config.run_name) == (cell, run)
 
 
+@pytest.mark.parametrize("model_args", [{1: 2}, {1: 2, "widths": [8]}, {"../widths": 2}, {"": 2}, {"dim": 8}])
+def test_sizes_of_another_model_are_one_line(model_args):
+    with pytest.raises(InputError, match="^model_args: resnet has no .*; known are widths, depths$"):
+        Config(model="resnet", model_args=model_args)
+
+
 @pytest.mark.parametrize("model_args", [
-    {"channels": [8, 8, 16]}, {"hidden": ()}, {"dropout": 0.5}, {"x": "../../etc"}, {"x": "a b/c\\d\n*"}, {"x": {"y": [1]}}, {"x": None},
+    {"channels": [8, 8, 16]}, {"hidden": ()}, {"dropout": 0.5}, {"hidden": "../../etc"}, {"hidden": "a b/c\\d\n*"}, {"hidden": {"y": [1]}},
+    {"hidden": None},
 ])
 def test_run_name_is_a_file_name(model_args, tmp_path):
-    name = Config(model_args=model_args).run_name
+    name = Config(model="cnn", model_args=model_args).run_name
     assert not set(name) & set("/\\ \n*?:'\"<>|") and not name.startswith((".", "-"))
     (tmp_path / name).mkdir()
 
 
 def test_order_of_model_args_does_not_matter():
-    assert Config(model_args={"dim": 8, "depth": 1}).run_name == Config(model_args={"depth": 1, "dim": 8}).run_name
+    one, other = {"dim": 8, "depth": 1}, {"depth": 1, "dim": 8}
+    assert Config(model="vit", model_args=one).run_name == Config(model="vit", model_args=other).run_name
 
 
 @pytest.mark.parametrize("scheduler, same", [("cosine", True), ("step", False), ("exponential", False)])
@@ -162,7 +169,7 @@ def test_gamma_is_part_of_the_identity_where_it_does_something(scheduler, same):
 
 OTHER = dict(model="cnn", epochs=3, batch_size=3, scheduler="step", augmentation=True, learning_rate=0.5, weight_decay=0.5, val_freq=3,
              early_stopping_patience=3, seed=3, protocol="published", split="published", dataset="synthetic", data_dir="there", device="cpu",
-             precision="fp32", limit_train=3, limit_val=3, limit_test=3, model_args={"depth": 1})
+             precision="fp32", limit_train=3, limit_val=3, limit_test=3, model_args={"depths": [1, 1, 1, 1]})
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "gamma"])

@@ -1,6 +1,7 @@
 """The models: published sizes and order of layers, and outputs and gradients of other implementations with the same weights."""
 
 import copy
+import inspect
 import itertools
 import math
 from functools import partial
@@ -13,6 +14,7 @@ from torch import nn
 from torchvision.models import resnet18
 
 from cifarlib import Config, InputError, build_model
+from cifarlib.config import SIZES
 from cifarlib.models import MODELS, count_parameters, predict_proba
 from cifarlib.models.cnn import CNN
 from cifarlib.models.conv import Conv2d
@@ -134,6 +136,10 @@ def test_model_args(name, model_args, parameters):
     model = build_model(Config(model=name, model_args=model_args))
     assert model.eval()(torch.randn(2, 3, 32, 32)).shape == (2, 10)
     assert parameters is None or count_parameters(model) == parameters
+
+
+def test_the_sizes_are_the_models_own_parameters():
+    assert SIZES == {name: tuple(inspect.signature(model).parameters) for name, model in MODELS.items()}
 
 
 @pytest.mark.parametrize("name, model_args, said", [
