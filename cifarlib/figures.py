@@ -64,7 +64,7 @@ def _titled(figure: Figure, title: str, note: str = "", table: Table | None = No
     title = ("SYNTHETIC DATA, NOT CIFAR-10. " if table and table.synthetic else "") + title[0].upper() + title[1:]
     figure.suptitle(_wrapped(title, characters), x=0.01, ha="left", fontsize=11.5, fontweight="bold")
     if note:
-        figure.supxlabel(_wrapped(note, int(characters * 1.75)), x=0.01, ha="left", fontsize=7.5, color=GREY)
+        figure.supxlabel(_wrapped(note[0].upper() + note[1:], int(characters * 1.75)), x=0.01, ha="left", fontsize=7.5, color=GREY)
     return figure
 
 
@@ -597,10 +597,11 @@ def comparison(first: Table, second: Table) -> Figure | str:
         return "the two tables have no experiment in common"
     figure, (left, right) = _new(4.4, 1, 2)
     models = [model for model in LABELS if (both["model"] == model).any()]
+    point = dict(s=18, alpha=0.6) if len(both) > 60 else dict(s=32, alpha=0.9)
     heads = []
     for place, model in enumerate(models):
         mine = both[both["model"] == model]
-        style = dict(marker=MARKERS[model], color=COLOURS[model], alpha=0.6, s=18, linewidths=0)
+        style = dict(marker=MARKERS[model], color=COLOURS[model], linewidths=0, **point)
         left.scatter(mine["first"], mine["second"], **style)
         right.scatter(100 * mine["difference"], place + _jitter(len(mine)), **style)
         right.vlines(100 * mine["difference"].median(), place - 0.35, place + 0.35, color="black")

@@ -1,6 +1,7 @@
 """The measurements of speed: that they measure what they say, not how fast this machine is."""
 
 import json
+import statistics
 import os
 from pathlib import Path
 from threading import BrokenBarrierError
@@ -119,6 +120,16 @@ def test_bench_executes_its_notebook_and_rewrites_the_readme(tmp_path, capfd):
 def test_the_readme_says_what_the_committed_measurements_say():
     results = json.loads((ROOT / "executed" / "throughput" / "throughput.json").read_text())
     assert bench.readme_section(results) in (ROOT / "README.md").read_text()
+
+
+def test_the_table_without_bf16_is_written_from_its_measurements():
+    found = json.loads((ROOT / "executed" / "throughput" / "without_bf16.json").read_text())
+    part = (ROOT / "README.md").read_text().partition("**Without bf16:**")[2].partition("\n## ")[0]
+    for model, row in bench.table(found)[["reference, img/s", "ours, img/s", "ratio"]].iterrows():
+        assert f"| `{model}` | {' | '.join(row)} |" in part
+    ways, start = found["at_once"]["ways"], found["start_up"]
+    assert all(f" {way['images_per_second']:,.0f}" in part for way in ways)
+    assert f"{statistics.median(start['tiny_run']) / statistics.median(start['imports']):.2f} times" in part
 
 
 @pytest.mark.parametrize("arguments, message", [
