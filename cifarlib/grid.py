@@ -25,7 +25,7 @@ class _Loader(yaml.SafeLoader):
     """YAML in which a name that is given twice is an error, where YAML would keep the last value without a word."""
 
     def construct_mapping(self, node, deep=False):
-        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        names = [key.value for key, _ in node.value]  # as written: values that `<<` brings in may be replaced
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise yaml.constructor.ConstructorError(None, None, f"{twice} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)

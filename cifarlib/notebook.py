@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import os
 import time
+from contextlib import suppress
 
 import pandas
 from IPython.display import display
@@ -25,12 +26,23 @@ def read_parameters(namespace: dict) -> tuple[Config, Options]:
 def check_parameters(namespace: dict) -> None:
     """Raise InputError for a parameter that the notebook doesn't have, or of another type than the notebook's own cell says.
 
-    namespace: the notebook's globals(), in which the annotations of that cell are.
+    namespace: the notebook's globals(), in which `In` has its cells.
     """
-    known = namespace["__annotations__"]
-    check_known(injected_names(namespace.get("In", [])), known)
+    cells = namespace["In"]
+    known = annotated_names(cells)
+    check_known(injected_names(cells), known)
     for name, kind in known.items():
         typed(name, namespace[name], kind)
+
+
+def annotated_names(cells: list[str]) -> dict[str, type]:
+    """The names that cells assign with a type, such as `epochs: int = 3`. From Python 3.14 on their namespace lacks them (PEP 649)."""
+    kinds, found = {kind.__name__: kind for kind in (str, int, float, bool, list)}, {}
+    for cell in cells:
+        with suppress(SyntaxError):  # a cell that somebody mistyped
+            nodes = [node for node in ast.parse(cell).body if isinstance(node, ast.AnnAssign)]
+            found |= {node.target.id: kinds[node.annotation.id] for node in nodes if getattr(node.annotation, "id", None) in kinds}
+    return found
 
 
 def injected_names(cells: list[str]) -> list[str]:

@@ -151,7 +151,7 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     frame = frame.copy()
     others = ("learning_rate", "weight_decay", "gamma", "seconds", "parameters", "seed", "test_images")
     numeric = [c for c in frame if "accuracy" in c or "_loss" in c or c in others]
-    for column in numeric:
+    for column in frame[numeric].select_dtypes(exclude="number"):
         if (text := frame[column].astype(str).str.extract(r"^\s*(\d+%|\d+,\d+%?|\d+\.\d+%)\s*$", expand=False).dropna()).any():
             raise InputError(f"{column}: {text.iloc[0]} is no number; write a decimal point, and fractions instead of percent")
     frame[numeric] = frame[numeric].apply(pd.to_numeric, errors="coerce").replace([np.inf, -np.inf], np.nan)
@@ -479,7 +479,9 @@ def paired_tests(table: Table, n: int = 3) -> pd.DataFrame:
     Columns: first, second, difference with low and high (95%), only_first, only_second (images), p, p_holm. Without a model whose best
     run has no predictions. A test of these runs, not of their configurations: a repeat with another seed would differ too.
     """
-    best = [best_with(table, read_predictions, model, n) for model in table.models if best_with(table, read_predictions, model)]
+    best = [best_with(table, read_predictions, model, n) for model in table.models]
+    firsts = ranked(table).drop_duplicates("model").index
+    best = [rows for rows in best if rows and rows[0][0].name in firsts]
     pairs = [(rows[0], other) for rows in best for other in rows[1:]]
     pairs += itertools.combinations([rows[0] for rows in best], 2)
     lines = []

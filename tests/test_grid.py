@@ -73,6 +73,11 @@ def test_product_varies_its_last_list_fastest_and_rows_join_it(tmp_path):
         ("cnn", 1, {}), ("cnn", 2, {}), ("vit", 1, {"depth": 2}), ("vit", 2, {"depth": 2})]
 
 
+def test_a_row_may_take_over_another_with_changes(tmp_path):
+    cells = read_grid(write(tmp_path, "rows:\n  - &first {model: cnn, seed: 1}\n  - {<<: *first, seed: 2}\n"))
+    assert [(cell.model, cell.seed) for cell in cells] == [("cnn", 1), ("cnn", 2)]
+
+
 @pytest.mark.parametrize("text, message", [
     ("", "expected the sections"),
     ("models: [cnn]", "expected the sections"),
