@@ -2,8 +2,9 @@
 
 from importlib import import_module
 
-_HOMES = {"Config": "config", "InputError": "config", "load_cifar10": "data", "build_model": "models",
-          "fit": "train", "evaluate": "train", "evaluate_checkpoints": "train"}
+_HOMES = {"Config": "config", "InputError": "config", "load_cifar10": "data.splits", "build_model": "models",
+          "fit": "training.loop", "evaluate": "training.loop",
+          "evaluate_checkpoints": "training.loop"}
 __all__ = list(_HOMES)
 
 

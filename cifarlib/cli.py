@@ -9,9 +9,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from .config import Config, InputError, Options, project_path
-from .execute import BAD_INPUT, BROKEN
-from .files import RECORD, TABLE
+from .batch.kernel import BAD_INPUT, BROKEN
+from .config import Config, Options
+from .errors import InputError, Stated
+from .files import RECORD, TABLE, project_path
 
 # The published flags; every option is also called by its Config name.
 PUBLISHED_FLAGS = {
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     try:
         return options.command(options)
-    except InputError as error:
+    except Stated as error:
         print(f"cifarlib: {error}", file=sys.stderr)
         return BAD_INPUT
     except OSError as error:
@@ -167,8 +168,9 @@ def fields_of(cls: type, options: argparse.Namespace) -> dict:
 
 def train(arguments: argparse.Namespace) -> int:
     config, options = Config(**fields_of(Config, arguments)), Options(**fields_of(Options, arguments))
-    from .batch import Slots, check_runs, run_all
-    from .grid import distinct_runs
+    from .batch.resources import Slots
+    from .batch.runner import check_runs, run_all
+    from .batch.grid import distinct_runs
 
     runs = distinct_runs([config])
     if arguments.dry_run:
@@ -186,8 +188,9 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def grid(arguments: argparse.Namespace) -> int:
-    from .batch import Slots, check_runs, run_all, wanted
-    from .grid import chunk, distinct_runs, read_grid, select, write_sets
+    from .batch.resources import Slots
+    from .batch.runner import check_runs, run_all, wanted
+    from .batch.grid import chunk, distinct_runs, read_grid, select, write_sets
 
     cells = select(read_grid(arguments.file, fields_of(Config, arguments)), arguments.only)
     if arguments.write_sets:
@@ -210,7 +213,8 @@ def grid(arguments: argparse.Namespace) -> int:
 
 def forecast(runs, left: list[Config], options: Options, jobs: int) -> str:
     """What a grid amounts to: cells, distinct runs, how many are done, failed and pending, and the time that those `left` may take."""
-    from .runs import STATUSES, epochs_left, status_of, time_left
+    from .runs.study import STATUSES, epochs_left, time_left
+    from .runs.record import status_of
 
     counts = Counter(status_of(options.run_folder(run.config)) for run in runs)
     states = ", ".join(f"{counts[name]} {name}" for name in STATUSES)
@@ -221,7 +225,7 @@ def forecast(runs, left: list[Config], options: Options, jobs: int) -> str:
 
 
 def status(arguments: argparse.Namespace) -> int:
-    from .runs import summary
+    from .runs.study import summary
 
     study = project_path(arguments.executed_dir) / arguments.study
     try:
@@ -236,7 +240,7 @@ def status(arguments: argparse.Namespace) -> int:
 
 
 def runs(arguments: argparse.Namespace) -> int:
-    from .runs import write_table
+    from .runs.study import write_table
 
     study = project_path(arguments.executed_dir) / arguments.study
     table = write_table(study)
@@ -247,7 +251,7 @@ def runs(arguments: argparse.Namespace) -> int:
 
 
 def results(arguments: argparse.Namespace) -> int:
-    from .report import make_report
+    from .results.report import make_report
 
     parameters = {name: getattr(arguments, name) for name in ("runs", "figures", "rank_by", "study", "compare_with", "data_dir")}
     report = make_report(parameters, arguments.report)
@@ -258,7 +262,7 @@ def results(arguments: argparse.Namespace) -> int:
 
 
 def bench(arguments: argparse.Namespace) -> int:
-    from .report import execute_notebook
+    from .batch.launch import execute_notebook
 
     path = Path(arguments.folder) / "throughput.json"
     if arguments.no_measure and not project_path(path).is_file():
@@ -268,8 +272,8 @@ def bench(arguments: argparse.Namespace) -> int:
         parameters = {name: getattr(arguments, name) for name in names} | {"models": arguments.models.split(","), "output": str(path)}
         execute_notebook("throughput.ipynb", parameters, project_path(arguments.folder))
     if arguments.readme:
-        from .bench import readme_section
-        from .sentences import rewrite_between_markers
+        from .bench.report import readme_section
+        from .results.markdown import rewrite_between_markers
 
         try:
             section = readme_section(json.loads(project_path(path).read_text()))
@@ -282,8 +286,8 @@ def bench(arguments: argparse.Namespace) -> int:
 
 def rewrite_readme(arguments: argparse.Namespace) -> None:
     """Put what the table says between the file's markers."""
-    from .results import read_table
-    from .sentences import readme_section, rewrite_between_markers
+    from .results.table import read_table
+    from .results.markdown import readme_section, rewrite_between_markers
 
     table = read_table(arguments.runs, arguments.rank_by, arguments.study)
     places = arguments.figures or table.folder / "figures", table.folder

@@ -1,4 +1,4 @@
-"""What a run is: every knob that changes its result, checked once and frozen, and the few options that change nothing."""
+"""What a run is: every field that changes its result, checked and frozen, and the few options that change nothing."""
 
 import dataclasses
 import difflib
@@ -9,24 +9,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+from .errors import InputError
+from .files import project_path
+from .parts import ARCHITECTURES, DATASETS, OPTIMIZERS, PROTOCOLS, is_own, source_digest
+
 SCHEDULES = ("exponential", "step", "cosine")
 CHECKPOINTS = ("best_val_acc", "best_val_loss", "terminal")
-# The models' own parameters (a test compares), known without importing torch.
-SIZES = {"cnn": ("channels", "hidden", "dropout"), "resnet": ("widths", "depths"), "vit": ("patch", "dim", "depth", "heads", "head_dim", "mlp_dim")}
+PUBLISHED_KNOBS = ("augmentation", "scheduler", "learning_rate", "weight_decay", "gamma")  # in the order of the names
 
 
-class InputError(Exception):
-    """Something the user gave can't be used; the message is one line: what was wrong, what was expected, what to do."""
+def setting(default, help, *, role="knob", short=None, label=None, idle_when=None, choices=None, minimum=None, above=None,
+            maximum=None, pattern=None):
+    """A dataclass field with all there is to say of it; options, checks, names, tables, charts and texts derive from it.
 
-    def _render_traceback_(self) -> list[str]:
-        """IPython's hook: a notebook shows the one line, not a page of frames above it."""
-        return [f"{type(self).__name__}: {self}"]
-
-
-def knob(default, help, *, choices=None, minimum=None, above=None, maximum=None, pattern=None):
-    """A dataclass field that carries its own help and limits; the CLI, the checks and the tests derive from it."""
-    metadata = dict(help=help, choices=choices, minimum=minimum, above=above, maximum=maximum, pattern=pattern)
+    A default of None leaves the value to the protocol. role: `model` (it and its sizes); `knob`, whose values may compete in one ranking;
+    `condition`, which all runs of a ranking share; `repeat`, the seed; `place`, which says where a run is computed or kept and
+    changes no result. short: its name in the names of runs; label: its name in charts and texts; idle_when: the values of other
+    fields with which it does nothing; the others limit its values.
+    """
+    metadata = dict(help=help, role=role, short=short, label=label, idle_when=idle_when or {}, choices=choices,
+                    minimum=minimum, above=above, maximum=maximum, pattern=pattern)
     if isinstance(default, dict):
         return field(default_factory=dict, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -34,6 +36,8 @@ def knob(default, help, *, choices=None, minimum=None, above=None, maximum=None,
 
 def checked(name: str, value: Any, spec: dataclasses.Field) -> Any:
     """`value` as the field's type, or InputError with what was expected."""
+    if value is None and spec.default is None:
+        return None
     limits, kind = spec.metadata, spec.type
     if isinstance(value, Path) and kind is str:
         value = str(value)
@@ -62,7 +66,8 @@ def typed(name: str, value: Any, kind: type) -> Any:
     return value
 
 
-_EXPECTED = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "a mapping of names to values", list: "a list"}
+_EXPECTED = {str: "text", int: "a whole number", float: "a number", bool: "true or false",
+             dict: "a mapping of names to values", list: "a list"}
 
 
 def _type_hint(value, kind) -> str:
@@ -90,15 +95,16 @@ class _Fields:
 
 def check_names(names, *classes) -> None:
     """Raise InputError for the first of `names` that is a field of none of `classes`."""
-    check_known(names, [spec.name for cls in classes for spec in dataclasses.fields(cls)])
+    specs = [spec for cls in classes for spec in dataclasses.fields(cls)]
+    check_known(names, [spec.name for spec in specs], {spec.metadata["short"]: spec.name for spec in specs})
 
 
-def check_known(names, known) -> None:
-    """Raise InputError for the first of `names` that is none of the `known` ones."""
+def check_known(names, known, shorts=None) -> None:
+    """Raise InputError for the first of `names` that is none of the `known` ones; shorts: short form to the name it stands for."""
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            near = (shorts or {}).get(name) or next(iter(difflib.get_close_matches(str(name), known, n=1)), "")
+            hint = f"did you mean {near}?" if near else f"known are {', '.join(known)}"
             raise InputError(f"unknown parameter {name!r}; {hint}")
 
 
@@ -106,99 +112,137 @@ def check_known(names, known) -> None:
 class Config(_Fields):
     """One run. Field names are the YAML keys, the notebook's parameters, the long options and the JSON keys.
 
-    Raises InputError for a wrong type or a value out of range.
+    Fields whose default is None may be left to the protocol; once built, every field has a value. Raises InputError for a wrong
+    type or a value out of range.
     """
 
-    model: str = knob("resnet", "architecture", choices=tuple(SIZES))
-    epochs: int = knob(80, "passes over the training split", minimum=1)
-    batch_size: int = knob(256, "images a step", minimum=2)
-    scheduler: str = knob("cosine", "learning-rate schedule", choices=SCHEDULES)
-    augmentation: bool = knob(False, "flip, rotate and crop the training images at random")
-    learning_rate: float = knob(0.001, "AdamW's rate in the first epoch", above=0, maximum=10)
-    weight_decay: float = knob(0.001, "AdamW's decoupled weight decay", minimum=0, maximum=10)
-    gamma: float = knob(0.97, "decay factor of the exponential and step schedules", above=0, maximum=1)
-    val_freq: int = knob(1, "validate every so many epochs (the last one always)", minimum=1)
-    early_stopping_patience: int = knob(20, "stop after so many validations without a lower validation loss", minimum=1)
-    seed: int = knob(100, "seed of the weights, the order of images, augmentation and dropout", minimum=0, maximum=2**31)
-    protocol: str = knob("corrected", "corrected, or the published recipe with its faults", choices=("corrected", "published"))
-    split: str = knob("auto", "training/validation split; auto goes by the protocol: stratified if corrected, published if published",
-                      choices=("auto", "published", "stratified"))
-    dataset: str = knob("cifar10", "images; auto takes the synthetic stand-in where CIFAR-10 can't be had",
-                        choices=("cifar10", "synthetic", "auto"))
-    data_dir: str = knob("", "folder of the CIFAR-10 batches; empty searches $CIFAR10_DIR and ./cifar-10, then downloads")
-    device: str = knob("auto", "auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:N or mps", pattern=r"auto|cpu|mps|cuda(:(0|[1-9]\d?))?")
-    precision: str = knob("auto", "auto takes bf16 where the hardware is fast at it", choices=("auto", "fp32", "bf16"))
-    limit_train: int = knob(0, "use only so many training images (0 takes all)", minimum=0)
-    limit_val: int = knob(0, "use only so many validation images (0 takes all)", minimum=0)
-    limit_test: int = knob(0, "use only so many test images (0 takes all)", minimum=0)
-    model_args: dict = knob({}, "sizes of the model other than the published ones, as name: value")
+    model: str = setting("resnet", f"architecture: {', '.join(ARCHITECTURES)}, or a class of your own as file.py:Class or "
+                         "package.module:Class", role="model")
+    epochs: int = setting(80, "passes over the training split", minimum=1)
+    batch_size: int = setting(256, "images a step", minimum=2)
+    scheduler: str = setting("cosine", "learning-rate schedule", choices=SCHEDULES)
+    augmentation: bool = setting(False, "flip, rotate and crop the training images at random", short="aug")
+    learning_rate: float = setting(0.001, "learning rate of the first epoch", short="lr", above=0, maximum=10)
+    weight_decay: float = setting(0.001, "decoupled weight decay", short="wd", minimum=0, maximum=10)
+    gamma: float = setting(0.97, "decay factor of the exponential and step schedules", above=0, maximum=1,
+                           idle_when={"scheduler": ("cosine",)})
+    optimizer: str = setting("adamw", "optimizer; adamw is AdamW with amsgrad", choices=OPTIMIZERS)
+    val_freq: int = setting(1, "validate every so many epochs (the last one always)", label="epochs between validations", minimum=1)
+    early_stopping_patience: int = setting(20, "stop after so many validations without a lower validation loss", short="patience",
+                                           label="patience", minimum=1)
+    seed: int = setting(100, "seed of the weights, the order of images, augmentation and dropout", role="repeat",
+                        minimum=0, maximum=2**31)
+    protocol: str = setting("corrected", "what the fields left open are: as corrected, or as published with its faults",
+                            choices=PROTOCOLS)
+    split: str = setting(None, "training/validation split", role="condition", choices=("published", "stratified"))
+    normalization: str = setting(None, "mean and standard deviation to normalize by: the dataset's or ImageNet's",
+                                 choices=("dataset", "imagenet"))
+    decayed: str = setting(None, "what weight decay acts on: weight matrices and kernels, or all weights",
+                           label="decayed weights", choices=("matrices", "all"))
+    schedule_steps: int = setting(None, "steps of the learning-rate schedule an epoch", label="schedule steps an epoch", minimum=1)
+    cosine_period: int = setting(None, "schedule steps in which the cosine falls from the highest rate to zero", minimum=1,
+                                 idle_when={"scheduler": ("exponential", "step")})
+    softmax_in_loss: bool = setting(None, "take the training loss of the softmax output, as if that were logits",
+                                    label="softmax in the loss")
+    dataset: str = setting("cifar10", "images; auto takes the synthetic stand-in where CIFAR-10 can't be had", role="condition",
+                           choices=(*DATASETS, "auto"))
+    data_dir: str = setting("", "folder of the images' files; empty searches $CIFAR10_DIR and ./cifar-10, then downloads",
+                            role="place")
+    device: str = setting("auto", "auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:N or mps", role="place",
+                          pattern=r"auto|cpu|mps|cuda(:(0|[1-9]\d?))?")
+    precision: str = setting("auto", "auto takes bf16 where the hardware is fast at it", role="place",
+                             choices=("auto", "fp32", "bf16"))
+    limit_train: int = setting(0, "use only so many training images (0 takes all)", label="training images", minimum=0)
+    limit_val: int = setting(0, "use only so many validation images (0 takes all)", role="condition", minimum=0)
+    limit_test: int = setting(0, "use only so many test images (0 takes all)", role="condition", minimum=0)
+    model_args: dict = setting({}, "sizes of the model other than the published ones, as name: value", role="model", label="model sizes")
 
     def __post_init__(self):
+        object.__setattr__(self, "_given", {spec.name: getattr(self, spec.name) for spec in dataclasses.fields(self)})
         super().__post_init__()
-        if self.split == "auto":
-            object.__setattr__(self, "split", "stratified" if self.protocol == "corrected" else "published")
+        self._check_model()
+        for spec in dataclasses.fields(self):
+            if getattr(self, spec.name) is None:
+                object.__setattr__(self, spec.name, self._usual(spec))
+
+    def _usual(self, spec: dataclasses.Field) -> Any:
+        """The value that a field takes where nothing is said: its default, or the protocol's."""
+        value = PROTOCOLS[self.protocol][spec.name] if spec.default is None else spec.default
+        return value(self) if callable(value) else value
+
+    def _check_model(self) -> None:
+        if self.model not in ARCHITECTURES and not is_own(self.model):
+            near = difflib.get_close_matches(self.model.lower(), ARCHITECTURES, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise InputError(f"model: expected one of {', '.join(ARCHITECTURES)}, file.py:Class or package.module:Class, "
+                             f"got {self.model!r}{hint}")
+        known = ARCHITECTURES[self.model].sizes if self.model in ARCHITECTURES else self.model_args
         for name in self.model_args:
-            if name not in SIZES[self.model]:
-                raise InputError(f"model_args: {self.model} has no {name!r}; known are {', '.join(SIZES[self.model])}")
+            if name not in known:
+                raise InputError(f"model_args: {self.model} has no {name!r}; known are {', '.join(known)}")
         try:
             json.dumps(self.model_args, allow_nan=False)
         except (TypeError, ValueError):
             raise InputError(f"model_args: expected values that JSON has, got {self.model_args!r}") from None
         object.__setattr__(self, "model_args", dict(sorted(self.model_args.items())))
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the dataset's classes."""
+        return DATASETS["cifar10" if self.dataset == "auto" else self.dataset].classes
+
     def to_dict(self) -> dict:
         """Every field as plain JSON values."""
         return dataclasses.asdict(self)
 
     def replace(self, **changes) -> "Config":
-        """A copy with some fields changed, checked again; `split` is resolved already and doesn't follow a new protocol."""
-        return dataclasses.replace(self, **changes)
+        """A copy with some fields changed, checked again; fields that were left to the protocol are left to it again."""
+        return Config(**{**self._given, **changes})
 
-    def inert(self) -> set[str]:
-        """Knobs that do nothing in this run: gamma under the cosine schedule."""
-        return {"gamma"} if self.scheduler == "cosine" else set()
+    def idle(self) -> set[str]:
+        """Fields that do nothing in this run, such as gamma under the cosine schedule."""
+        return {spec.name for spec in dataclasses.fields(self)
+                if any(getattr(self, name) in values for name, values in spec.metadata["idle_when"].items())}
 
     def identity(self) -> dict:
-        """What tells this run's result from another's: every field but the inert ones and where it is computed."""
-        return {k: v for k, v in self.to_dict().items() if k not in self.inert() | {"data_dir", "device", "precision"}}
+        """What tells this run's result from another's: all fields but the idle ones and the places, and the user's own code."""
+        left_out = self.idle() | {spec.name for spec in dataclasses.fields(self) if spec.metadata["role"] == "place"}
+        own = {f"{name}_source": source_digest(value) for name, value in (("model", self.model),) if is_own(value)}
+        return {name: value for name, value in (self.to_dict() | own).items() if name not in left_out}
 
     @property
     def cell_name(self) -> str:
-        """The published name of a grid cell; sizes and seeds other than the published ones are appended."""
-        return self._name(gamma=True)
+        """The published name of a cell of its grid, gamma included; whatever differs from the default is appended."""
+        return self._name(self.idle() - {"gamma"})
 
     @property
     def run_name(self) -> str:
-        """The cell's name without inert knobs: cells that are one experiment share it. Names the run folder."""
-        return self._name(gamma="gamma" not in self.inert())
+        """The cell's name without idle fields: cells that are one experiment share it. Names the run folder."""
+        return self._name(self.idle())
 
-    def _name(self, gamma: bool) -> str:
-        name = (f"{self.model}_aug_{self.augmentation}_scheduler_{self.scheduler}"
-                f"_lr_{self.learning_rate}_wd_{self.weight_decay}")
-        if gamma:
-            name += f"_gamma_{self.gamma}"
-        name += "".join(f"_{key}_" + re.sub(r"[^\w.]+", "-", str(value)).strip("-") for key, value in self.model_args.items())
-        return name + (f"_seed_{self.seed}" if self.seed != Config.seed else "")
+    def _name(self, left_out: set[str]) -> str:
+        named = {name: getattr(self, name) for name in PUBLISHED_KNOBS} | self.model_args  # then what is not as usual
+        shorts = {}
+        for spec in dataclasses.fields(self):
+            value, shorts[spec.name] = getattr(self, spec.name), spec.metadata["short"] or spec.name
+            if spec.metadata["role"] in ("knob", "condition", "repeat") and value not in (self._usual(spec), "auto"):
+                named.setdefault(spec.name, value)
+        values = {name: re.sub(r"[^\w.]+", "-", str(value)).strip("-") for name, value in named.items() if name not in left_out}
+        return "_".join([self.model.rpartition(":")[2], *(f"{shorts.get(name, name)}_{value}" for name, value in values.items())])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(_Fields):
     """Where a run is kept and how it is tracked: nothing here changes its result."""
 
-    study: str = knob("single", "a study's name: letters, digits, '.', '_' and '-'", pattern=r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-    executed_dir: str = knob("executed", "folder of all studies", pattern=".+")
-    wandb_mode: str = knob("auto", "auto is online if logged in, else offline", choices=("auto", "online", "offline", "disabled"))
-    checkpoints: str = knob("all", "weights that stay when a run is finished: all three, the best by validation accuracy, or none",
-                            choices=("all", "best", "none"))
-    resume: bool = knob(True, "continue an interrupted run; else train it again from the start")
+    study: str = setting("single", "a study's name: letters, digits, '.', '_' and '-'", pattern=r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+    executed_dir: str = setting("executed", "folder of all studies", pattern=".+")
+    wandb_mode: str = setting("auto", "auto is online if logged in, else offline",
+                              choices=("auto", "online", "offline", "disabled"))
+    checkpoints: str = setting("all", "weights that stay when a run is finished: all three, the best by validation accuracy, or none",
+                               choices=("all", "best", "none"))
+    resume: bool = setting(True, "continue an interrupted run; else train it again from the start")
 
     def run_folder(self, config: Config) -> Path:
         """EXECUTED/STUDY/RUN, whether it exists or not."""
         return project_path(self.executed_dir) / self.study / config.run_name
-
-
-def project_path(path: str | Path) -> Path:
-    """A relative path starts at the working directory, or at its parent when that is `notebooks` (JupyterLab's habit); `~` is the user's home."""
-    here = Path(".")
-    return (Path("..") if here.resolve().name == "notebooks" else here) / Path(path).expanduser()
-

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from .config import InputError
+from .errors import InputError
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -52,4 +52,3 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+PACKAGE = Path(__file__).parent
 PLAN = "plan.json"  # what the run is; another configuration may not go on in its folder
 STATE = "last.pt"  # weights, optimizer and history after the latest epoch, until the run is finished
 HISTORY = "history.csv"
@@ -34,3 +35,9 @@ def write_json(path: Path, content: dict) -> None:
     """`content` as indented JSON; raises ValueError for NaN and infinities, which JSON doesn't have."""
     with replacing(path) as part:
         part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def project_path(path: str | Path) -> Path:
+    """A relative path starts at the working directory, or at its parent when that is `notebooks` (JupyterLab's habit); `~` is the user's home."""
+    here = Path(".")
+    return (Path("..") if here.resolve().name == "notebooks" else here) / Path(path).expanduser()

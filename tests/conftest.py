@@ -71,10 +71,10 @@ def cifar10() -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def generated_once():
     """The stand-in costs seconds to generate, and is the same every time (test_data.py compares it with a fresh one)."""
-    from cifarlib import data
+    from cifarlib.data import splits
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "synthetic", functools.cache(data.synthetic))
+        patch.setattr(splits, "synthetic", functools.cache(splits.synthetic))
         yield
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cifarlib.config import CHECKPOINTS, CLASSES, Config
+from cifarlib.config import CHECKPOINTS, Config
+from cifarlib.parts import CIFAR10_CLASSES as CLASSES
 
 RATES = (0.01, 0.001, 0.0001, 0.00001)
 GRID = dict(learning_rate=RATES, weight_decay=RATES, gamma=(0.95, 0.97, 0.99),

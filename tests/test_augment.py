@@ -10,8 +10,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from cifarlib import augment
-from cifarlib.augment import Draws
+from cifarlib.data import augment
+from cifarlib.data.augment import Draws
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 COUNT = 3000

@@ -15,11 +15,13 @@ import torch
 from conftest import TINY, tiny
 from services import until
 
-from cifarlib import batch, claim
-from cifarlib.claim import Claim, is_claimed
-from cifarlib.config import Config, InputError, Options
-from cifarlib.grid import Run
-from cifarlib.runs import read_record, status_of
+from cifarlib.batch import launch, resources, runner
+from cifarlib.runs import claim
+from cifarlib.runs.claim import Claim, is_claimed
+from cifarlib.config import Config, Options
+from cifarlib.errors import InputError
+from cifarlib.batch.grid import Run
+from cifarlib.runs.record import read_record, status_of
 
 SMALL = "{widths: [8, 8, 8, 8]}"
 FIXED = f"""
@@ -190,10 +192,10 @@ def test_what_a_second_interrupt_kills_has_not_failed(tmp_path):
     (["failed", "pending"], False, 75), (["failed", "pending"], True, 1), (["done", "pending"], False, 75), (["done", "running"], False, 0)])
 def test_the_exit_code_says_first_what_is_left_to_do(statuses, fail_fast, code, monkeypatch, tmp_path):
     runs = [Run(Config(seed=seed), ()) for seed in range(len(statuses))]
-    monkeypatch.setattr(batch, "status_of", lambda folder: statuses[int(folder.name.rpartition("_")[2])])
-    assert batch._exit_code(runs, Options(executed_dir=str(tmp_path)), {}, fail_fast, False) == code
+    monkeypatch.setattr(runner, "status_of", lambda folder: statuses[int(folder.name.rpartition("_")[2])])
+    assert runner._exit_code(runs, Options(executed_dir=str(tmp_path)), {}, fail_fast, False) == code
     if "running" in statuses:  # others train it: stopped while waiting for them, not all is done
-        assert batch._exit_code(runs, Options(executed_dir=str(tmp_path)), {}, fail_fast, True) == 75
+        assert runner._exit_code(runs, Options(executed_dir=str(tmp_path)), {}, fail_fast, True) == 75
 
 
 def descendants(pid):
@@ -288,31 +290,31 @@ def test_a_living_owner_renews_his_claim(tmp_path, monkeypatch):
 def machine(monkeypatch):
     """Eight cores, 100 GiB of memory and two cards of 80 GiB, as nvidia-smi lists them."""
     listing = "0, GPU-aa, 81920\n1, GPU-bb, 81920\n"
-    monkeypatch.setattr(batch.os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr(batch, "_free_memory", lambda: 100.0)
-    monkeypatch.setattr(batch.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, stdout=listing))
+    monkeypatch.setattr(resources.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(resources, "_free_memory", lambda: 100.0)
+    monkeypatch.setattr(resources.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, stdout=listing))
     for name in ("CUDA_VISIBLE_DEVICES", "SLURM_CPUS_PER_TASK"):
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
 
 
 def slots(jobs=0, device="auto", *models):
-    return batch.Slots.of_this_machine(jobs, [Config(device=device, **model) for model in models or [{}] for _ in range(16)])
+    return resources.Slots.of_this_machine(jobs, [Config(device=device, **model) for model in models or [{}] for _ in range(16)])
 
 
 def test_slots_share_cores_and_cards(machine):
-    assert slots() == batch.Slots(10, 1, ("0", "1") * 5)
-    assert slots(2) == batch.Slots(2, 4, ("0", "1") * 5)
-    assert slots(0, "cpu") == batch.Slots(8, 1, ())
-    assert slots(0, "cuda:1") == batch.Slots(5, 1, ("1",) * 5)
+    assert slots() == resources.Slots(10, 1, ("0", "1") * 5)
+    assert slots(2) == resources.Slots(2, 4, ("0", "1") * 5)
+    assert slots(0, "cpu") == resources.Slots(8, 1, ())
+    assert slots(0, "cuda:1") == resources.Slots(5, 1, ("1",) * 5)
     with pytest.raises(InputError, match="device: cuda:2 is not there"):
         slots(0, "cuda:2")
     with pytest.raises(InputError, match="device: expected one for all runs, got cuda:0 and cuda:1"):
-        batch.Slots.of_this_machine(0, [Config(device="cuda:0"), Config(device="cuda:1")])
-    assert batch.Slots.of_this_machine(0, [Config(device="cpu")] * 3) == batch.Slots(3, 2, ()), "no core waits for a run that isn't there"
-    machine.setattr(batch, "_free_memory", lambda: 9.0)
-    assert slots(0, "cpu") == batch.Slots(2, 4, ())
-    assert slots() == batch.Slots(2, 4, ("0", "1") * 5)
+        resources.Slots.of_this_machine(0, [Config(device="cuda:0"), Config(device="cuda:1")])
+    assert resources.Slots.of_this_machine(0, [Config(device="cpu")] * 3) == resources.Slots(3, 2, ()), "no core waits for a run that isn't there"
+    machine.setattr(resources, "_free_memory", lambda: 9.0)
+    assert slots(0, "cpu") == resources.Slots(2, 4, ())
+    assert slots() == resources.Slots(2, 4, ("0", "1") * 5)
 
 
 def test_a_vit_of_the_published_width_needs_more_memory_on_a_cpu(machine):
@@ -322,37 +324,37 @@ def test_a_vit_of_the_published_width_needs_more_memory_on_a_cpu(machine):
 
 
 def test_memory_is_what_a_slurm_job_was_given(monkeypatch):
-    assert batch._free_memory() > 1
+    assert resources._free_memory() > 1
     monkeypatch.setenv("SLURM_MEM_PER_NODE", "512")
-    assert batch._free_memory() == 0.5
+    assert resources._free_memory() == 0.5
     monkeypatch.delenv("SLURM_MEM_PER_NODE")
     monkeypatch.setenv("SLURM_MEM_PER_CPU", "128")
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "2")
-    assert batch._free_memory() == 0.25
+    assert resources._free_memory() == 0.25
     monkeypatch.delenv("SLURM_MEM_PER_CPU")
     for name, text in (("MEM_PER_NODE", "16G"), ("CPUS_PER_TASK", "")):  # not what SLURM itself writes
         monkeypatch.setenv(f"SLURM_{name}", text)
-    assert batch._free_memory() > 1 and batch._cores() >= 1
+    assert resources._free_memory() > 1 and resources._cores() >= 1
 
 
 @pytest.mark.parametrize("visible, cards", [("1", ("1",) * 5), ("GPU-bb", ("GPU-bb",) * 5), ("", ()), ("NoDevFiles", ()), ("MIG-cc", ("MIG-cc",))])
 def test_slots_take_no_card_or_core_of_another_job(machine, visible, cards):
     machine.setenv("CUDA_VISIBLE_DEVICES", visible)
     machine.setenv("SLURM_CPUS_PER_TASK", "4")
-    assert slots(4) == batch.Slots(4, 1, cards)
+    assert slots(4) == resources.Slots(4, 1, cards)
 
 
 def test_cards_whose_memory_cannot_be_told_have_room_for_a_run_each(machine):
-    machine.setattr(batch.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, stdout="0, GPU-aa, [N/A]\n1, GPU-bb, 81920\n"))
+    machine.setattr(resources.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, stdout="0, GPU-aa, [N/A]\n1, GPU-bb, 81920\n"))
     assert slots().gpus == ("0", "1", "1", "1", "1", "1")
 
     def missing(*_, **__):
         raise FileNotFoundError("nvidia-smi")
 
-    machine.setattr(batch.subprocess, "run", missing)
+    machine.setattr(resources.subprocess, "run", missing)
     assert slots().gpus == ()
     machine.setenv("CUDA_VISIBLE_DEVICES", "0,3")
-    assert slots() == batch.Slots(2, 4, ("0", "3"))
+    assert slots() == resources.Slots(2, 4, ("0", "3"))
 
 
 def test_an_absolute_data_folder_is_not_published_and_a_run_gets_its_card_and_threads(tmp_path, monkeypatch):
@@ -374,25 +376,25 @@ def test_an_absolute_data_folder_is_not_published_and_a_run_gets_its_card_and_th
 
         __enter__, __exit__ = lambda self: self, lambda *_: None
 
-    monkeypatch.setattr(batch.subprocess, "Popen", Process)
-    monkeypatch.setattr("cifarlib.runs.commit", lambda: None)
+    monkeypatch.setattr(runner.subprocess, "Popen", Process)
+    monkeypatch.setattr("cifarlib.runs.record.commit", lambda: None)
     config = Config(data_dir=str(tmp_path), device="cuda:1")
-    options = batch.Options(executed_dir=str(tmp_path / "executed"))
+    options = Options(executed_dir=str(tmp_path / "executed"))
     options.run_folder(config).mkdir(parents=True)
-    batch.execute_run(Run(config, (config,)), options, batch.Stopping())
+    runner.execute_run(Run(config, (config,)), options, runner.Stopping())
     assert seen["parameters"]["data_dir"] == "" and seen["CIFAR10_DIR"] == str(tmp_path) and seen["parameters"]["device"] == "cuda:1"
-    batch.execute_run(Run(config, (config,)), options, batch.Stopping(), gpu="1")  # which is the first, and only, card that the run sees
+    runner.execute_run(Run(config, (config,)), options, runner.Stopping(), gpu="1")  # which is the first, and only, card that the run sees
     assert seen["CUDA_VISIBLE_DEVICES"] == "1" and seen["parameters"]["device"] == "cuda"
     assert seen["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID", "as nvidia-smi, which says how large card 1 is, counts them"
-    for name in batch.ALLOCATOR:
+    for name in launch.ALLOCATOR:
         monkeypatch.delenv(name, raising=False)
-    batch.execute_run(Run(config, (config,)), options, batch.Stopping(), threads=3)
-    assert seen["OMP_NUM_THREADS"] == seen["MKL_NUM_THREADS"] == "3" and batch.ALLOCATOR.items() <= seen.items()
+    runner.execute_run(Run(config, (config,)), options, runner.Stopping(), threads=3)
+    assert seen["OMP_NUM_THREADS"] == seen["MKL_NUM_THREADS"] == "3" and launch.ALLOCATOR.items() <= seen.items()
 
 
 def test_a_run_that_a_notebook_starts_is_not_taken_for_one_that_is_looked_at(tmp_path, monkeypatch):
     monkeypatch.setenv("JPY_SESSION_NAME", "notebook.ipynb")
-    config, options = tiny("resnet", epochs=1), batch.Options(executed_dir=str(tmp_path), wandb_mode="disabled")
+    config, options = tiny("resnet", epochs=1), Options(executed_dir=str(tmp_path), wandb_mode="disabled")
     options.run_folder(config).mkdir(parents=True)
-    assert batch.execute_run(Run(config, (config,)), options, batch.Stopping()) == 0
+    assert runner.execute_run(Run(config, (config,)), options, runner.Stopping()) == 0
     assert "epoch 1/1" in (options.run_folder(config) / "run.log").read_text()

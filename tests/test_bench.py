@@ -10,11 +10,12 @@ import pytest
 import torch
 from conftest import tiny
 
-from cifarlib import bench
-from cifarlib.batch import ALLOCATOR
+from cifarlib.bench import measure, report as bench_report
+from cifarlib.bench.reference import Reference, _loader
+from cifarlib.batch.launch import ALLOCATOR
 from cifarlib.cli import main
-from cifarlib.config import InputError
-from cifarlib.models.conv import Conv2d
+from cifarlib.errors import InputError
+from cifarlib.models.layers import Conv2d
 
 ROOT = Path(__file__).parent.parent
 FOUND = {
@@ -34,20 +35,20 @@ FOUND = {
 @pytest.mark.parametrize("model, training, forward", [("cnn", 2.608, 0.870), ("vit", 35.62, 11.87)])
 def test_flops_are_the_known_ones(model, training, forward, monkeypatch):
     monkeypatch.setattr(Conv2d, "_winograd_for", lambda layer, maps: None)
-    assert bench.flops(tiny(model, model_args={}), count=2) / 1e9 == pytest.approx(training + forward / 4, rel=1e-3)
+    assert measure.flops(tiny(model, model_args={}), count=2) / 1e9 == pytest.approx(training + forward / 4, rel=1e-3)
 
 
 def test_flops_are_those_that_winograds_filtering_leaves():
     # Of the CNN's five wide convolutions, 0.849 of its 0.870 GFLOP, a quarter; the transforms add a little again.
-    assert 1 - 0.75 * 0.849 / 0.870 < bench.flops(tiny("cnn", model_args={})) / (2.608e9 + 0.870e9 / 4) < 0.36
+    assert 1 - 0.75 * 0.849 / 0.870 < measure.flops(tiny("cnn", model_args={})) / (2.608e9 + 0.870e9 / 4) < 0.36
 
 
 def test_reference_and_ours_train_the_same_model_on_the_same_images():
     config = tiny("resnet", augmentation=True, limit_train=32)
-    splits = bench.load_cifar10(config)
-    reference, ours = bench.Reference(splits, config), bench.Ours(splits, config)
-    (images, labels), = [(images, labels) for images, labels in bench._loader(splits.validation, reference.validation.dataset.transform, 40, False)]
-    torch.testing.assert_close(images, bench.augment.normalize(splits.validation.images, splits.validation))
+    splits = measure.load_cifar10(config)
+    reference, ours = Reference(splits, config), measure.Ours(splits, config)
+    (images, labels), = [(images, labels) for images, labels in _loader(splits.validation, reference.validation.dataset.transform, 40, False)]
+    torch.testing.assert_close(images, measure.augment.normalize(splits.validation.images, splits.validation))
     assert torch.equal(labels, splits.validation.labels)
     torch.testing.assert_close(reference.model(images), ours.model(images))
     before = [[p.clone() for p in way.model.parameters()] for way in (reference, ours)]
@@ -61,14 +62,14 @@ def test_the_reference_has_the_allocator_as_it_comes(monkeypatch):
     for name, value in ALLOCATOR.items():
         monkeypatch.setenv(name, value)
     config = tiny("resnet", augmentation=True, limit_train=32)
-    with bench._plain_process(config) as reference:
-        assert reference.submit(bench._reference_epoch).result() > 0
+    with measure._plain_process(config) as reference:
+        assert reference.submit(measure._reference_epoch).result() > 0
         assert [reference.submit(os.getenv, name).result() for name in ALLOCATOR] == [None] * len(ALLOCATOR)
     assert ALLOCATOR.items() <= os.environ.items()
 
 
 def test_runs_at_once_are_added_up():
-    found = bench.at_once(tiny("vit", augmentation=True), [(2, 1)], seconds=0.1)
+    found = measure.at_once(tiny("vit", augmentation=True), [(2, 1)], seconds=0.1)
     assert [(way["runs"], way["threads"]) for way in found] == [(2, 1)] and found[0]["images_per_second"] > 0
 
 
@@ -78,25 +79,25 @@ def test_runs_that_do_not_fit_at_once_cost_no_measurement(monkeypatch, capsys):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return 10.0 * runs
 
-    monkeypatch.setattr(bench, "_together", together)
-    assert [way["runs"] for way in bench.at_once(tiny("vit"), [(1, 8), (2, 4), (4, 2), (8, 1)], 0.1)] == [1, 2]
+    monkeypatch.setattr(measure, "_together", together)
+    assert [way["runs"] for way in measure.at_once(tiny("vit"), [(1, 8), (2, 4), (4, 2), (8, 1)], 0.1)] == [1, 2]
     assert "four runs at a time broke off (OutOfMemoryError)" in capsys.readouterr().out
 
 
 def test_a_run_that_breaks_off_keeps_nobody_waiting():
     with pytest.raises((InputError, BrokenBarrierError)):
-        bench._together(tiny("vit", augmentation=True, model_args={"dim": 3}), 2, 1, seconds=0.1)
+        measure._together(tiny("vit", augmentation=True, model_args={"dim": 3}), 2, 1, seconds=0.1)
 
 
 def test_table_chart_and_text_say_what_was_measured():
-    frame = bench.table(FOUND)
+    frame = bench_report.table(FOUND)
     assert frame.loc["resnet", "ratio"] == "4.10 (3.30 to 4.40)" and frame.loc["resnet", "of the matrix rate"] == "80%"
     assert frame.loc["vit", "of the matrix rate"] == "77%" and frame.loc["vit", "waits an epoch"] == "2" and frame.loc["resnet", "loader"] == "1.2%"
-    text = bench.readme_section(FOUND)
+    text = bench_report.readme_section(FOUND)
     assert "1 x 2: 400; 2 x 1: 1,500" in text and "6.0 s" in text and "5.0 (4.0 to 6.0) s: 1.20 times" in text
     assert "| `resnet` | 100.0 (90.0 to 120.0) | 400.0 (390.0 to 410.0) |" in text and "100 GFLOP/s in fp32" in text
     assert "A round trains 2,560 images (resnet, in batches of 256) and 64 images (vit, in batches of 64)." in text
-    figure = bench.chart(FOUND)
+    figure = bench_report.chart(FOUND)
     bars = [bar.get_width() for bar in figure.axes[0].patches]
     assert bars == pytest.approx([1, 4.1, 1, 8 / 1.5]) and [bar.get_width() for bar in figure.axes[1].patches] == pytest.approx([0.8, 0.772])
     assert "ResNet 4.1" in figure.get_suptitle() and "ViT 5.3" in figure.get_suptitle()
@@ -119,13 +120,13 @@ def test_bench_executes_its_notebook_and_rewrites_the_readme(tmp_path, capfd):
 
 def test_the_readme_says_what_the_committed_measurements_say():
     results = json.loads((ROOT / "executed" / "throughput" / "throughput.json").read_text())
-    assert bench.readme_section(results) in (ROOT / "README.md").read_text()
+    assert bench_report.readme_section(results) in (ROOT / "README.md").read_text()
 
 
 def test_the_table_without_bf16_is_written_from_its_measurements():
     found = json.loads((ROOT / "executed" / "throughput" / "without_bf16.json").read_text())
     part = (ROOT / "README.md").read_text().partition("**Without bf16:**")[2].partition("\n## ")[0]
-    for model, row in bench.table(found)[["reference, img/s", "ours, img/s", "ratio"]].iterrows():
+    for model, row in bench_report.table(found)[["reference, img/s", "ours, img/s", "ratio"]].iterrows():
         assert f"| `{model}` | {' | '.join(row)} |" in part
     ways, start = found["at_once"]["ways"], found["start_up"]
     assert all(f" {way['images_per_second']:,.0f}" in part for way in ways)

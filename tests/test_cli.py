@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from cifarlib import batch, cli, runs
+from cifarlib import cli
+from cifarlib.batch import runner
+from cifarlib.runs import study
 from cifarlib.config import Config, Options
-from cifarlib.history import History
-from cifarlib.runs import note_planned
+from cifarlib.runs.history import History
+from cifarlib.runs.study import note_planned
 
 PUBLISHED = ["-d", "./cifar-10", "-e", "50", "-b", "64", "-m", "resnet", "-s", "step", "-a", "-l", "0.001", "-w", "0.0001", "-g", "0.97",
              "-f", "5", "-p", "10"]
@@ -253,7 +255,7 @@ def test_status_counts_what_was_asked_for_until_the_list_is_removed(tmp_path, ca
 
 
 def test_an_interrupted_command_is_one_line_and_exit_code_130(monkeypatch, capsys):
-    monkeypatch.setattr(runs, "write_table", interrupt)
+    monkeypatch.setattr(study, "write_table", interrupt)
     assert cli.main(["runs", "s"]) == 130 and capsys.readouterr().err == "cifarlib: interrupted\n"
 
 
@@ -295,7 +297,7 @@ DATA, DEVICE = ("--data_dir nowhere", "data_dir: no CIFAR-10 in nowhere"), ("--d
 @pytest.mark.parametrize("command, what, message", [
     ("train", *DATA), ("train --dry-run", *DATA), ("grid", *DATA), ("grid --dry-run", *DATA), ("grid", *DEVICE), ("grid --dry-run", *DEVICE)])
 def test_data_and_devices_are_missed_before_any_run_starts(command, what, message, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(batch, "execute_run", lambda *arguments: pytest.fail("a run was started"))
+    monkeypatch.setattr(runner, "execute_run", lambda *arguments: pytest.fail("a run was started"))
     (tmp_path / "g.yaml").write_text("fixed: {dataset: auto}\nproduct: {model: [cnn, resnet]}\n")
     name, *options = command.split()
     file = [str(tmp_path / "g.yaml")] if name == "grid" else ["--dataset", "auto"]

@@ -11,7 +11,9 @@ import pytest
 import yaml
 from IPython.core.interactiveshell import InteractiveShell
 
-from cifarlib.config import Config, InputError, Options, project_path
+from cifarlib.config import Config, Options
+from cifarlib.errors import InputError
+from cifarlib.files import project_path
 
 FIELDS = dataclasses.fields(Config)
 DEFAULTS = Config().to_dict()

@@ -4,8 +4,9 @@ import pytest
 import torch
 from conftest import tiny
 
-from cifarlib import build_model, fit, load_cifar10, train
-from cifarlib.models import MODELS
+from cifarlib import build_model, fit, load_cifar10
+from cifarlib.training import loop, recipe
+from cifarlib.parts import ARCHITECTURES as MODELS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
@@ -34,7 +35,7 @@ def test_a_graph_computes_what_single_launches_do(model, augmentation, precision
     monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (replays.append(graph), replay(graph)))
     replayed = rows(config)
     assert len(replays) == 5 and "no CUDA graph" not in capsys.readouterr().out
-    monkeypatch.setattr(train, "WARM_UP", 0)
+    monkeypatch.setattr(loop, "WARM_UP", 0)
     launched = rows(config)
     assert len(replays) == 5
     for one, other in zip(replayed, launched, strict=True):
@@ -44,12 +45,12 @@ def test_a_graph_computes_what_single_launches_do(model, augmentation, precision
 @pytest.mark.skipif(torch.__version__ < (2, 14), reason="before torch 2.14 no random number can be drawn after a capture that broke off")
 @pytest.mark.parametrize("model", MODELS)
 def test_a_step_that_cannot_be_captured_is_launched_singly(model, monkeypatch, capsys):
-    def breaking(trainer, places, step=train.Trainer._step):
+    def breaking(trainer, places, step=loop.Trainer._step):
         step(trainer, places)
         if torch.cuda.is_current_stream_capturing():
             places.sum().item()
 
-    monkeypatch.setattr(train.Trainer, "_step", breaking)
+    monkeypatch.setattr(loop.Trainer, "_step", breaking)
     assert len(rows(tiny(model, device="cuda", limit_train=40, epochs=4))) == 4
     assert capsys.readouterr().out.count("no CUDA graph here") == 1
 
@@ -78,7 +79,7 @@ def test_a_step_never_waits_for_the_gpu(augmentation):
     config = tiny("resnet", device="cuda", augmentation=augmentation)
     model, splits = build_model(config), load_cifar10(config)
     model.to("cuda", memory_format=torch.channels_last)
-    trainer = train.Trainer(model, train.make_optimizer(model, config), splits.train, config, "fp32")
+    trainer = loop.Trainer(model, recipe.make_optimizer(model, config), splits.train, config, "fp32")
     trainer.train_epoch(0)
     trainer.train_epoch(1)
     trainer.graph = None  # a replay could not tell

@@ -17,10 +17,10 @@ import torch
 from conftest import tiny
 from torchvision.datasets import CIFAR10
 
-from cifarlib import Config, InputError, build_model, data, evaluate, fit, load_cifar10
-from cifarlib import cifar10 as files
-from cifarlib.cifar10 import BATCHES, MD5, find_cifar10, read_batches
-from cifarlib.config import CLASSES
+from cifarlib import Config, InputError, build_model, evaluate, fit, load_cifar10
+from cifarlib.data import cifar10 as files, splits
+from cifarlib.data.cifar10 import BATCHES, MD5, find_cifar10, read_batches
+from cifarlib.parts import CIFAR10_CLASSES as CLASSES
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def reference(cifar10, tmp_path_factory):
 def genuine(cifar10, reference, load):
     """The splits of the genuine data, by the split's name; `published` under the published protocol."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "find_cifar10", lambda data_dir: find_cifar10(str(cifar10)))
+        patch.setattr(splits, "find_cifar10", lambda data_dir: find_cifar10(str(cifar10)))
         return {"published": load(Config(protocol="published", device="cpu")), "stratified": load(Config(device="cpu"))}
 
 
@@ -65,7 +65,7 @@ def test_published_split_is_batches_1_to_4_and_batch_5(genuine, reference):
 def test_stratified_split_holds_every_image_once(genuine, reference):
     images, labels, test_images, test_labels = reference
     splits = genuine["stratified"]
-    train, validation = data.split_indices(labels, "stratified")
+    train, validation = splits.split_indices(labels, "stratified")
     assert sorted([*train, *validation]) == list(range(50_000))
     assert same(splits.train, images[train], labels[train]) and same(splits.validation, images[validation], labels[validation])
     assert same(splits.test, test_images, test_labels)
@@ -81,12 +81,12 @@ def test_stratified_split_is_balanced_and_mixed(genuine):
 
 def test_stratified_split_draws_from_all_batches():
     labels = np.random.default_rng(0).permutation(np.arange(50_000) % 10)
-    _, validation = data.split_indices(labels, "stratified")
+    _, validation = splits.split_indices(labels, "stratified")
     assert np.histogram(validation, bins=5, range=(0, 50_000))[0] == pytest.approx([2000] * 5, rel=0.1)
 
 
 def test_normalization_constants(genuine, reference):
-    train = reference[0][data.split_indices(reference[1], "stratified")[0]]
+    train = reference[0][splits.split_indices(reference[1], "stratified")[0]]
     for channel in range(3):
         assert genuine["stratified"].train.mean[channel].item() == pytest.approx(train[..., channel].mean() / 255, abs=1e-6)
         assert genuine["stratified"].train.std[channel].item() == pytest.approx(train[..., channel].std() / 255, abs=1e-6)
@@ -374,7 +374,7 @@ def test_two_processes_download_once(archive, tmp_path, monkeypatch):
 # The stand-in.
 
 def test_stand_in_is_the_same_every_time_and_balanced():
-    fresh, again = data.synthetic.__wrapped__(), data.synthetic()
+    fresh, again = splits.synthetic.__wrapped__(), splits.synthetic()
     assert all(np.array_equal(a, b) for a, b in zip(fresh, again))
     images, labels, test_images, test_labels = fresh
     assert images.shape == (50_000, 3, 32, 32) and test_images.shape == (10_000, 3, 32, 32) and images.dtype == test_images.dtype == np.uint8
@@ -412,5 +412,5 @@ def test_auto_does_not_hide_a_wrong_folder(batches, tmp_path):
 
 
 def test_data_that_was_named_stays_untouched_by_the_stand_in(monkeypatch):
-    monkeypatch.setattr(data, "find_cifar10", lambda data_dir: pytest.fail("the stand-in needs no files"))
+    monkeypatch.setattr(splits, "find_cifar10", lambda data_dir: pytest.fail("the stand-in needs no files"))
     assert load_cifar10(tiny(data_dir="nowhere")).dataset == "synthetic"

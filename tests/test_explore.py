@@ -5,8 +5,8 @@ import torch
 from conftest import tiny
 from matplotlib.figure import Figure
 
-from cifarlib import explore
-from cifarlib.config import CLASSES
+from cifarlib.notebook import explore
+from cifarlib.parts import CIFAR10_CLASSES as CLASSES
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,9 @@ import papermill
 import pytest
 import results_tables as made
 
-from cifarlib import figures, results, words
+from cifarlib import words
+from cifarlib.results import ranking, statistics, table as tables
+from cifarlib.results.figures import best as best_charts, knobs as knob_charts, one_run as run_charts, style, write
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "notebooks" / "results.ipynb"
@@ -24,11 +26,11 @@ GRID = dict(learning_rate=(0.001, 0.0001), weight_decay=(0.001, 0.0001), gamma=(
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory) -> results.Table:
+def study(tmp_path_factory) -> tables.Table:
     """A study of all three models with histories and predictions."""
     folder = tmp_path_factory.mktemp("study")
     made.write_study(folder, made.table(finalist_seeds=(1, 2), **GRID), images=300, runs=80)
-    return results.read_table(folder)
+    return tables.read_table(folder)
 
 
 def texts(figure) -> list[str]:
@@ -36,14 +38,14 @@ def texts(figure) -> list[str]:
 
 
 def test_top5_shows_the_table_it_stands_for(study):
-    figure, best = figures.top5(study, "resnet"), results.top(study, "resnet")
+    figure, best = best_charts.top5(study, "resnet"), ranking.top(study, "resnet")
     bars = [bar.get_width() for bar in figure.axes[0].patches]
     assert bars[0::2] == pytest.approx(best["test"].tolist())
     assert bars[1::2] == pytest.approx(best["per_class"].tolist())
     shown = texts(figure)
     assert all(name in shown for name in best["name"]) and all(words.percent(value) in shown
                                                                for value in best["test"])
-    noise = results.noise_floor(study, "resnet")
+    noise = ranking.noise_floor(study, "resnet")
     band = figure.axes[1].patches[0]
     assert band.get_width() == pytest.approx(2 * noise.margin())
     gap = best["test"].max() - best["test"].min()
@@ -52,17 +54,17 @@ def test_top5_shows_the_table_it_stands_for(study):
 
 
 def test_a_model_has_its_colour_everywhere(study):
-    for figure in (figures.top5(study, "vit"), figures.overall_top5(study)):
+    for figure in (best_charts.top5(study, "vit"), best_charts.overall_top5(study)):
         colours = [matplotlib.colors.to_hex(bar.get_facecolor()).upper() for bar in figure.axes[0].patches[0::2]]
-        models = ["vit"] * 5 if len(colours) == 5 else results.overall(study)["model"].tolist()
-        assert colours == [figures.COLOURS[model] for model in models]
+        models = ["vit"] * 5 if len(colours) == 5 else ranking.overall(study)["model"].tolist()
+        assert colours == [style.COLOURS[model] for model in models]
 
 
 def test_every_figure_fits_and_no_text_is_clipped_or_overlaps(study):
-    other = results.check_table(made.table(**GRID), name="another study")
-    images = np.zeros((300, 3, 32, 32), np.uint8), results.read_predictions(study,
-                                                                            results.ranked(study).iloc[0]["run"])[0]
-    drawn = dict(pair for kind in figures.KINDS for pair in figures._drawn(study, kind, images, other))
+    other = tables.check_table(made.table(**GRID), name="another study")
+    images = np.zeros((300, 3, 32, 32), np.uint8), ranking.read_predictions(study,
+                                                                            ranking.ranked(study).iloc[0]["run"])[0]
+    drawn = dict(pair for kind in write.KINDS for pair in write._drawn(study, kind, images, other))
     assert len(drawn) == 3 * 6 + 9
     for name, figure in drawn.items():
         assert not isinstance(figure, str), f"{name}: {figure}"
@@ -87,9 +89,9 @@ def _collisions(figure) -> list[str]:
 
 
 def test_the_same_table_gives_the_same_bytes_and_small_files(study, tmp_path):
-    here = figures.write_figures(study, tmp_path / "here", "knobs")
+    here = write.write_figures(study, tmp_path / "here", "knobs")
     code = ("import sys; from cifarlib import figures, results; "
-            "figures.write_figures(results.read_table(sys.argv[1]), sys.argv[2], 'knobs')")
+            "figures.write_figures(tables.read_table(sys.argv[1]), sys.argv[2], 'knobs')")
     subprocess.run([sys.executable, "-c", code, study.folder, tmp_path / "there"], check=True, cwd=ROOT,
                    env={**os.environ, "PYTHONHASHSEED": "7"})
     for path in [path.with_suffix(suffix) for path in here for suffix in (".png", ".svg")]:
@@ -100,33 +102,33 @@ def test_the_same_table_gives_the_same_bytes_and_small_files(study, tmp_path):
 
 def test_settings_of_the_caller_stay(study):
     before = dict(matplotlib.rcParams)
-    figures.top5(study, "cnn")
+    best_charts.top5(study, "cnn")
     assert dict(matplotlib.rcParams) == before and not matplotlib.pyplot.get_fignums()
 
 
 def test_left_out_figures_are_said_in_a_sentence_and_their_old_files_go(tmp_path, capsys):
-    table = results.check_table(made.table(models=("resnet",), **ONE), folder=tmp_path)
+    table = tables.check_table(made.table(models=("resnet",), **ONE), folder=tmp_path)
     (tmp_path / "cnn_top5.png").write_bytes(b"of an earlier table")
-    written = figures.write_figures(table, tmp_path)
+    written = write.write_figures(table, tmp_path)
     names = {path.stem for path in written}
     assert names == {"resnet_top5", "overall_top5", "all_runs", "per_class",
                      "cost"} and not (tmp_path / "cnn_top5.png").exists()
     assert all(path.with_suffix(".svg").exists() for path in written)
-    assert len(figures.cost(table).axes) == 1, "one number of weights tells nothing apart"
+    assert len(best_charts.cost(table).axes) == 1, "one number of weights tells nothing apart"
     said = capsys.readouterr().out
-    everything = {name for kind in figures.KINDS for name, _ in figures._drawn(table, kind, None, None)}
+    everything = {name for kind in write.KINDS for name, _ in write._drawn(table, kind, None, None)}
     assert all(name in said for name in everything - names) and "no histories of ResNet's best runs" in said
 
 
 def test_synthetic_data_is_named_in_the_title(small=dict(models=("cnn",), **ONE)):
-    table = results.check_table(made.table(**small).assign(dataset="synthetic"))
-    assert figures.top5(table, "cnn").get_suptitle().startswith("SYNTHETIC DATA")
-    assert figures.all_runs(table).get_suptitle().startswith("SYNTHETIC DATA")
+    table = tables.check_table(made.table(**small).assign(dataset="synthetic"))
+    assert best_charts.top5(table, "cnn").get_suptitle().startswith("SYNTHETIC DATA")
+    assert best_charts.all_runs(table).get_suptitle().startswith("SYNTHETIC DATA")
 
 
 def test_runs_at_chance_are_drawn():
-    table = results.check_table(made.table(models=("cnn",), weight_decay=(0.001,), gamma=(0.97,)))
-    figure = figures.all_runs(table)
+    table = tables.check_table(made.table(models=("cnn",), weight_decay=(0.001,), gamma=(0.97,)))
+    figure = best_charts.all_runs(table)
     points = np.concatenate([collection.get_offsets()[:, 0] for collection in figure.axes[0].collections])
     assert (points < 0.11).sum() == table.rows.query("not copy")["chance"].sum() > 0
     assert "every CNN run with learning rate 0.01" in figure.get_suptitle().replace("\n", " ")
@@ -135,57 +137,57 @@ def test_runs_at_chance_are_drawn():
 def test_runs_without_a_score_are_counted_beside_the_drawn_ones():
     frame = made.table(models=("cnn", "resnet"), **{**ONE, "learning_rate": (0.001, 0.0001)})
     frame.loc[0, [c for c in frame if c.startswith(("test_", "val_a", "val_l"))]], frame.loc[0, "status"] = np.nan, "diverged"
-    assert {"CNN (1)\nand 1 without a score", "ResNet (2)"} <= set(texts(figures.all_runs(results.check_table(frame))))
+    assert {"CNN (1)\nand 1 without a score", "ResNet (2)"} <= set(texts(best_charts.all_runs(tables.check_table(frame))))
 
 
 @pytest.mark.parametrize("epochs", [1, 30])
 def test_learning_curves_from_the_first_epoch_on(epochs):
     history = made.history({"epochs": epochs, "learning_rate": 0.001, "val_accuracy_best_val_acc": 0.8})
-    figure = figures.learning_curves(history)
+    figure = run_charts.learning_curves(history)
     assert "validation accuracy" in figure.get_suptitle().lower()
     assert figure.axes[0].lines[0].get_ydata() == pytest.approx(history["train_loss"])
     history["val_accuracy"] = history["val_loss"] = np.nan
-    assert "not validated" in figures.learning_curves(history).get_suptitle()
-    assert figures.learning_curves(pd.DataFrame(columns=["epoch", "train_loss", "train_accuracy"]))
+    assert "not validated" in run_charts.learning_curves(history).get_suptitle()
+    assert run_charts.learning_curves(pd.DataFrame(columns=["epoch", "train_loss", "train_accuracy"]))
 
 
 def test_validated_now_and_then():
     history = made.history({"epochs": 10, "learning_rate": 0.001, "val_accuracy_best_val_acc": 0.8})
     history.loc[history["epoch"] % 5 != 0, ["val_accuracy", "val_loss"]] = np.nan
-    assert figures.learning_curves(history).axes[1].lines[1].get_xdata() == pytest.approx([5, 10])
+    assert run_charts.learning_curves(history).axes[1].lines[1].get_xdata() == pytest.approx([5, 10])
 
 
 def test_confusion_and_per_class_of_one_run():
     matrix = np.eye(10, dtype=int) * 90
     matrix[3, 5] = 10
-    assert "10.00% of cat images are taken for dog" in figures.confusion(matrix).get_suptitle()
-    assert "No mistakes" in figures.confusion(np.eye(10)).get_suptitle()
-    figure = figures.per_class([0.9] * 9 + [0.5], 1000)
+    assert "10.00% of cat images are taken for dog" in run_charts.confusion(matrix).get_suptitle()
+    assert "No mistakes" in run_charts.confusion(np.eye(10)).get_suptitle()
+    figure = run_charts.per_class([0.9] * 9 + [0.5], 1000)
     assert "weakest at truck (50.00%)" in figure.get_suptitle().replace("\n", " ")
     assert not _collisions(figure)
 
 
 def test_a_perfect_run_of_few_images_has_a_chart():
     frame = made.table(models=("cnn",), **ONE).assign(test_images=50, test_accuracy_best_val_acc=1.0)
-    assert "100.00%" in figures.top5(results.check_table(frame), "cnn").get_suptitle()
+    assert "100.00%" in best_charts.top5(tables.check_table(frame), "cnn").get_suptitle()
 
 
 def test_cost_without_times_says_nothing_of_devices():
     frame = made.table(models=("cnn", "resnet"), **ONE).assign(device=["cpu", "cuda"]).drop(columns="seconds")
-    assert figures.cost(results.check_table(frame)).get_supxlabel() == "Large: the best runs."
+    assert best_charts.cost(tables.check_table(frame)).get_supxlabel() == "Large: the best runs."
 
 
 def test_confidently_wrong_shows_the_surest_mistakes(tmp_path):
     frame = made.table(models=("cnn",), **ONE)
     made.write_study(tmp_path, frame, images=200)
-    table = results.read_table(tmp_path)
-    labels, logits = results.read_predictions(table, frame["run"].iloc[0])
+    table = tables.read_table(tmp_path)
+    labels, logits = ranking.read_predictions(table, frame["run"].iloc[0])
     images = np.arange(200, dtype=np.uint8)[:, None, None, None] * np.ones((1, 3, 32, 32), np.uint8)
-    figure = figures.confidently_wrong(table, "cnn", (images, labels), n=4)
+    figure = run_charts.confidently_wrong(table, "cnn", (images, labels), n=4)
     wrong = logits.argmax(axis=1) != labels
-    surest = np.argsort(-np.where(wrong, results.softmax(logits).max(axis=1), 0), kind="stable")[:4]
+    surest = np.argsort(-np.where(wrong, statistics.softmax(logits).max(axis=1), 0), kind="stable")[:4]
     assert [axis.images[0].get_array()[0, 0, 0] for axis in figure.axes if axis.images] == surest.tolist()
-    assert "other images" in figures.confidently_wrong(table, "cnn", (images, (labels + 1) % 10))
+    assert "other images" in run_charts.confidently_wrong(table, "cnn", (images, (labels + 1) % 10))
 
 
 # ------------------------------------------------------------------ the notebook
@@ -211,19 +213,19 @@ def test_the_notebook_is_thin_and_its_parameters_are_literals():
 
 def test_titles_say_who_ranks_first_and_who_does_better_on_test():
     frame = made.table(models=("cnn", "resnet"), **ONE).assign(val_accuracy_best_val_acc=[0.9, 0.8], test_accuracy_best_val_acc=[0.85, 0.87])
-    title = figures.overall_top5(results.check_table(frame)).get_suptitle().replace("\n", " ")
+    title = best_charts.overall_top5(tables.check_table(frame)).get_suptitle().replace("\n", " ")
     assert title == "CNN ranks first by validation accuracy, on test images with 85.00%, 2.00 points behind ResNet"
 
 
 def test_knobs_that_move_the_score_alike_are_not_ranked():
     frame = made.table(models=("cnn",), **{**ONE, "learning_rate": (0.001, 0.0001), "augmentation": (False, True)})
     same = frame.assign(val_accuracy_best_val_acc=[0.9, 0.8, 0.8, 0.7])
-    title = figures.knobs(results.check_table(same), "cnn").get_suptitle().replace("\n", " ")
+    title = knob_charts.scores_by_knob(tables.check_table(same), "cnn").get_suptitle().replace("\n", " ")
     assert title == "CNN: learning rate and augmentation move the best score alike (10.00 points)"
-    title = figures.knobs(results.check_table(same.iloc[:3]), "cnn").get_suptitle().replace("\n", " ")
+    title = knob_charts.scores_by_knob(tables.check_table(same.iloc[:3]), "cnn").get_suptitle().replace("\n", " ")
     assert "3 of the 4 cells" in title and "not compared like for like" in title
     lost = same.assign(status=["done", "done", "done", "diverged"], val_accuracy_best_val_acc=[0.9, 0.8, 0.8, np.nan])
-    assert "move the best score alike" in figures.knobs(results.check_table(lost), "cnn").get_suptitle().replace("\n", " "), "it was run"
+    assert "move the best score alike" in knob_charts.scores_by_knob(tables.check_table(lost), "cnn").get_suptitle().replace("\n", " "), "it was run"
 
 
 def test_numbers_in_a_heatmap_can_be_read():
@@ -232,8 +234,8 @@ def test_numbers_in_a_heatmap_can_be_read():
         rgb = np.array(matplotlib.colors.to_rgb(colour))
         return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ (0.2126, 0.7152, 0.0722)
 
-    table = results.check_table(made.table(models=("resnet",), augmentation=(True,), gamma=(0.97,)))
-    for axis in figures.heatmap(table, "resnet").axes[:3]:
+    table = tables.check_table(made.table(models=("resnet",), augmentation=(True,), gamma=(0.97,)))
+    for axis in knob_charts.heatmap(table, "resnet").axes[:3]:
         cells = axis.collections[0].get_facecolors()
         assert len(axis.texts) == len(cells)
         for text, cell in zip(axis.texts, cells):

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from cifarlib.cli import main
-from cifarlib.config import Config, InputError
-from cifarlib.grid import chunk, distinct_runs, read_grid, select, write_sets
+from cifarlib.config import Config
+from cifarlib.errors import InputError
+from cifarlib.batch.grid import chunk, distinct_runs, read_grid, select, write_sets
 
 PARAMETERS = Path(__file__).parent.parent / "parameters"
 

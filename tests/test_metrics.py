@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cifarlib.config import CLASSES
-from cifarlib.metrics import Scores, Tally
+from cifarlib.parts import CIFAR10_CLASSES as CLASSES
+from cifarlib.training.metrics import Scores, Tally
 
 SIZES = [7, 1, 32, 60]  # of batches
 

@@ -14,11 +14,11 @@ from torch import nn
 from torchvision.models import resnet18
 
 from cifarlib import Config, InputError, build_model
-from cifarlib.config import SIZES
-from cifarlib.models import MODELS, count_parameters, predict_proba
+from cifarlib.parts import ARCHITECTURES as MODELS, load
+from cifarlib.models import count_parameters, predict_proba
 from cifarlib.models.cnn import CNN
-from cifarlib.models.conv import Conv2d
-from cifarlib.models.head import Head
+from cifarlib.models.layers import Conv2d
+from cifarlib.models.layers import Head
 from cifarlib.models.resnet import ResNet
 from cifarlib.models.vit import Block, ViT, sincos_positions
 
@@ -139,7 +139,7 @@ def test_model_args(name, model_args, parameters):
 
 
 def test_the_sizes_are_the_models_own_parameters():
-    assert SIZES == {name: tuple(inspect.signature(model).parameters) for name, model in MODELS.items()}
+    assert all((*row.sizes, "classes") == tuple(inspect.signature(load(row.home)).parameters) for row in MODELS.values())
 
 
 @pytest.mark.parametrize("name, model_args, said", [

@@ -13,8 +13,9 @@ import papermill.cli
 import pytest
 from jupyter_client import KernelManager
 
-from cifarlib.config import Config, InputError, Options
-from cifarlib.notebook import injected_names, read_parameters
+from cifarlib.config import Config, Options
+from cifarlib.errors import InputError
+from cifarlib.notebook.parameters import injected_names, read_parameters
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -8,7 +8,7 @@ import torch
 from conftest import tiny
 
 from cifarlib.models import build_model
-from cifarlib.optimizer import AdamW
+from cifarlib.training.optimizers import AdamW
 
 LR = 0.01
 LATER = 0.003  # as a schedule sets it

@@ -14,9 +14,10 @@ import results_tables as made
 import yaml
 from conftest import tiny
 
-from cifarlib import cli, results
+from cifarlib import cli
+from cifarlib.results import ranking, table as tables
 from cifarlib.config import CHECKPOINTS, Config, Options, check_names
-from cifarlib.grid import distinct_runs, read_grid, select
+from cifarlib.batch.grid import distinct_runs, read_grid, select
 from cifarlib.words import percent
 
 ROOT = Path(__file__).parent.parent
@@ -128,10 +129,10 @@ def test_the_results_so_far_are_the_best_runs():
     for anchor, protocol, accuracies in rows:
         section = next(part for part in README.split("\n## ")[1:] if part.splitlines()[0].lower().replace(" ", "-") == anchor)
         shown[re.search(r"^<!-- (\w+):begin -->", section, re.MULTILINE)[1]] = protocol, accuracies
-    tables = {name: results.read_table(ROOT / "executed" / name) for name in shown}
+    tables = {name: tables.read_table(ROOT / "executed" / name) for name in shown}
     assert shown.keys() == set(re.search(r"^STUDIES := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split())
-    assert shown == {name: (table.rows["protocol"].iloc[0], ", ".join(f"{results.LABELS[row['model']]} {percent(row['test'])}" for _, row in
-                                                                      results.overall(table).iterrows())) for name, table in tables.items()}
+    assert shown == {name: (table.rows["protocol"].iloc[0], ", ".join(f"{tables.LABELS[row['model']]} {percent(row['test'])}" for _, row in
+                                                                      ranking.overall(table).iterrows())) for name, table in tables.items()}
 
 
 def test_the_parity_table_is_the_runs():

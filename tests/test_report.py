@@ -11,11 +11,13 @@ import papermill
 import pytest
 import results_tables as made
 
-from cifarlib import cli, report
-from cifarlib.config import InputError
-from cifarlib.figures import write_figures
-from cifarlib.results import read_table
-from cifarlib.sentences import model_section, overall_section, readme_section, rewrite_between_markers
+from cifarlib import cli
+from cifarlib.batch import launch
+from cifarlib.results import report
+from cifarlib.errors import InputError
+from cifarlib.results.figures.write import write_figures
+from cifarlib.results.table import read_table
+from cifarlib.results.markdown import model_section, overall_section, readme_section, rewrite_between_markers
 
 ROOT = Path(__file__).parent.parent
 STUDIES = re.search(r"^STUDIES := (.+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
@@ -119,7 +121,7 @@ def test_an_absolute_data_folder_is_not_published_with_a_notebook(tmp_path, monk
     monkeypatch.setattr(report.subprocess, "run", run)
     monkeypatch.delenv("CIFAR10_DIR", raising=False)
     for place in (str(tmp_path), "here"):
-        report.execute_notebook("results.ipynb", {"data_dir": place}, tmp_path)
+        launch.execute_notebook("results.ipynb", {"data_dir": place}, tmp_path)
     assert seen == [("", str(tmp_path)), ("here", None)]
 
 
@@ -132,5 +134,5 @@ def test_a_notebook_that_breaks_off_leaves_the_complete_one(code, message, tmp_p
     monkeypatch.setattr(report.subprocess, "run", run)
     (tmp_path / "results.ipynb").write_text("all of it")
     with pytest.raises(InputError, match=message):
-        report.execute_notebook("results.ipynb", {"data_dir": ""}, tmp_path)
+        launch.execute_notebook("results.ipynb", {"data_dir": ""}, tmp_path)
     assert (tmp_path / "results.ipynb").read_text() == "all of it" and (tmp_path / ".results.ipynb").exists() == (code == 1)

@@ -13,22 +13,24 @@ import pandas as pd
 import pytest
 import results_tables as made
 
-from cifarlib import results, sentences, words
-from cifarlib.config import Config, InputError
+from cifarlib import words
+from cifarlib.results import knobs, markdown, ranking, sentences, statistics, table as tables
+from cifarlib.config import Config
+from cifarlib.errors import InputError
 
 ONE = dict(learning_rate=(0.001,), weight_decay=(0.001,), gamma=(0.97,), scheduler=("cosine",), augmentation=(True,))
 SMALL = dict(learning_rate=(0.001, 0.0001), weight_decay=(0.001,), gamma=(0.95, 0.99), scheduler=("step", "cosine"))
 
 
-def checked(frame, **options) -> results.Table:
-    return results.check_table(frame, **options)
+def checked(frame, **options) -> tables.Table:
+    return tables.check_table(frame, **options)
 
 
 @pytest.fixture(scope="module")
-def published() -> results.Table:
+def published() -> tables.Table:
     if not os.environ.get("PUBLISHED_RUNS"):
         pytest.skip("needs the published table in $PUBLISHED_RUNS")
-    return results.read_table(os.environ["PUBLISHED_RUNS"])
+    return tables.read_table(os.environ["PUBLISHED_RUNS"])
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +50,14 @@ PUBLISHED_BEST = {"cnn": "cnn_aug_True_scheduler_step_lr_0.0001_wd_0.0001_gamma_
 
 @pytest.mark.parametrize("model", PUBLISHED_TOP5)
 def test_the_published_top_five(published, model):
-    best = results.top(published, model)
+    best = ranking.top(published, model)
     assert best["test"].mul(100).round(2).tolist() == PUBLISHED_TOP5[model]
     assert best["per_class"].mul(100).round(2).tolist() == PUBLISHED_TOP5[model]
     assert best["name"].iloc[0] == PUBLISHED_BEST[model]
 
 
 def test_the_published_overall_ranking(published):
-    best = results.overall(published)
+    best = ranking.overall(published)
     assert dict(zip(best["model"], best["name"])) == PUBLISHED_BEST
     assert best["model"].tolist() == ["cnn", "resnet", "vit"]
     assert best["test"].mul(100).round(2).tolist() == [86.97, 84.22, 83.50]
@@ -74,13 +76,13 @@ def test_the_published_observations(published):
 
 
 def test_published_experiments_noise_and_chance(published):
-    assert len(published.rows) == 864 and len(results.experiments(published)) == 672
+    assert len(published.rows) == 864 and len(ranking.experiments(published)) == 672
     lost = published.rows[published.rows["chance"]]
     assert len(lost) == 72 and set(lost["model"]) == {"cnn"} and set(lost["learning_rate"]) == {0.01}
     assert "every CNN run with learning rate 0.01" in sentences.chance_sentence(published)
-    assert 0.002 < results.noise_floor(published, "resnet").sd < 0.005  # repeats differ by 0.2 to 0.5 points
-    assert results.noise_floor(published, "vit").name == "sampling error"  # its repeats are one run three times
-    shares, basis = results.importance(published, "resnet")
+    assert 0.002 < ranking.noise_floor(published, "resnet").sd < 0.005  # repeats differ by 0.2 to 0.5 points
+    assert ranking.noise_floor(published, "vit").name == "sampling error"  # its repeats are one run three times
+    shares, basis = knobs.importance(published, "resnet")
     assert shares.idxmax() == "learning_rate" and shares.sum() == pytest.approx(1) and basis == "all 288 cells"
 
 
@@ -89,34 +91,34 @@ def test_published_experiments_noise_and_chance(published):
 
 def test_wilson_interval():
     half = 2 * math.sqrt(0.1 * 0.9 / 100 + 4 / (4 * 100**2))  # z sqrt(p(1 - p)/n + z²/4n²)
-    assert results.wilson(0.1, 100, z=2) == pytest.approx(((0.1 + 0.02 - half) / 1.04, (0.1 + 0.02 + half) / 1.04))
-    assert results.wilson(1, 10) == pytest.approx((10 / (10 + results.Z**2), 1)) and results.wilson(0, 10)[0] == 0
+    assert statistics.wilson(0.1, 100, z=2) == pytest.approx(((0.1 + 0.02 - half) / 1.04, (0.1 + 0.02 + half) / 1.04))
+    assert statistics.wilson(1, 10) == pytest.approx((10 / (10 + statistics.Z**2), 1)) and statistics.wilson(0, 10)[0] == 0
 
 
 def test_holm_by_hand():
-    assert results.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert results.holm([0.6, 0.9]) == pytest.approx([1, 1]) and len(results.holm([])) == 0
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([0.6, 0.9]) == pytest.approx([1, 1]) and len(statistics.holm([])) == 0
 
 
 def test_mcnemar_is_the_exact_sign_test():
     first = np.array([True] * 9 + [False] * 3 + [True] * 8)
     second = np.array([False] * 9 + [True] * 3 + [True] * 8)
     exact = Fraction(2 * sum(math.comb(12, i) for i in range(4)), 2**12)
-    assert results.mcnemar(first, second) == (9, 3, pytest.approx(float(exact)))
-    assert results.mcnemar(first, first) == (0, 0, 1.0)
-    assert results.mcnemar(np.arange(2000) % 2 == 0, np.arange(2000) % 2 == 1)[2] == 1.0
+    assert statistics.mcnemar(first, second) == (9, 3, pytest.approx(float(exact)))
+    assert statistics.mcnemar(first, first) == (0, 0, 1.0)
+    assert statistics.mcnemar(np.arange(2000) % 2 == 0, np.arange(2000) % 2 == 1)[2] == 1.0
 
 
 def test_expected_best_is_the_mean_over_all_draws():
     scores = [0.3, 0.9, 0.5, 0.5, 0.7]
     expected = [np.mean([max(drawn) for drawn in itertools.combinations(scores, k)]) for k in range(1, 6)]
-    assert results.expected_best(scores) == pytest.approx(expected)
-    assert results.expected_best(np.linspace(0, 1, 900))[-1] == pytest.approx(1)
+    assert statistics.expected_best(scores) == pytest.approx(expected)
+    assert statistics.expected_best(np.linspace(0, 1, 900))[-1] == pytest.approx(1)
 
 
 def test_selection_bias_of_equal_runs_is_the_expected_maximum_of_noise():
-    assert results.selection_bias([0.9, 0.9], 0.01) == pytest.approx(0.01 / math.sqrt(math.pi), rel=0.05)
-    assert results.selection_bias([0.9, 0.5, 0.4], 0.01) == pytest.approx(0, abs=5e-4)
+    assert statistics.selection_bias([0.9, 0.9], 0.01) == pytest.approx(0.01 / math.sqrt(math.pi), rel=0.05)
+    assert statistics.selection_bias([0.9, 0.5, 0.4], 0.01) == pytest.approx(0, abs=5e-4)
 
 
 def grid(effect) -> pd.DataFrame:
@@ -129,39 +131,39 @@ def test_decomposition_of_constructed_factorials():
     knobs = ["learning_rate", "scheduler", "augmentation"]
     additive = grid(lambda lr, scheduler, aug: 3 * lr + 2 * (scheduler == "a") + aug)
     variances = {"learning_rate": 9 * 2 / 3, "scheduler": 4 / 4, "augmentation": 1 / 4}
-    shares = results.decompose(additive, knobs)
+    shares = statistics.decompose(additive, knobs)
     assert shares[knobs].to_dict() == pytest.approx({knob: v / 7.25 for knob, v in variances.items()})
     assert shares.drop(knobs).abs().max() < 1e-12
-    assert results.main_effects(additive, knobs)[knobs].to_dict() == pytest.approx(shares[knobs].to_dict())
-    crossed = results.decompose(grid(lambda lr, scheduler, aug: (-1) ** (scheduler == "a") * (-1) ** aug), knobs)
+    assert statistics.main_effects(additive, knobs)[knobs].to_dict() == pytest.approx(shares[knobs].to_dict())
+    crossed = statistics.decompose(grid(lambda lr, scheduler, aug: (-1) ** (scheduler == "a") * (-1) ** aug), knobs)
     assert crossed["scheduler x augmentation"] == pytest.approx(1)
-    third = results.decompose(grid(lambda lr, scheduler, aug: (lr - 2) * (-1) ** (scheduler == "a") * (-1) ** aug),
+    third = statistics.decompose(grid(lambda lr, scheduler, aug: (lr - 2) * (-1) ** (scheduler == "a") * (-1) ** aug),
                               knobs)
     assert third["rest"] == pytest.approx(1)
 
 
 def test_an_incomplete_grid_says_so_and_keeps_to_main_effects():
     frame = made.table(models=("resnet",), learning_rate=(0.01, 0.001, 0.0001), gamma=(0.97,), scheduler=("cosine",))
-    shares, basis = results.importance(checked(frame.drop(index=[3, 11])), "resnet")
+    shares, basis = knobs.importance(checked(frame.drop(index=[3, 11])), "resnet")
     assert basis == "22 of 24 cells, main effects only" and not any(" x " in effect for effect in shares.index)
-    assert results.importance(checked(frame), "resnet")[1] == "all 24 cells"
-    assert results.importance(checked(frame.head(1)), "resnet") is None
+    assert knobs.importance(checked(frame), "resnet")[1] == "all 24 cells"
+    assert knobs.importance(checked(frame.head(1)), "resnet") is None
 
 
 def test_dead_values_are_left_out_of_the_decomposition():
     frame = made.table(models=("cnn",), weight_decay=(0.001,), gamma=(0.97,))
-    assert "without learning rate 0.01, always at chance" in results.importance(checked(frame), "cnn")[1]
+    assert "without learning rate 0.01, always at chance" in knobs.importance(checked(frame), "cnn")[1]
 
 
 def test_calibration_and_confusion():
     labels = np.array([0, 1, 2, 3])
     probabilities = np.full((4, 10), 0.2 / 9)
     probabilities[range(4), [0, 1, 2, 9]] = 0.8
-    bins, ece = results.calibration(probabilities, labels)
+    bins, ece = statistics.calibration(probabilities, labels)
     assert ece == pytest.approx(abs(0.75 - 0.8)) and bins["n"].tolist() == [4]
-    matrix = results.confusion_matrix(labels, probabilities.argmax(axis=1))
+    matrix = statistics.confusion_matrix(labels, probabilities.argmax(axis=1))
     assert matrix[3, 9] == 1 and matrix.diagonal().sum() == 3 and matrix.sum() == 4
-    assert results.softmax(np.array([[0.0, math.log(3)]]))[0] == pytest.approx([0.25, 0.75])
+    assert statistics.softmax(np.array([[0.0, math.log(3)]]))[0] == pytest.approx([0.25, 0.75])
 
 
 # ------------------------------------------------------------------ ranking
@@ -173,24 +175,24 @@ def test_validation_ranks_and_the_test_breaks_no_tie(small):
     table = checked(frame)
     assert table.rank_by == "val_accuracy_best_val_acc" and not table.notes[0].startswith("The table lacks")
     own = frame[(frame["Modelname"] == "cnn") & (frame["shared_with"] == "")]
-    assert results.ranked(table, "cnn")["Full_Modelname"].tolist() == own["Full_Modelname"].tolist()
+    assert ranking.ranked(table, "cnn")["Full_Modelname"].tolist() == own["Full_Modelname"].tolist()
     frame.loc[frame.index[1], "val_accuracy_best_val_acc"] = 0.9
-    assert results.top(checked(frame), "cnn")["name"].iloc[0] == frame["Full_Modelname"].iloc[1]
+    assert ranking.top(checked(frame), "cnn")["name"].iloc[0] == frame["Full_Modelname"].iloc[1]
 
 
 def test_the_reported_checkpoint_follows_the_ranking_column(small):
     table = checked(small, rank_by="val_loss_best_val_loss")
     assert table.tested == "test_accuracy_best_val_loss" and table.score == "validation loss"
-    rows = results.ranked(table, "vit")
+    rows = ranking.ranked(table, "vit")
     assert rows["val_loss_best_val_loss"].is_monotonic_increasing
-    assert results.top(table, "vit")["test"].iloc[0] == rows["test_accuracy_best_val_loss"].iloc[0]
+    assert ranking.top(table, "vit")["test"].iloc[0] == rows["test_accuracy_best_val_loss"].iloc[0]
 
 
 def test_shared_cells_count_once_and_seeds_are_repeats_not_competitors(small):
     table = checked(small)
     assert small["shared_with"].ne("").sum() == table.rows["copy"].sum() == 12  # cosine: 2 rates, 2 sides, 3 models
-    assert len(results.candidates(table)) == 36 and set(results.candidates(table)["seed"]) == {100}
-    finalists = results.finalists(table)
+    assert len(ranking.candidates(table)) == 36 and set(ranking.candidates(table)["seed"]) == {100}
+    finalists = ranking.finalists(table)
     assert len(finalists) == 9 and set(finalists["runs"]) == {3}
     first = finalists.index[0]
     runs = small[(small["shared_with"] == "") & (table.rows["experiment"] == first)]
@@ -202,11 +204,11 @@ def test_shared_cells_count_once_and_seeds_are_repeats_not_competitors(small):
 
 def test_a_table_in_the_published_format_ranks_every_row_and_counts_experiments(small):
     old = small[small["seed"] == 100].filter(regex="^(Modelname|Full_Modelname|test_(acc|loss|per)|val_accuracy$)")
-    old = old.join(small[list(results.KNOBS)]).assign(**{"Unnamed: 0": range(len(old))})
+    old = old.join(small[list(tables.KNOBS)]).assign(**{"Unnamed: 0": range(len(old))})
     table = checked(old)
-    assert table.rank_by == "test_accuracy_best_val_acc" and len(results.candidates(table)) == 48
-    assert len(results.experiments(table)) == 36 and set(results.experiments(table)["runs"]) == {1, 2}
-    assert results.top(table, "cnn")["experiment"].nunique() == 4  # the best is a cosine cell, twice
+    assert table.rank_by == "test_accuracy_best_val_acc" and len(ranking.candidates(table)) == 48
+    assert len(ranking.experiments(table)) == 36 and set(ranking.experiments(table)["runs"]) == {1, 2}
+    assert ranking.top(table, "cnn")["experiment"].nunique() == 4  # the best is a cosine cell, twice
     assert ("48 rows are 36 experiments; the others repeat one: 12 under another name (gamma does nothing under the cosine schedule)."
             in " ".join(sentences.overall_observations(table)))
     assert "four experiments, repeated" in " ".join(sentences.observations(table, "cnn"))
@@ -217,14 +219,14 @@ def test_noise_floor_pools_the_repeats():
     config = Config(model="resnet", **{knob: value[0] for knob, value in ONE.items()})
     frame = pd.DataFrame([made.row(config.replace(seed=seed), accuracy, noise) for seed,
                           accuracy in ((100, 0.80), (1, 0.82), (2, 0.84))])
-    floor = results.noise_floor(checked(frame), "resnet")
+    floor = ranking.noise_floor(checked(frame), "resnet")
     assert floor.sd == pytest.approx(0.02) and floor.name == "noise"
     assert floor.margin() == pytest.approx(4.3027 * math.sqrt(2) * 0.02, rel=1e-3)  # Student's t of two degrees of freedom
-    assert results.margin_of_means(2 * [results.Noise(0.02, "noise", "", freedom=4)], [3, 2]) == pytest.approx(2.7764 * 0.02 * math.sqrt(1 / 3 + 1 / 2), rel=1e-3)
+    assert ranking.margin_of_means(2 * [ranking.Noise(0.02, "noise", "", freedom=4)], [3, 2]) == pytest.approx(2.7764 * 0.02 * math.sqrt(1 / 3 + 1 / 2), rel=1e-3)
     other = [made.row(config.replace(seed=seed, learning_rate=0.5), accuracy, noise) for seed, accuracy in ((100, 0.60), (1, 0.60), (2, 0.66))]
-    both = results.noise_floor(checked(pd.concat([frame, pd.DataFrame(other)], ignore_index=True)), "resnet")
+    both = ranking.noise_floor(checked(pd.concat([frame, pd.DataFrame(other)], ignore_index=True)), "resnet")
     assert both.sd == pytest.approx(math.sqrt((0.02 ** 2 + 0.0012) / 2)) and both.freedom == 4, "of two, both count"
-    alone = results.noise_floor(checked(frame.head(1)), "resnet")
+    alone = ranking.noise_floor(checked(frame.head(1)), "resnet")
     assert alone.sd == pytest.approx(0.004) and alone.name == "sampling error"  # sqrt(0.8 * 0.2 / 10,000)
     assert alone.margin() == pytest.approx(1.96 * math.sqrt(2) * 0.004, rel=1e-3)
 
@@ -235,14 +237,14 @@ def test_one_in_twenty_ranges_of_equal_runs_exceeds_the_margin(runs, repeats):
     rng, trials = np.random.default_rng(1), 40_000
     ranges = np.ptp(rng.normal(size=(trials, runs)), axis=1)
     sd = rng.normal(size=(trials, repeats)).std(axis=1, ddof=1) if repeats else np.ones(trials)
-    margin = results.Noise(1, "noise", "", max(0, repeats - 1)).margin(runs)
+    margin = ranking.Noise(1, "noise", "", max(0, repeats - 1)).margin(runs)
     assert (ranges > margin * sd).mean() == pytest.approx(0.05, abs=0.005)
 
 
 def test_other_conditions_stay_out_of_the_ranking_and_are_named(small):
     frame = pd.concat([small, small.head(2).assign(epochs=5, val_accuracy_best_val_acc=0.999)])
     table = checked(frame)
-    assert results.top(table, "cnn")["score"].max() < 0.99
+    assert ranking.top(table, "cnn")["score"].max() < 0.99
     assert any("two rows under other conditions (epochs 5, not 80)" in note for note in table.notes)
 
 
@@ -257,15 +259,15 @@ def test_models_under_unlike_conditions_are_called_so(small):
 def test_edges_warn_only_at_the_edge():
     frame = made.table(models=("resnet",), learning_rate=(0.01, 0.001, 0.0001), weight_decay=(0.001,), gamma=(0.97,),
                        scheduler=("cosine",))
-    assert results.edges(checked(frame), "resnet") == []
+    assert knobs.edges(checked(frame), "resnet") == []
     shorter = frame[frame["learning_rate"] != 0.01]
-    assert results.edges(checked(shorter), "resnet") == ["The best run's learning rate, 0.001, is the largest one "
+    assert knobs.edges(checked(shorter), "resnet") == ["The best run's learning rate, 0.001, is the largest one "
                                                          "tried: higher ones may be better."]
 
 
 def test_augmentation_pairs_compare_like_with_like():
     frame = made.table(models=("resnet",), **SMALL)
-    pairs = results.augmentation_pairs(checked(frame), "resnet")
+    pairs = knobs.augmentation_pairs(checked(frame), "resnet")
     assert len(pairs) == 6 and pairs["gain"].between(0.03, 0.07).all()
 
 
@@ -275,8 +277,8 @@ def test_gamma_tells_no_cosine_runs_apart():
     frames = [pd.DataFrame([made.row(config.replace(augmentation=on, gamma=gamma), 0.8 + 0.05 * on, noise)
                             for on, gamma in zip((True, False), gammas)]) for gammas in ((0.95, 0.99), (0.97, 0.95))]
     first, second = map(checked, frames)
-    assert results.augmentation_pairs(first, "resnet")["gain"].tolist() == pytest.approx([0.05], abs=0.02)
-    assert len(results.compare(first, second)) == 2
+    assert knobs.augmentation_pairs(first, "resnet")["gain"].tolist() == pytest.approx([0.05], abs=0.02)
+    assert len(knobs.compare(first, second)) == 2
 
 
 # ------------------------------------------------------------------ predictions and histories
@@ -284,13 +286,13 @@ def test_gamma_tells_no_cosine_runs_apart():
 
 def test_histories_and_predictions_are_found_beside_the_table(tmp_path):
     made.write_study(tmp_path, made.table(models=("cnn", "resnet"), **SMALL), images=1000)
-    table = results.read_table(tmp_path)
-    best = results.ranked(table, "cnn").iloc[0]
-    assert results.read_history(table, best["run"])["epoch"].iloc[-1] == 80
-    labels, logits = results.read_predictions(table, best["run"])
+    table = tables.read_table(tmp_path)
+    best = ranking.ranked(table, "cnn").iloc[0]
+    assert ranking.read_history(table, best["run"])["epoch"].iloc[-1] == 80
+    labels, logits = ranking.read_predictions(table, best["run"])
     assert (logits.argmax(axis=1) == labels).mean() == pytest.approx(best[table.tested], abs=0.01)
-    assert results.read_predictions(table, "no such run") is None and results.read_history(table, "no such run") is None
-    tests = results.paired_tests(table)
+    assert ranking.read_predictions(table, "no such run") is None and ranking.read_history(table, "no such run") is None
+    tests = ranking.paired_tests(table)
     assert len(tests) == 2 + 2 + 1 and tests["p_holm"].ge(tests["p"]).all()
     across = tests.iloc[-1]
     assert across["difference"] == pytest.approx((across["only_first"] - across["only_second"]) / 1000)
@@ -305,17 +307,17 @@ def test_runs_on_other_test_images_are_not_paired(tmp_path):
     with np.load(tmp_path / run / "predictions.npz") as stored:
         content = dict(stored)
     np.savez(tmp_path / run / "predictions.npz", **{**content, "labels": (content["labels"] + 1) % 10})
-    assert results.paired_tests(results.read_table(tmp_path)).empty
-    assert sentences.paired_table(results.read_table(tmp_path)).startswith("No paired comparison")
+    assert ranking.paired_tests(tables.read_table(tmp_path)).empty
+    assert markdown.paired_table(tables.read_table(tmp_path)).startswith("No paired comparison")
 
 
 def test_a_best_run_without_predictions_is_not_stood_in_for(tmp_path):
     frame = made.table(models=("cnn", "resnet"), **{**ONE, "learning_rate": (0.001, 0.0001)})
     made.write_study(tmp_path, frame, images=500)
-    table = results.read_table(tmp_path)
+    table = tables.read_table(tmp_path)
     assert len(sentences.paired_sentences(table)) == 1
-    (tmp_path / results.ranked(table, "cnn")["run"].iloc[0] / "predictions.npz").unlink()
-    assert sentences.paired_sentences(table) == [] and len(results.paired_tests(table)) == 1
+    (tmp_path / ranking.ranked(table, "cnn")["run"].iloc[0] / "predictions.npz").unlink()
+    assert sentences.paired_sentences(table) == [] and len(ranking.paired_tests(table)) == 1
 
 
 # ------------------------------------------------------------------ two tables
@@ -325,26 +327,26 @@ def test_comparison_of_two_tables(small):
     first = checked(small[small["seed"] == 100], name="first")
     better = small.assign(test_accuracy_best_val_acc=small["test_accuracy_best_val_acc"] + 0.01)
     second = checked(better[better["Modelname"] != "vit"].drop(columns="model_args"), name="second")
-    both = results.compare(first, second)
+    both = knobs.compare(first, second)
     assert set(both["model"]) == {"cnn", "resnet"} and len(both) == 24
     assert both["difference"].median() == pytest.approx(0.01, abs=1e-6)
     text = " ".join(sentences.comparison_sentences(first, second))
     assert "12 experiments in both" in text and "+1.00 points" in text
     assert all(note in text for note in second.notes) and second.notes
     assert "Only in `first`: 12 experiments." in text and "Only in `second`" not in text
-    side_by_side = sentences.comparison_table(first, second, 24).splitlines()
+    side_by_side = markdown.comparison_table(first, second, 24).splitlines()
     assert len(side_by_side) == 2 + 24
     cell = both[both["scheduler"] == "cosine"].iloc[0]
     shown = next(line for line in side_by_side if "| cosine | " in line and words.percent(cell["first"]) in line)
     assert [words.percent(cell["first"]), words.percent(cell["second"]), "+1.00"] == shown.strip("| ").split(" | ")[-3:]
     small_vit = checked(small.assign(model_args='{"depth": 2}'), name="third")
-    assert results.compare(first, small_vit).empty
+    assert knobs.compare(first, small_vit).empty
     assert "no experiment in common" in sentences.comparison_sentences(first, small_vit)[-1]
 
 
 def test_synthetic_data_is_not_compared_with_real(small):
     with pytest.raises(InputError, match="one is of CIFAR-10 and one of synthetic data"):
-        results.compare(checked(small), checked(small.assign(dataset="synthetic")))
+        knobs.compare(checked(small), checked(small.assign(dataset="synthetic")))
 
 
 # ------------------------------------------------------------------ sentences and README
@@ -352,7 +354,7 @@ def test_synthetic_data_is_not_compared_with_real(small):
 
 def test_sentences_for_one_run_and_missing_models():
     table = checked(made.table(models=("resnet",), **ONE))
-    text = sentences.readme_section(table)
+    text = markdown.readme_section(table)
     assert "(the only run)" in text and "no ranked run of CNN and ViT" in text and "Range" not in text
     assert "one run (ResNet 1)" in sentences.conditions(table) and "seed 100" in sentences.conditions(table)
     assert "cnn_top5" not in text and "figures/resnet_top5.png" in text and "overall_top5" not in text and "Best model" not in text
@@ -381,33 +383,33 @@ def diverge(frame: pd.DataFrame, *rows: int) -> pd.DataFrame:
 def test_a_diverged_run_is_shown_but_not_ranked(small):
     frame = diverge(small, 0)
     table = checked(frame)
-    assert frame["Full_Modelname"].iloc[0] not in results.ranked(table, "cnn")["Full_Modelname"].tolist()
+    assert frame["Full_Modelname"].iloc[0] not in ranking.ranked(table, "cnn")["Full_Modelname"].tolist()
     assert any("can't be ranked" in note for note in table.notes)
     assert "1 of 54 runs (1 of CNN's) is no better" in sentences.chance_sentence(table)
-    assert sentences.readme_section(table)
+    assert markdown.readme_section(table)
 
 
 def test_a_repeat_that_diverged_is_no_repeat():
     table = checked(diverge(repeats(), 1))
-    assert results.experiments(table)["runs"].tolist() == [2] and results.noise_floor(table, "resnet").freedom == 1
+    assert ranking.experiments(table)["runs"].tolist() == [2] and ranking.noise_floor(table, "resnet").freedom == 1
     alone = checked(diverge(repeats(), 1, 2))
-    assert results.finalists(alone).empty and "nan" not in sentences.readme_section(alone)
-    assert "nan" not in sentences.experiments_table(checked(diverge(repeats((0.001, 0.01)), 1, 3, 5)), "resnet")
+    assert ranking.finalists(alone).empty and "nan" not in markdown.readme_section(alone)
+    assert "nan" not in markdown.experiments_table(checked(diverge(repeats((0.001, 0.01)), 1, 3, 5)), "resnet")
 
 
 def test_another_seed_stands_in_for_one_that_diverged():
     table = checked(diverge(repeats((0.001, 0.0001)), 0))
-    assert results.ranked(table)["seed"].tolist() == [101, 100] and results.ranked(table)["learning_rate"].iloc[0] == 0.001
+    assert ranking.ranked(table)["seed"].tolist() == [101, 100] and ranking.ranked(table)["learning_rate"].iloc[0] == 0.001
 
 
 def test_a_value_that_diverged_was_tried():
     table = checked(diverge(repeats((0.01, 0.001, 0.0001), (100,)), 0))
-    assert results.ranked(table)["learning_rate"].tolist() == [0.001, 0.0001] and results.edges(table, "resnet") == []
+    assert ranking.ranked(table)["learning_rate"].tolist() == [0.001, 0.0001] and knobs.edges(table, "resnet") == []
 
 
 def test_a_run_that_diverged_after_a_checkpoint_ranks_and_is_named():
     table = checked(repeats((0.001, 0.0001), (100,)).assign(status=["diverged", "done"]))
-    assert len(results.ranked(table)) == 2 and "one row diverged after a checkpoint" in " ".join(table.notes)
+    assert len(ranking.ranked(table)) == 2 and "one row diverged after a checkpoint" in " ".join(table.notes)
 
 
 def test_sentences_about_a_cell_with_several_seeds():
@@ -423,7 +425,7 @@ def test_repeats_with_one_seed_are_runs_not_seeds_and_copies_count_once():
     frame = repeats(seeds=(100,))
     again = frame.assign(study="again", **{c: frame[c] - 0.01 for c in frame if c.startswith("test_accuracy")})
     table = checked(pd.concat([frame, again, frame.assign(study="copied")], ignore_index=True))
-    assert results.experiments(table)["runs"].tolist() == [2]
+    assert ranking.experiments(table)["runs"].tolist() == [2]
     assert "one row repeats a run of another study in every digit" in " ".join(table.notes)
     assert "over 2 runs the best" in " ".join(sentences.observations(table, "resnet"))
     assert ("3 rows are one experiment; the others repeat one: two with the same seed in another study."
@@ -434,7 +436,7 @@ def test_repeats_are_called_seeds_or_runs_each_by_its_own():
     one = dict(models=("resnet",), weight_decay=(0.001,), gamma=(0.97,), scheduler=("cosine",), augmentation=(True,))
     seeds, single = made.table(learning_rate=(0.001,), seeds=(100, 101), **one), made.table(learning_rate=(0.0001,), **one)
     again = single.assign(study="again", **{c: single[c] - 0.01 for c in single if c.startswith("test_accuracy")})
-    found = results.experiments(checked(pd.concat([seeds, single, again], ignore_index=True)))
+    found = ranking.experiments(checked(pd.concat([seeds, single, again], ignore_index=True)))
     assert {(name.partition("_lr_")[2].partition("_")[0], repeat) for name, repeat in zip(found["name"], found["repeat"])} == {
         ("0.001", "seed"), ("0.0001", "run")}
 
@@ -448,13 +450,13 @@ def test_precision_that_differs_between_models_is_said():
 def test_gamma_is_no_knob_of_a_grid_with_the_cosine_alone():
     frame = made.table(models=("cnn",), learning_rate=(0.001, 0.0001), weight_decay=(0.001,), gamma=(0.95, 0.97, 0.99),
                        scheduler=("cosine",), augmentation=(True,))
-    assert len(results.cells(checked(frame), "cnn")) == 2 and results.importance(checked(frame), "cnn") is None
+    assert len(knobs.cells(checked(frame), "cnn")) == 2 and knobs.importance(checked(frame), "cnn") is None
     empty = checked(frame.drop_duplicates("run").assign(gamma=np.nan))
-    assert len(results.ranked(empty)) == 2 and not empty.notes, "gamma may be left empty where it does nothing"
+    assert len(ranking.ranked(empty)) == 2 and not empty.notes, "gamma may be left empty where it does nothing"
 
 
 def test_the_last_epochs_score_goes_with_its_weights(small):
-    table = results.check_table(small, rank_by="val_accuracy")
+    table = tables.check_table(small, rank_by="val_accuracy")
     assert table.tested == "test_accuracy_terminal" and table.ranking == "validation accuracy (checkpoint terminal)"
 
 
@@ -467,7 +469,7 @@ def test_the_gain_by_augmentation_is_that_of_the_runs_that_rank_first():
 
 def test_a_table_in_the_published_format_is_chosen_by_test_and_says_so(small):
     old = small[small["seed"] == 100].filter(regex="^(Modelname|Full_Modelname|test_(acc|loss|per)|val_accuracy$)")
-    table = checked(old.join(small[list(results.KNOBS)]))
+    table = checked(old.join(small[list(tables.KNOBS)]))
     assert "rank by test_accuracy_best_val_acc as in the published report: the winners' test accuracies are biased upward" in table.notes[0]
     text = " ".join(sentences.observations(table, "cnn"))
     assert "**Choice:** made by test score among 16 runs, so the best one's accuracy is too high, by about" in text
@@ -478,7 +480,7 @@ def test_a_table_in_the_published_format_is_chosen_by_test_and_says_so(small):
 def test_repeats_and_experiments_that_agree_in_every_digit_are_called_so():
     frame = repeats()
     same = frame.assign(**{c: frame[c].iloc[0] for c in frame if c.startswith(("test_", "train_", "val_"))})
-    floor = results.noise_floor(checked(same), "resnet")
+    floor = ranking.noise_floor(checked(same), "resnet")
     assert floor.name == "sampling error" and "its repeats agree in every digit" in floor.text
     twin = frame.iloc[[0]].assign(weight_decay=0.0001, Full_Modelname="twin", run="twin")
     text = " ".join(sentences.overall_observations(checked(pd.concat([frame, twin], ignore_index=True))))
@@ -488,18 +490,18 @@ def test_repeats_and_experiments_that_agree_in_every_digit_are_called_so():
 
 def test_the_checkpoint_of_the_lowest_loss_ranks_by_its_accuracy(small):
     table = checked(small, rank_by="val_accuracy_best_val_loss")
-    assert results.top(table, "cnn")["score"].iloc[0] == small.query("Modelname == 'cnn'")[table.rank_by].max()
+    assert ranking.top(table, "cnn")["score"].iloc[0] == small.query("Modelname == 'cnn'")[table.rank_by].max()
     assert "highest validation accuracy" in sentences.observations(table, "cnn")[0]
 
 
 def test_cells_that_share_a_run_do_not_outweigh_its_repeats(small):
     table = checked(small.query("Modelname == 'resnet'"))
-    best = results.finalists(table).query("name.str.contains('cosine')").iloc[0]
+    best = ranking.finalists(table).query("name.str.contains('cosine')").iloc[0]
     assert best["runs"] == 3 and best["rows"] == 4, "a run with two names, and two further seeds"
     knobs = {knob: table.rows.set_index("Full_Modelname").loc[best["name"], knob] for knob in ("learning_rate", "scheduler", "augmentation")}
-    both = results.compare(table, table)
+    both = knobs.compare(table, table)
     assert both[(both[list(knobs)] == pd.Series(knobs)).all(axis=1)]["first"].tolist() == [pytest.approx(best["test"], abs=1e-12)]
-    grid = results.cells(table, "resnet")
+    grid = knobs.cells(table, "resnet")
     assert grid[(grid[list(knobs)] == pd.Series(knobs)).all(axis=1)]["score"].tolist() == 2 * [pytest.approx(best["score"], abs=1e-12)]
 
 
@@ -512,13 +514,13 @@ def test_a_note_on_other_conditions_names_only_the_others():
 def test_a_table_in_the_working_directory_is_named_after_it(tmp_path, monkeypatch):
     made.table(models=("cnn",), **ONE).to_csv(tmp_path / "runs.csv")
     monkeypatch.chdir(tmp_path)
-    assert results.read_table("runs.csv").name == tmp_path.name
+    assert tables.read_table("runs.csv").name == tmp_path.name
 
 
 def test_unknown_names_and_precisions_are_no_traceback():
     frame = repeats((0.001, 0.0001), (100,))
     frame = frame.assign(precision=["fp32", np.nan], Full_Modelname=[1, 2])
-    assert "nan" not in sentences.readme_section(checked(frame))
+    assert "nan" not in markdown.readme_section(checked(frame))
 
 
 def test_every_run_is_listed_with_its_time_and_notebook(tmp_path, monkeypatch):
@@ -526,23 +528,23 @@ def test_every_run_is_listed_with_its_time_and_notebook(tmp_path, monkeypatch):
     notebook = tmp_path / frame["run"].iloc[2] / "experiment.ipynb"
     notebook.parent.mkdir()
     notebook.touch()
-    table = results.check_table(frame, folder=tmp_path)
-    lines = sentences.every_run_section(table, "executed/x").splitlines()
+    table = tables.check_table(frame, folder=tmp_path)
+    lines = markdown.every_run_section(table, "executed/x").splitlines()
     runs = [next(line for line in lines if f"{name}`" in line) for name in frame["run"]]
     assert "| 80 | bf16 | 10 min |" in runs[0] and "](" not in runs[0]
     assert "| diverged |  | 3 | bf16 | 60 s |" in runs[1] and runs[1] == lines[6], "what has no rank stands last"
     assert f"(executed/x/{frame['run'].iloc[2]}/experiment.ipynb)" in runs[2] and "| 2.0 h |" in runs[2]
     assert lines[-1] == "Together 2.2 h of training and validation."
-    assert "nan" not in sentences.every_run_section(checked(frame.assign(seconds=[np.nan, 60.0, 7200.0], epochs_run=[np.nan, 3, 80])), "")
-    assert sentences.every_run_section(checked(repeats().drop(columns="seconds")), "") == ""
-    monkeypatch.setattr(sentences, "MOST_RUNS", 2)
-    assert sentences.every_run_section(table, "") == ""
+    assert "nan" not in markdown.every_run_section(checked(frame.assign(seconds=[np.nan, 60.0, 7200.0], epochs_run=[np.nan, 3, 80])), "")
+    assert markdown.every_run_section(checked(repeats().drop(columns="seconds")), "") == ""
+    monkeypatch.setattr(markdown, "MOST_RUNS", 2)
+    assert markdown.every_run_section(table, "") == ""
 
 
 def test_a_model_without_any_rank_has_its_sentence(small):
     frame = small.copy()
     frame.loc[frame["Modelname"] == "vit", ["val_accuracy_best_val_acc"]] = np.nan
-    text = sentences.readme_section(checked(frame))
+    text = markdown.readme_section(checked(frame))
     assert "No run of ViT in this table can be ranked" in text and "no ranked run of ViT" in text
     assert "vit_top5" not in text
 
@@ -559,10 +561,10 @@ def test_shared_knobs_in_words():
 def test_the_readme_is_rewritten_between_its_markers_and_only_there(tmp_path, small):
     readme = tmp_path / "README.md"
     readme.write_text("# Ä title\n<!-- results:begin -->\nold\n<!-- results:end -->\nrest\n", encoding="utf-8")
-    text = sentences.readme_section(checked(small))
-    assert sentences.rewrite_between_markers(readme, "results", text) is True
+    text = markdown.readme_section(checked(small))
+    assert markdown.rewrite_between_markers(readme, "results", text) is True
     once = readme.read_bytes()
-    assert sentences.rewrite_between_markers(readme, "results", sentences.readme_section(checked(small))) is False
+    assert markdown.rewrite_between_markers(readme, "results", markdown.readme_section(checked(small))) is False
     content = once.decode()
     assert readme.read_bytes() == once and "old" not in content and content.endswith("<!-- results:end -->\nrest\n")
     assert content.startswith("# Ä title\n<!-- results:begin -->\n\n**Conditions:**")
@@ -570,9 +572,9 @@ def test_the_readme_is_rewritten_between_its_markers_and_only_there(tmp_path, sm
                 "<!-- results:begin -->" * 2 + "<!-- results:end -->"):
         readme.write_text(bad)
         with pytest.raises(InputError, match="once each"):
-            sentences.rewrite_between_markers(readme, "results", text)
+            markdown.rewrite_between_markers(readme, "results", text)
     with pytest.raises(InputError, match="can't be read"):
-        sentences.rewrite_between_markers(tmp_path / "none", "results", text)
+        markdown.rewrite_between_markers(tmp_path / "none", "results", text)
 
 
 # ------------------------------------------------------------------ bad tables
@@ -623,19 +625,19 @@ def test_what_is_left_out_is_named(small, change, messages, fewer):
     for message in messages:
         note = next(note for note in table.notes if message in note)
         assert "_aug_" in note or "without a Full_Modelname" in note  # the rows are named
-    assert all(note in sentences.readme_section(table) for note in table.notes)
+    assert all(note in markdown.readme_section(table) for note in table.notes)
 
 
 def test_only_synthetic_rows_are_called_so_loudly(small):
     table = checked(small.assign(dataset="synthetic"))
-    assert table.synthetic and sentences.readme_section(table).startswith("**Conditions:** SYNTHETIC DATA, NOT CIFAR-10")
-    assert "Published best" not in sentences.readme_section(table)
-    assert "Published best" in sentences.readme_section(checked(small))
+    assert table.synthetic and markdown.readme_section(table).startswith("**Conditions:** SYNTHETIC DATA, NOT CIFAR-10")
+    assert "Published best" not in markdown.readme_section(table)
+    assert "Published best" in markdown.readme_section(checked(small))
 
 
 def test_the_published_best_stands_beside_models_of_its_size_only(small):
     depth = small["Modelname"].map({"cnn": "{}", "resnet": "{}", "vit": '{"depth": 1}'})
-    text = sentences.overall_section(checked(small.assign(model_args=depth)))
+    text = markdown.overall_section(checked(small.assign(model_args=depth)))
     cells = {line.split(" | ")[0].strip("| "): line.rstrip(" |").split(" | ")[-1] for line in text.splitlines() if line.startswith("| ")}
     assert (cells["CNN"], cells["ResNet"]) == ("86.97%", "84.22%") and cells["ViT"] != "83.50%"
 
@@ -646,7 +648,7 @@ def test_files_that_are_no_table(tmp_path):
     for name, message in (("none.csv", "no table of runs"), ("empty.csv", "empty"),
                           ("binary.csv", "not a readable CSV|lacks")):
         with pytest.raises(InputError, match=message):
-            results.read_table(tmp_path / name)
+            tables.read_table(tmp_path / name)
 
 
 def test_unknown_study_and_ranking_column(small):
@@ -667,15 +669,15 @@ def test_importing_it_does_not_import_torch():
 def test_odd_cells_of_a_spreadsheet(tmp_path, small):
     frame = small.assign(study="001", seed=small["seed"].astype(float).replace(1, np.inf), test_images=1e30).rename(columns=" {}".format)
     frame.to_csv(tmp_path / "runs.csv", index=False)
-    table = results.read_table(tmp_path, study="001")
-    assert (table.rows["images"] == 10_000).all() and sentences.readme_section(table)
+    table = tables.read_table(tmp_path, study="001")
+    assert (table.rows["images"] == 10_000).all() and markdown.readme_section(table)
 
 
 def test_damaged_files_of_a_run_are_named(tmp_path):
     made.write_study(tmp_path, made.table(models=("cnn",), **ONE), images=500)
-    table = results.read_table(tmp_path)
+    table = tables.read_table(tmp_path)
     (run,) = table.rows["run"]
-    for name, read in (("predictions.npz", results.read_predictions), ("history.csv", results.read_history)):
+    for name, read in (("predictions.npz", ranking.read_predictions), ("history.csv", ranking.read_history)):
         (tmp_path / run / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\n,\n")
         with pytest.raises(InputError, match=f"{run}/{name} is damaged"):
             read(table, run)

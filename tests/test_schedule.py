@@ -7,7 +7,7 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, StepLR
 
 from cifarlib import Config
-from cifarlib.schedule import lr_at
+from cifarlib.training.schedule import lr_at
 
 EPOCHS = 80
 

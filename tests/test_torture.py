@@ -16,13 +16,17 @@ import pytest
 from services import until
 from torture import torture
 
-from cifarlib import batch, claim, execute, runs
-from cifarlib.batch import Slots, run_all
-from cifarlib.claim import Claim
-from cifarlib.config import Config, InputError, Options
-from cifarlib.execute import FAILED, OK, PREEMPTED
-from cifarlib.grid import Run
-from cifarlib.runs import read_record, write_failure, write_table
+from cifarlib.batch import kernel, runner
+from cifarlib.runs import claim, record, study
+from cifarlib.batch.resources import Slots
+from cifarlib.batch.runner import run_all
+from cifarlib.runs.claim import Claim
+from cifarlib.config import Config, Options
+from cifarlib.errors import InputError
+from cifarlib.batch.kernel import FAILED, OK, PREEMPTED
+from cifarlib.batch.grid import Run
+from cifarlib.runs.record import read_record, write_failure
+from cifarlib.runs.study import write_table
 
 CONFIG = Config(dataset="synthetic")
 SHOW_AND_SLEEP = """
@@ -34,7 +38,7 @@ time.sleep(seconds)
 CLAIM_AND_START = """
 import subprocess, sys
 from pathlib import Path
-from cifarlib.claim import Claim
+from cifarlib.runs.claim import Claim
 owned = Claim.take(Path(sys.argv[1]))
 print(subprocess.Popen(["sleep", "600"], pass_fds=[owned.lock], stdout=subprocess.DEVNULL).pid, flush=True)
 sys.stdin.read()
@@ -50,7 +54,7 @@ def test_a_short_torture():
 
 @pytest.fixture
 def notebook(tmp_path):
-    """Start `python -m cifarlib.execute` on a notebook that shows its folder and open files, and sleeps."""
+    """Start `python -m cifarlib.batch.kernel` on a notebook that shows its folder and open files, and sleeps."""
     cell = {"cell_type": "code", "execution_count": None, "metadata": {}, "outputs": [], "source": SHOW_AND_SLEEP}
     parameters = {**cell, "metadata": {"tags": ["parameters"]}, "source": "seconds = 0"}
     content = {"cells": [parameters, cell], "nbformat": 4, "nbformat_minor": 4,
@@ -60,7 +64,7 @@ def notebook(tmp_path):
     started = []
 
     def start(seconds, *arguments, lock=None):
-        command = [sys.executable, "-m", "cifarlib.execute", "../n.ipynb", "../out.ipynb", *map(str, arguments)]
+        command = [sys.executable, "-m", "cifarlib.batch.kernel", "../n.ipynb", "../out.ipynb", *map(str, arguments)]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                    cwd=tmp_path / "work", pass_fds=[lock] if lock else [])
         started.append(process)
@@ -156,7 +160,7 @@ def test_a_failed_run_that_another_runner_tries_again_at_once_is_still_reported(
         inner(self)
         (self.folder / "record.json").unlink()
 
-    monkeypatch.setattr(batch, "execute_run", fail)
+    monkeypatch.setattr(runner, "execute_run", fail)
     monkeypatch.setattr(Claim, "release", release)
     run_all([Run(CONFIG, (CONFIG,))], Options(executed_dir=str(tmp_path)), Slots(1, 1, ()))
     assert "no luck" in capsys.readouterr().out
@@ -164,15 +168,15 @@ def test_a_failed_run_that_another_runner_tries_again_at_once_is_still_reported(
 
 def test_a_run_that_another_runner_took_over_is_left_to_it(tmp_path, monkeypatch):
     folder = tmp_path / "single" / CONFIG.run_name
-    monkeypatch.setattr(batch, "execute_run", lambda *_: (folder / "claim.2").touch() or PREEMPTED)
+    monkeypatch.setattr(runner, "execute_run", lambda *_: (folder / "claim.2").touch() or PREEMPTED)
     options = Options(executed_dir=str(tmp_path))
     assert run_all([Run(CONFIG, (CONFIG,))], options, Slots(1, 1, ()), wait_for_others=False) == OK
     assert read_record(folder) is None
 
 
 def test_what_breaks_after_a_finished_record_does_not_undo_it(tmp_path):
-    runs.write_json(tmp_path / "record.json", {"status": "done"})
-    batch._outcome(FAILED, tmp_path, CONFIG, ["Kernel died"])
+    record.write_json(tmp_path / "record.json", {"status": "done"})
+    runner._outcome(FAILED, tmp_path, CONFIG, ["Kernel died"])
     assert read_record(tmp_path) == {"status": "done"}
 
 
@@ -180,12 +184,12 @@ def test_a_table_of_runs_lacks_no_record_that_came_while_it_was_written(tmp_path
     """Else the older table of two runners may be the one that stays."""
     write_failure(made(tmp_path / "a"), CONFIG, "")
 
-    def slow(folder, planned, inner=runs.table_rows):
+    def slow(folder, planned, inner=study.table_rows):
         if not (tmp_path / "b").exists():
             write_failure(made(tmp_path / "b"), CONFIG, "")
         return inner(folder, planned)
 
-    monkeypatch.setattr(runs, "table_rows", slow)
+    monkeypatch.setattr(study, "table_rows", slow)
     assert list(pandas.read_csv(write_table(tmp_path)).run) == ["a", "b"]
 
 
@@ -193,12 +197,12 @@ def test_a_record_that_goes_while_the_table_is_written_is_no_error(tmp_path, mon
     """Another runner tries the study's only run again."""
     write_failure(made(tmp_path / "a"), CONFIG, "")
 
-    def slow(folder, planned, inner=runs.table_rows):
+    def slow(folder, planned, inner=study.table_rows):
         rows = inner(folder, planned)
         (folder / "record.json").unlink()
         return rows
 
-    monkeypatch.setattr(runs, "table_rows", slow)
+    monkeypatch.setattr(study, "table_rows", slow)
     assert list(pandas.read_csv(write_table(tmp_path)).run) == ["a"]
 
 
@@ -211,7 +215,7 @@ def test_fail_fast_starts_nothing_after_the_first_failure(fail_fast, trained, tm
         write_failure(options.run_folder(run.config), run.config, "out of memory")
         return FAILED
 
-    monkeypatch.setattr(batch, "execute_run", fail)
+    monkeypatch.setattr(runner, "execute_run", fail)
     every = [Run(config, (config,)) for config in (CONFIG.replace(seed=seed) for seed in (1, 2, 3))]
     assert run_all(every, Options(executed_dir=str(tmp_path)), Slots(1, 1, ()), fail_fast=fail_fast) == FAILED
     assert len(started) == trained
@@ -229,8 +233,8 @@ def test_a_kernel_that_does_not_start_is_tried_again_one_that_began_is_not(failu
 
     monkeypatch.setitem(sys.modules, "rfc3987_syntax", None)  # as execute sets it; taken back afterwards
     monkeypatch.setattr(papermill, "execute_notebook", start)
-    monkeypatch.setattr(execute, "time", SimpleNamespace(sleep=lambda seconds: None))
-    assert execute.execute("n.ipynb", str(output), {}, str(tmp_path), []) == code
+    monkeypatch.setattr(kernel, "time", SimpleNamespace(sleep=lambda seconds: None))
+    assert kernel.execute("n.ipynb", str(output), {}, str(tmp_path), []) == code
     assert len(calls) == attempts
 
 
@@ -242,11 +246,11 @@ def test_one_foreign_record_stops_a_grid_before_it_starts_or_not_at_all(record, 
     def train_one(run, options, *_):
         trained.append(run.name)
         foreign.parent.mkdir(exist_ok=True)
-        runs.write_json(foreign, {"status": "done", **record})
+        record.write_json(foreign, {"status": "done", **record})
         write_failure(options.run_folder(run.config), run.config, "out of memory")
         return FAILED
 
-    monkeypatch.setattr(batch, "execute_run", train_one)
+    monkeypatch.setattr(runner, "execute_run", train_one)
     configs = [CONFIG.replace(seed=seed) for seed in (1, 2)]
     every, options, slots = [Run(config, (config,)) for config in configs], Options(executed_dir=str(tmp_path)), Slots(1, 1, ())
     with pytest.raises(InputError, match="old/record.json is not a run of this version"):

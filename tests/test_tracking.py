@@ -12,8 +12,9 @@ from conftest import tiny
 from wandb.proto.wandb_internal_pb2 import Record
 
 from cifarlib import build_model, fit
-from cifarlib.config import CLASSES, Options
-from cifarlib.tracking import Tracker
+from cifarlib.config import Options
+from cifarlib.parts import CIFAR10_CLASSES as CLASSES
+from cifarlib.training.tracking import Tracker
 
 RECORD = {"status": "done", "metrics": {"test_accuracy_terminal": 0.5, "test_loss_best_val_acc": None, "train_loss": 1.0}}
 

@@ -18,12 +18,17 @@ import torch.nn.functional as F
 from conftest import tiny
 from torch import nn
 
-from cifarlib import Config, InputError, augment, build_model, checkpoint, device, evaluate, evaluate_checkpoints, files, fit, load_cifar10, record, runs, train
-from cifarlib.config import CHECKPOINTS, CLASSES
-from cifarlib.history import History
-from cifarlib.metrics import Scores
-from cifarlib.optimizer import AdamW
-from cifarlib.record import finish_run
+from cifarlib import Config, InputError, build_model, evaluate, evaluate_checkpoints, fit, load_cifar10
+from cifarlib import device, files
+from cifarlib.data import augment
+from cifarlib.runs import record
+from cifarlib.training import checkpoint, finish, loop, recipe
+from cifarlib.config import CHECKPOINTS
+from cifarlib.parts import CIFAR10_CLASSES as CLASSES
+from cifarlib.runs.history import History
+from cifarlib.training.metrics import Scores
+from cifarlib.training.optimizers import AdamW
+from cifarlib.training.finish import finish_run
 
 MODELS = ["cnn", "resnet", "vit"]
 PROTOCOLS = ["corrected", "published"]
@@ -150,7 +155,7 @@ def test_convolutions_with_fewer_multiplications_train_the_same(model, sizes, lo
 def test_optimizer(model, protocol):
     config = tiny(model, protocol=protocol, weight_decay=0.25)
     network = build_model(config)
-    optimizer = train.make_optimizer(network, config)
+    optimizer = recipe.make_optimizer(network, config)
     assert type(optimizer) is AdamW and {group["lr"] for group in optimizer.param_groups} == {config.learning_rate}
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     for module in network.modules():
@@ -162,7 +167,7 @@ def test_optimizer(model, protocol):
 def test_published_cnn_takes_its_loss_of_the_softmax():
     """Its loss cannot fall below log(9 + e) - 1 = 1.46, however sure and right the model is."""
     logits, labels = 1000.0 * F.one_hot(torch.arange(10), 10), torch.arange(10)
-    losses = {(model, protocol): train.loss_of(logits, labels, Config(model=model, protocol=protocol)).item() for model in MODELS for protocol in PROTOCOLS}
+    losses = {(model, protocol): recipe.training_loss(logits, labels, Config(model=model, protocol=protocol)).item() for model in MODELS for protocol in PROTOCOLS}
     assert losses.pop(("cnn", "published")) == pytest.approx(math.log(9 + math.e) - 1)
     assert set(losses.values()) == {0.0}
 
@@ -181,8 +186,8 @@ def test_learns(model, load):
 def test_a_left_over_single_image_is_left_out(count, used, load):
     config = tiny("resnet", limit_train=count)
     splits, model = load(config), build_model(config)
-    optimizer = train.make_optimizer(model, config)
-    scores = train.Trainer(model, optimizer, splits.train, config, "fp32").train_epoch(0)
+    optimizer = recipe.make_optimizer(model, config)
+    scores = loop.Trainer(model, optimizer, splits.train, config, "fp32").train_epoch(0)
     assert scores.confusion.sum() == used
 
 
@@ -192,7 +197,7 @@ def test_without_a_graph_the_steps_are_the_same(load, capsys):
     splits, scores = load(config), []
     for capture in (False, True):
         model = build_model(config)
-        trainer = train.Trainer(model, train.make_optimizer(model, config), splits.train, config, "fp32")
+        trainer = loop.Trainer(model, recipe.make_optimizer(model, config), splits.train, config, "fp32")
         trainer.steps_to_capture = int(capture and not torch.cuda.is_available())
         scores.append([trainer.train_epoch(epoch).loss for epoch in range(2)])
     assert scores[0] == scores[1]
@@ -210,7 +215,7 @@ def test_without_cuda_no_other_accelerator_is_asked_for_streams(load, monkeypatc
 def test_the_loss_of_bf16_logits_is_taken_in_fp32(protocol):
     logits, labels = torch.randn(64, 10, generator=torch.Generator().manual_seed(1)).bfloat16(), torch.arange(64) % 10
     outputs = logits.float().softmax(dim=1) if protocol == "published" else logits.float()
-    assert torch.equal(train.loss_of(logits, labels, Config(model="cnn", protocol=protocol)), F.cross_entropy(outputs, labels))
+    assert torch.equal(recipe.training_loss(logits, labels, Config(model="cnn", protocol=protocol)), F.cross_entropy(outputs, labels))
 
 
 def test_bf16_is_close_to_fp32(load):
@@ -263,7 +268,7 @@ def test_evaluate_equals_a_single_batch(load, monkeypatch):
     split, model = load(config).test, build_model(config)
     fit(model, load(config), config)
     before = weights(model)
-    monkeypatch.setattr(train, "EVALUATION_BATCH", 33)
+    monkeypatch.setattr(loop, "EVALUATION_BATCH", 33)
     scores = evaluate(model, split, config)
     assert model.training and same(weights(model), before)
     logits = model.eval()(augment.normalize(split.images, split)).detach()
@@ -295,7 +300,7 @@ def scripted(monkeypatch):
             confusion[0, 0], confusion[0, 1] = right, 100 - right
             return Scores(float(loss), confusion)
 
-        monkeypatch.setattr(train, "evaluate", evaluate)
+        monkeypatch.setattr(loop, "evaluate", evaluate)
     return script
 
 
@@ -349,20 +354,20 @@ def test_checkpoints_are_tested_each_with_its_weights(load, tmp_path):
 def test_stored_logits_name_the_class_that_was_scored(tmp_path):
     logits = torch.tensor([[9.0001, 9.0003, 0], [-7.002, -7.0018, -7.0019]])
     assert logits.half().argmax(dim=1).tolist() != logits.argmax(dim=1).tolist()  # half precision alone would move them
-    record._write_predictions(tmp_path, {"terminal": Scores(0.0, torch.zeros(10, 10), logits, torch.tensor([1, 1]))})
+    finish._write_predictions(tmp_path, {"terminal": Scores(0.0, torch.zeros(10, 10), logits, torch.tensor([1, 1]))})
     stored = torch.from_numpy(np.load(tmp_path / "predictions.npz")["terminal"]).float()
     assert stored.argmax(dim=1).tolist() == [1, 1] and torch.allclose(stored.softmax(dim=1), logits.softmax(dim=1), atol=1e-3)
 
 
 def test_record_names_the_commit_that_training_began_with(load, tmp_path, monkeypatch):
     config = tiny()
-    runs.commit.cache_clear()
+    record.commit.cache_clear()
     commits = iter(["began", "", "ended", ""])
-    monkeypatch.setattr(runs.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, stdout=next(commits)))
+    monkeypatch.setattr(record.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, stdout=next(commits)))
     model, splits = build_model(config), load(config)
     history = fit(model, splits, config, tmp_path)
     assert finish_run(model, splits, config, tmp_path, history)["commit"] == "began"
-    runs.commit.cache_clear()
+    record.commit.cache_clear()
 
 
 def test_history_is_a_table_with_the_published_columns(load, tmp_path):
@@ -422,14 +427,14 @@ BATCHES = 4  # losses an epoch: three of training, one of validation
 def at_loss(monkeypatch):
     """Does something just before the n-th loss of the process is computed: in the middle of an epoch."""
     def plan(number, action):
-        count, loss_of = iter(range(1, 1000)), train.loss_of
+        count, loss_of = iter(range(1, 1000)), recipe.training_loss
 
         def counted(*arguments):
             if next(count) == number:
                 action()
             return loss_of(*arguments)
 
-        monkeypatch.setattr(train, "loss_of", counted)
+        monkeypatch.setattr(recipe, "loss_of", counted)
     return plan
 
 
@@ -563,7 +568,7 @@ def test_best_weights_are_those_of_an_epoch_that_counts(load, tmp_path, monkeypa
         run(INTERRUPTED, load(INTERRUPTED), tmp_path)
     assert not (tmp_path / "best_val_acc.pt").exists()
     with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(train.Trainer, "train_epoch", crash)
+        patch.setattr(loop.Trainer, "train_epoch", crash)
         run(INTERRUPTED, load(INTERRUPTED), tmp_path)
     first = torch.load(tmp_path / "last.pt", weights_only=True)["model"]
     best = torch.load(tmp_path / "best_val_acc.pt", weights_only=True)
@@ -572,10 +577,10 @@ def test_best_weights_are_those_of_an_epoch_that_counts(load, tmp_path, monkeypa
 
 KILLED = """
 import os, pickle, signal, sys
-from cifarlib import build_model, fit, train
+from cifarlib import build_model, fit
 config, splits, folder, number = pickle.load(open(sys.argv[1], "rb"))
-calls, loss_of = iter(range(1, 1000)), train.loss_of
-train.loss_of = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL) if next(calls) == number else loss_of(*arguments)
+calls, loss_of = iter(range(1, 1000)), recipe.training_loss
+recipe.training_loss = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL) if next(calls) == number else loss_of(*arguments)
 fit(build_model(config), splits, config, folder)
 """
 
@@ -605,7 +610,7 @@ def contents(folder):
 def test_finished_run_is_only_read_back(finished, monkeypatch):
     config, splits, folder, history, state = finished
     before = contents(folder)
-    monkeypatch.setattr(train.Trainer, "train_epoch", lambda *_: pytest.fail("there is nothing left to train"))
+    monkeypatch.setattr(loop.Trainer, "train_epoch", lambda *_: pytest.fail("there is nothing left to train"))
     again, other_state = run(config, splits, folder, on_epoch=lambda history: pytest.fail("no epoch"))
     assert again == history and same(other_state, state) and contents(folder) == before
 
@@ -614,7 +619,7 @@ def test_stopped_early_is_finished_too(scripted, load, tmp_path, monkeypatch):
     scripted([1, 2, 3])
     config = tiny(epochs=9, early_stopping_patience=1)
     history, _ = run(config, load(config), tmp_path)
-    monkeypatch.setattr(train.Trainer, "train_epoch", lambda *_: pytest.fail("there is nothing left to train"))
+    monkeypatch.setattr(loop.Trainer, "train_epoch", lambda *_: pytest.fail("there is nothing left to train"))
     assert len(history.rows) == 2 and str(run(config, load(config), tmp_path)[0]) == str(history)  # some classes are NaN
 
 
@@ -624,7 +629,7 @@ def test_finished_run_may_have_kept_few_or_no_weights(kept, finished, monkeypatc
     for name in {*CHECKPOINTS} - {*kept}:
         (folder / f"{name}.pt").unlink()
     (folder / "record.json").write_text('{"status": "done"}')
-    monkeypatch.setattr(train.Trainer, "train_epoch", lambda *_: pytest.fail("there is nothing left to train"))
+    monkeypatch.setattr(loop.Trainer, "train_epoch", lambda *_: pytest.fail("there is nothing left to train"))
     assert run(config, splits, folder)[0] == history
 
 
@@ -647,11 +652,11 @@ def test_a_damaged_plan_is_one_line(finished):
 def test_a_damaged_record_is_one_line_and_nothing_is_trained_over_it(content, finished, monkeypatch):
     config, splits, folder, *_ = finished
     (folder / "record.json").write_text(content)
-    monkeypatch.setattr(train.Trainer, "train_epoch", lambda *_: pytest.fail("it may have been finished"))
+    monkeypatch.setattr(loop.Trainer, "train_epoch", lambda *_: pytest.fail("it may have been finished"))
     with pytest.raises(InputError, match="record.json is damaged, .* restore it"):
         run(config, splits, folder)
     with pytest.raises(InputError, match="record.json is damaged"):
-        runs.status_of(folder)
+        record.status_of(folder)
 
 
 @pytest.mark.parametrize("name, content", [("last.pt", b""), ("terminal.pt", b"PK half of it"), ("history.csv", b"epoch;train_loss\n1;2.0\n")])
@@ -660,8 +665,8 @@ def test_damaged_files_to_go_on_from_are_named(name, content, finished):
     (folder / name).write_bytes(content)
     with pytest.raises(InputError, match=f"{name} is damaged"):
         run(config, splits, folder)
-    runs.write_failure(folder, config, "broke off")
-    assert runs.recorded(folder, "status") == "failed"
+    record.write_failure(folder, config, "broke off")
+    assert record.recorded(folder, "status") == "failed"
 
 
 def test_without_resume_it_starts_anew(finished):

@@ -44,7 +44,7 @@ rows: [{{seed: 0, gamma: [0.95, 0.97]}}, {{seed: {seeds}}}]  # the first two sha
 TRACE = f"""
 import fcntl
 import os
-from cifarlib import record as record_module, train as train_module
+from cifarlib.training import finish, loop
 
 torch.set_num_threads(1)
 place = os.path.join(os.environ["{MARK}"], "trace", config.run_name)
@@ -53,15 +53,15 @@ lock, log = (os.open(place + suffix, os.O_CREAT | os.O_APPEND | os.O_RDWR) for s
 def note(event, epoch=0):
     os.write(log, f"{{os.getpid()}} {{event}} {{epoch}}\\n".encode())
 
-def traced_epoch(trainer, epoch, inner=train_module.Trainer.train_epoch):
+def traced_epoch(trainer, epoch, inner=loop.Trainer.train_epoch):
     note("begins", epoch + 1)
     return inner(trainer, epoch)
 
-def traced_keep(store, model, optimizer, history, inner=train_module.Store.keep):
+def traced_keep(store, model, optimizer, history, inner=loop.Store.keep):
     inner(store, model, optimizer, history)
     note("kept", len(history.rows))
 
-def traced_finish(*arguments, inner=record_module.finish_run):
+def traced_finish(*arguments, inner=finish.finish_run):
     record = inner(*arguments)
     note("finished")
     return record
@@ -71,8 +71,8 @@ try:
     note("opened")
 except BlockingIOError:
     note("second")
-train_module.Trainer.train_epoch, train_module.Store.keep = traced_epoch, traced_keep
-record_module.finish_run = traced_finish
+loop.Trainer.train_epoch, loop.Store.keep = traced_epoch, traced_keep
+finish.finish_run = traced_finish
 """
 
 
@@ -242,7 +242,7 @@ class Process:
 
 def processes(folder: Path) -> dict[int, Process]:
     """The living processes that a round started, by process id: they carry its folder in their environment."""
-    kinds = {"cifarlib": "runner", "cifarlib.execute": "child", "ipykernel_launcher": "kernel"}
+    kinds = {"cifarlib": "runner", "cifarlib.batch.kernel": "child", "ipykernel_launcher": "kernel"}
     found = {}
     for path in Path("/proc").glob("[0-9]*"):
         try:

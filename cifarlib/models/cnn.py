@@ -5,8 +5,7 @@ Source: the architecture of the published CNNBasic (13,243,146 parameters).
 
 from torch import Tensor, nn
 
-from .conv import Conv2d
-from .head import Head
+from .layers import Conv2d, Head
 
 
 def conv_block(in_channels: int, mid_channels: int, out_channels: int) -> list[nn.Module]:
@@ -19,19 +18,19 @@ def conv_block(in_channels: int, mid_channels: int, out_channels: int) -> list[n
 
 
 class CNN(nn.Module):
-    """Images (B, 3, 32, 32) to logits (B, 10).
+    """Images (B, 3, 32, 32) to logits (B, classes).
 
     channels: of the six convolutions; hidden: widths of the dense layers before the last; dropout: probability.
     """
 
     def __init__(self, channels: tuple[int, ...] = (48, 96, 192, 256, 512, 512), hidden: tuple[int, ...] = (1024, 512, 256),
-                 dropout: float = 0.15):
+                 dropout: float = 0.15, classes: int = 10):
         super().__init__()
         a, b, c, d, e, f = channels
         self.features = nn.Sequential(*conv_block(3, a, b), *conv_block(b, c, d), *conv_block(d, e, f), nn.Dropout(dropout))
         widths = [f * 4 * 4, *hidden]
         dense = [layer for n, m in zip(widths, hidden) for layer in (nn.Linear(n, m), nn.GELU(), nn.Dropout(dropout))]
-        self.classifier = nn.Sequential(*dense, Head(widths[-1]))
+        self.classifier = nn.Sequential(*dense, Head(widths[-1], classes))
 
     def forward(self, images: Tensor) -> Tensor:
         maps = self.features(images)  # (B, 512, 4, 4)

@@ -7,8 +7,7 @@ published variant (11,186,442 parameters).
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .conv import Conv2d
-from .head import Head
+from .layers import Conv2d, Head
 
 
 class BasicBlock(nn.Module):
@@ -28,12 +27,13 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images (B, 3, 32, 32) to logits (B, 10).
+    """Images (B, 3, 32, 32) to logits (B, classes).
 
     widths: channels of the stages, 8 or more; depths: blocks in each, 1 or more. Raises ValueError for less.
     """
 
-    def __init__(self, widths: tuple[int, ...] = (64, 128, 256, 512), depths: tuple[int, ...] = (2, 2, 2, 2)):
+    def __init__(self, widths: tuple[int, ...] = (64, 128, 256, 512), depths: tuple[int, ...] = (2, 2, 2, 2),
+                 classes: int = 10):
         super().__init__()
         if min(widths) < 8:
             # oneDNN writes past its memory in strided 1x1 convolutions of fewer channels (torch 2.14 on processors with AVX2).
@@ -51,7 +51,7 @@ class ResNet(nn.Module):
             in_channels = width
         self.stages = nn.Sequential(*stages)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = Head(in_channels)
+        self.fc = Head(in_channels, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         maps = self.stem(images)  # (B, 64, 8, 8)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .head import Head
+from .layers import Head
 
 
 class Attention(nn.Module):
@@ -42,13 +42,14 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """Images (B, 3, 32, 32) to logits (B, 10).
+    """Images (B, 3, 32, 32) to logits (B, classes).
 
     patch: side of a patch in pixels; dim: width of a token; depth: blocks; heads of head_dim each; mlp_dim: feed-forward width.
     Raises ValueError for a dim that sine and cosine in x and y can't share, and for sizes of nothing.
     """
 
-    def __init__(self, patch: int = 4, dim: int = 2048, depth: int = 8, heads: int = 6, head_dim: int = 64, mlp_dim: int = 2048):
+    def __init__(self, patch: int = 4, dim: int = 2048, depth: int = 8, heads: int = 6, head_dim: int = 64, mlp_dim: int = 2048,
+                 classes: int = 10):
         super().__init__()
         if dim < 8 or dim % 4:
             raise ValueError("dim must be a multiple of 4, 8 or more")
@@ -60,7 +61,7 @@ class ViT(nn.Module):
         self.register_buffer("positions", sincos_positions(32 // patch, dim), persistent=False)
         self.blocks = nn.Sequential(*(Block(dim, heads, head_dim, mlp_dim) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim)
-        self.head = Head(dim)
+        self.head = Head(dim, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         p = self.patch

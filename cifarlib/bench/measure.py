@@ -1,0 +1,247 @@
+"""How fast training is: beside a plain reference, beside the machine's own limits, and what a run costs besides.
+
+Ratios are of times taken in turn, so that whatever else the machine does meets both.
+"""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from functools import partial
+
+import nbformat
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..batch.launch import ALLOCATOR, notebook_path
+from ..config import Config
+from ..data import augment
+from ..data.splits import Splits, load_cifar10
+from ..device import autocast, describe, pick_device, pick_precision
+from ..files import NOTEBOOK
+from ..models import build_model
+from ..parts import architecture
+from ..runs.record import commit
+from ..training.loop import Trainer, evaluate
+from ..training.recipe import make_optimizer
+from ..words import counted
+from .reference import Reference
+
+
+def bench_config(model: str, device: str = "auto", share: float = 1.0, **settings) -> Config:
+    """The configuration to measure: augmentation on, batches of 256 or of all images, `share` of the usual number of images."""
+    config = Config(model=model, device=device, augmentation=True, **settings)
+    images = max(8, int(architecture(model).bench_images[pick_device(device).type == "cuda"] * share))
+    return config.replace(batch_size=min(256, images), limit_train=images, limit_val=max(2, images // 4), limit_test=2)
+
+
+class Ours:
+    """Training as `fit` does it."""
+
+    def __init__(self, splits: Splits, config: Config):
+        self.splits, self.config, self.number = splits, config, 0
+        device = splits.train.images.device
+        self.model = build_model(config).to(device, memory_format=torch.channels_last)
+        self.trainer = Trainer(self.model, make_optimizer(self.model, config), splits.train, config,
+                               pick_precision(config.precision, device))
+
+    def epoch(self) -> None:
+        """Train on all training images and validate."""
+        self.trainer.train_epoch(self.number)
+        evaluate(self.model, self.splits.validation, self.config)
+        self.number += 1
+
+
+def measure(config: Config, rounds: int) -> dict:
+    """Ours against the reference, taken in turn `rounds` times after a round of warming up.
+
+    images_per_second: training images by the seconds of training on and validating; ratio: ours over the reference, of each round.
+    The reference has a process of its own, without what our runs set for the allocator of theirs.
+    """
+    splits = load_cifar10(config)
+    ours, count = Ours(splits, config), len(splits.train)
+    with _plain_process(config) as reference:
+        taken = [(reference.submit(_reference_epoch).result(), _seconds(ours.epoch)) for _ in range(rounds + 1)][1:]  # without the warm-up
+    speeds = {"reference": [count / theirs for theirs, _ in taken], "ours": [count / mine for _, mine in taken]}
+    return {"images": count, "batch_size": config.batch_size, "precision": ours.trainer.precision, "images_per_second": speeds,
+            "ratio": [theirs / mine for theirs, mine in taken],
+            "gflop_per_image": flops(config) / 1e9, "loader_share": _loader_share(ours), "waits_per_epoch": _waits(ours)}
+
+
+def flops(config: Config, count: int = 16) -> float:
+    """Multiplications and additions to train on an image and validate a quarter of one, as our models compute them there.
+
+    count: images of the batch, which share what is done once a batch.
+    """
+    device = pick_device(config.device)
+    model, images = build_model(config).to(device), torch.zeros(count, 3, 32, 32, device=device)
+    # The counter doesn't know the other kernels of attention on a CPU.
+    with sdpa_kernel(SDPBackend.MATH), autocast(device, pick_precision(config.precision, device)):
+        with FlopCounterMode(display=False) as training:
+            model(images).sum().backward()
+        with FlopCounterMode(display=False) as validation, torch.no_grad():
+            model.eval()(images)
+    return (training.get_total_flops() + validation.get_total_flops() / 4) / count
+
+
+def limits(device: torch.device) -> dict:
+    """The machine's own best: matrix products in GFLOP/s, by precision, and copies in GB/s (read and written), each tried for a second."""
+    size = 8192 if device.type == "cuda" else 1024
+    best = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        best[name] = 2 * size**3 / _best(lambda: a @ b, device, 1.0) / 1e9
+    block = torch.zeros(2**28 if device.type == "cuda" else 2**26, device=device)  # larger than any cache
+    other = torch.empty_like(block)
+    best["copy"] = 2 * block.nbytes / _best(lambda: other.copy_(block), device, 1.0) / 1e9
+    return best
+
+
+def at_once(config: Config, ways: list[tuple[int, int]], seconds: float) -> list[dict]:
+    """Images a second that several runs train together, for each (runs, threads of each) of `ways`, tried for `seconds`.
+
+    The first way that breaks off, mostly for want of memory, ends the list with a line.
+    """
+    torch.cuda.empty_cache()  # what this process no longer uses
+    found = []
+    for runs, threads in ways:
+        try:
+            found.append({"runs": runs, "threads": threads, "images_per_second": _together(config, runs, threads, seconds)})
+        except (RuntimeError, OSError) as error:
+            print(f"{counted(runs, 'run')} at a time broke off ({type(error).__name__}); more are not tried")
+            break
+    return found
+
+
+def usual_ways(device: torch.device) -> list[tuple[int, int]]:
+    """(runs, threads) worth trying: on a CPU from one run on all cores to a run on each; on a GPU up to eight runs."""
+    cores = os.cpu_count() or 1
+    runs = [1, 2, 4, 8] if device.type == "cuda" else [n for n in (2**k for k in range(cores.bit_length())) if cores % n == 0]
+    return [(n, max(1, cores // n)) for n in runs]
+
+
+def start_up(rounds: int, **settings) -> dict:
+    """Seconds of papermill, process and kernel for a notebook of the experiment's imports alone, and for a tiny run of the experiment."""
+    source = nbformat.read(notebook_path(NOTEBOOK), 4)
+    lines = [line for cell in source.cells if cell.cell_type == "code" for line in cell.source.splitlines()]
+    source.cells = [nbformat.v4.new_code_cell("\n".join(line for line in lines if line.startswith(("import ", "from "))))]
+    tiny = {"model_args": {"widths": [8, 8, 8, 8]}, "epochs": 1, "batch_size": 32, "limit_train": 64, "limit_val": 64, "limit_test": 64,
+            "wandb_mode": "disabled", **settings}
+    seconds = {"imports": [], "tiny_run": []}
+    with tempfile.TemporaryDirectory() as folder:
+        nbformat.write(source, f"{folder}/imports.ipynb")
+        for number in range(rounds):
+            for name, notebook, values in (("imports", f"{folder}/imports.ipynb", {}),
+                                           ("tiny_run", notebook_path(NOTEBOOK), {**tiny, "executed_dir": f"{folder}/{number}"})):
+                command = [sys.executable, "-m", "cifarlib.batch.kernel", str(notebook), f"{folder}/out.ipynb"]
+                seconds[name].append(_seconds(partial(subprocess.run, command, input=json.dumps(values), text=True, check=True,
+                                                      capture_output=True)))
+    return seconds
+
+
+def conditions(config: Config) -> dict:
+    """Where and with what the measurements were taken."""
+    device = pick_device(config.device)
+    return {"device": describe(device), "cores": os.cpu_count(), "torch": torch.__version__, "commit": commit(),
+            "dataset": load_cifar10(config).dataset, "kept_memory": "MALLOC_TRIM_THRESHOLD_" in os.environ,
+            "date": datetime.now(timezone.utc).date().isoformat()}
+
+
+@contextmanager
+def _plain_process(config: Config):
+    """A pool of one process for `_reference_epoch`."""
+    kept = {name: os.environ.pop(name) for name in ALLOCATOR if name in os.environ}
+    try:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _make_reference, (config,)) as pool:
+            yield pool
+    finally:
+        os.environ.update(kept)
+
+
+def _make_reference(config: Config) -> None:
+    """In the reference's process."""
+    global _reference
+    _reference = Reference(load_cifar10(config), config)
+
+
+def _reference_epoch() -> float:
+    """In the reference's process: the seconds of an epoch."""
+    return _seconds(_reference.epoch)
+
+
+def _seconds(work) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _best(work, device: torch.device, seconds: float) -> float:
+    """The shortest of as many tries as `seconds` allow."""
+    def finished():
+        work()
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+
+    finished()
+    end, times = time.perf_counter() + seconds, []
+    while not times or time.perf_counter() < end:
+        times.append(_seconds(finished))
+    return min(times)
+
+
+def _loader_share(ours: Ours) -> float:
+    """The part of an epoch of training that goes into the images: drawing, augmenting, normalizing."""
+    trainer = ours.trainer
+
+    def images():
+        trainer.begin(0)
+        for start in range(0, len(trainer.order), trainer.config.batch_size):
+            places = slice(start, start + trainer.config.batch_size)
+            pixels = augment.augmented(trainer.packed, trainer.order[places], trainer.draws[places])
+            augment.normalize(augment.unpack(pixels), trainer.split)
+
+    return _best(images, trainer.device, 0.5) / _seconds(lambda: trainer.train_epoch(0))
+
+
+def _waits(ours: Ours) -> int | None:
+    """How often the host waits for the GPU in an epoch with its validation; None on a CPU, which has nothing to wait for."""
+    if ours.trainer.device.type != "cuda":
+        return None
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            ours.epoch()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("called a synchronizing" in str(warning.message) for warning in caught)
+
+
+def _together(config: Config, runs: int, threads: int, seconds: float) -> float:
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, ProcessPoolExecutor(runs, context) as pool:
+        return sum(pool.map(partial(_train_for, config, threads, manager.Barrier(runs)), [seconds] * runs))
+
+
+def _train_for(config: Config, threads: int, barrier, seconds: float) -> float:
+    """In a process of its own: train for some seconds, beginning when the others do; images per second."""
+    torch.set_num_threads(threads)
+    try:
+        ours = Ours(load_cifar10(config), config)
+        ours.epoch()
+    except BaseException:
+        barrier.abort()  # nobody has to wait
+        raise
+    barrier.wait(timeout=600)
+    started, before = time.perf_counter(), ours.number
+    while time.perf_counter() < started + seconds:
+        ours.epoch()
+    return (ours.number - before) * len(ours.splits.train) / (time.perf_counter() - started)

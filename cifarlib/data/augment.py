@@ -1,0 +1,110 @@
+"""Random flip, rotation and crop of a whole batch as one gather, pixel for pixel what torchvision does image by image.
+
+torchvision rotates about the image's centre with nearest sampling: it takes cos and sin in double, rounds them to float32, maps
+each output pixel to a place in the source and rounds that half to even. The same float32 operations in the same order are done
+here for all images at once; scaling by powers of two is exact, so it is moved to where it costs nothing.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .splits import Split
+
+PADDING = 4  # of the random crop, in pixels
+MAX_ANGLE = 15.0  # degrees, either way
+SIDE = 34  # an image with its frame of one black pixel: whatever falls outside is read from the frame
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random choices for N images; each field has shape (N,).
+
+    flip: bool; cos, sin: float32, of the rotation; top, left: int64 in 0..8, the crop's place in the padded image.
+    """
+
+    flip: Tensor
+    cos: Tensor
+    sin: Tensor
+    top: Tensor
+    left: Tensor
+
+    @classmethod
+    def of(cls, flip: Tensor, angle: Tensor, top: Tensor, left: Tensor) -> "Draws":
+        """From angles in degrees, counter-clockwise, float64."""
+        radians = torch.deg2rad(-angle)
+        return cls(flip, radians.cos().float(), radians.sin().float(), top, left)
+
+    def __getitem__(self, index) -> "Draws":
+        return Draws(*(choice[index] for choice in vars(self).values()))
+
+    def to(self, device: torch.device) -> "Draws":
+        return Draws(*(choice.to(device) for choice in vars(self).values()))
+
+    def copy_(self, other: "Draws") -> None:
+        """Take over the choices of as many images, in place."""
+        for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True):
+            mine.copy_(theirs)
+
+
+def draw(count: int, generator: torch.Generator) -> Draws:
+    """Flip with p 0.5, an angle in +-15 degrees and a crop, drawn for each of `count` images.
+
+    Drawn on the CPU even when training on a GPU: a seed then gives the same augmentation on every device.
+    """
+    flip = torch.rand(count, generator=generator) < 0.5
+    angle = torch.empty(count, dtype=torch.float64).uniform_(-MAX_ANGLE, MAX_ANGLE, generator=generator)
+    top, left = torch.randint(0, 2 * PADDING + 1, (2, count), generator=generator)
+    return Draws.of(flip, angle, top, left)
+
+
+def pack(images: Tensor) -> Tensor:
+    """uint8 (N, 3, 32, 32) as int32 (N, 34*34): a pixel's three bytes in one word, so that a gather moves them together."""
+    packed = images.new_zeros(len(images), SIDE, SIDE, 4)
+    packed[:, 1:-1, 1:-1, :3] = images.permute(0, 2, 3, 1)
+    return packed.view(torch.int32).view(len(images), SIDE * SIDE)
+
+
+def unpack(pixels: Tensor) -> Tensor:
+    """int32 (B, 32*32) packed pixels as uint8 (B, 3, 32, 32)."""
+    return pixels.view(torch.uint8).view(-1, 32 * 32, 4)[..., :3].permute(0, 2, 1).contiguous().view(-1, 3, 32, 32)
+
+
+def normalize(images: Tensor, split: Split) -> Tensor:
+    """uint8 (B, 3, 32, 32) as float32 with the split's mean and standard deviation taken out."""
+    scale, shift = 1 / (255 * split.std), split.mean / split.std
+    return images.float().mul_(scale[:, None, None]).sub_(shift[:, None, None])
+
+
+def source_pixels(draws: Draws) -> Tensor:
+    """Which pixel of its framed image each output pixel shows, as int32 (B, 32*32) into the 34*34; the frame is black."""
+    device = draws.flip.device
+    cos, sin = draws.cos[:, None], draws.sin[:, None]  # (B, 1)
+    pixel = torch.arange(-PADDING, 32 - PADDING, device=device)
+    y, x = pixel + draws.top[:, None], pixel + draws.left[:, None]  # (B, 32): rows and columns of the rotated image
+    # A place outside the rotated image is sent far away, where the clamp below finds the frame.
+    far_x, far_y = 1e4 * ((x < 0) | (x > 31)), 1e4 * ((y < 0) | (y > 31))
+    x, y = x - 15.5, y - 15.5
+    column = _to_source((x * cos + far_x)[:, None, :], (y * sin + far_y)[:, :, None])  # (B, 32, 32)
+    row = _to_source((x * -sin)[:, None, :], (y * cos)[:, :, None])
+    # The flip comes before the rotation: it mirrors the column that is read.
+    sign, offset = torch.where(draws.flip, -1.0, 1.0), torch.where(draws.flip, 32.0, 1.0)
+    column.mul_(sign[:, None, None]).add_(offset[:, None, None])
+    return row.add_(1).mul_(SIDE).add_(column).to(torch.int32).view(-1, 32 * 32)
+
+
+def _to_source(a: Tensor, b: Tensor) -> Tensor:
+    """torchvision's ((g + 1) * 32 - 1) / 2 with g = (a + b) / 16, rounded half to even, kept within the frame."""
+    return (a + b).add_(16).sub_(0.5).round_().clamp_(-1, 32)
+
+
+def augmented(packed: Tensor, chosen: Tensor, draws: Draws) -> Tensor:
+    """Images `chosen` (B,) of `packed`, each with its own draw, as packed pixels int32 (B, 32*32)."""
+    places = source_pixels(draws).add_(chosen.to(torch.int32)[:, None], alpha=SIDE * SIDE)
+    return packed.view(-1).index_select(0, places.view(-1)).view(-1, 32 * 32)
+
+
+def plain(packed: Tensor, chosen: Tensor) -> Tensor:
+    """Images `chosen` (B,) of `packed` as they are, as packed pixels int32 (B, 32*32)."""
+    return packed.view(-1, SIDE, SIDE)[chosen][:, 1:-1, 1:-1].reshape(-1, 32 * 32)

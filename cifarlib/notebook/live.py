@@ -1,0 +1,76 @@
+"""A run shown while it trains, and its scores."""
+
+import os
+import time
+
+import pandas
+from IPython.display import display
+
+from ..config import CHECKPOINTS, Config
+from ..results.figures.one_run import learning_curves
+from ..runs.history import History
+
+
+class Live:
+    """Shows a run as it trains: in JupyterLab a bar of epochs and one figure that is redrawn, elsewhere a line an epoch.
+
+    A context around the training, called with the history after every epoch.
+    """
+
+    def __init__(self, config: Config):
+        self.config, self.bar, self.handle, self.next_drawing = config, None, None, 0.0
+        if "JPY_SESSION_NAME" in os.environ:  # Jupyter's server sets it for kernels that a person looks at
+            from tqdm.notebook import tqdm  # its widgets would only delay a run that nobody looks at
+
+            self.bar = tqdm(total=config.epochs, unit="epoch")
+
+    def __enter__(self) -> "Live":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self.bar is None:
+            return
+        if self.bar.n == 0:  # nothing was trained: the run was finished already
+            self.bar.container.layout.display = "none"
+        self.bar.close()
+
+    def __call__(self, history: History) -> None:
+        if self.bar is None:
+            print(epoch_line(history.last, self.config.epochs), flush=True)
+            return
+        self._advance(history)
+        if history.finished(self.config) or time.monotonic() >= self.next_drawing:
+            self._draw(history)
+
+    def _advance(self, history: History) -> None:
+        if self.bar.n == 0:
+            self.bar.initial = self.bar.n = len(history.rows) - 1  # epochs of an earlier session don't count for the speed
+        self.bar.update()
+        row = history.last
+        self.bar.set_postfix({name: f"{row[name]:.3f}" for name in ("train_accuracy", "val_accuracy") if name in row})
+
+    def _draw(self, history: History) -> None:
+        started = time.monotonic()
+        figure = learning_curves(history.frame())
+        if self.handle is None:
+            self.handle = display(figure, display_id=True)
+        else:
+            self.handle.update(figure)
+        now = time.monotonic()
+        self.next_drawing = now + 20 * (now - started)  # at most a twentieth of the time goes into drawing
+
+
+def epoch_line(row: dict, epochs: int) -> str:
+    """An epoch in one line of a log."""
+    text = f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  lr {row['learning_rate']:.2e}"
+    text += f"  train loss {row['train_loss']:.4f} acc {row['train_accuracy']:.4f}"
+    if "val_loss" in row:
+        text += f"  val loss {row['val_loss']:.4f} acc {row['val_accuracy']:.4f}"
+    return text + f"  {row['seconds']:.1f} s"
+
+
+def score_table(record: dict) -> pandas.DataFrame:
+    """Validation and test metrics of the three checkpoints, a row each."""
+    columns = ("epoch", "val_accuracy", "val_loss", "test_accuracy", "test_per_class_accuracy", "test_loss")
+    rows = {name: {column: record["metrics"].get(f"{column}_{name}") for column in columns} for name in CHECKPOINTS}
+    return pandas.DataFrame.from_dict(rows, orient="index").round(4)

@@ -1,0 +1,100 @@
+"""What the charts share: colours, titles, axes, and how they are saved."""
+
+import textwrap
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+from PIL import Image
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ...parts import ARCHITECTURES
+from ..table import Table
+
+COLOURS = {name: row.colour for name, row in ARCHITECTURES.items()}
+MARKERS = {name: row.marker for name, row in ARCHITECTURES.items()}
+TRAIN, VALIDATION, GREY, LIGHT = "#56B4E9", "#D55E00", "#666666", "#DDDDDD"
+STYLE = {"font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8,
+         "xtick.labelsize": 8, "ytick.labelsize": 8, "axes.spines.top": False, "axes.spines.right": False,
+         "axes.axisbelow": True,
+         "axes.grid": True, "grid.color": "#E6E6E6", "legend.frameon": False, "hatch.color": "white",
+         "hatch.linewidth": 0.8,
+         "svg.hashsalt": "cifarlib", "figure.dpi": 100}
+WIDTH = 10  # inches
+styled = matplotlib.rc_context(STYLE)  # decorates a function that draws with STYLE and leaves the caller's settings alone
+
+
+@styled
+def save(figure: Figure, folder: str | Path, name: str) -> Path:
+    """Write NAME.png and NAME.svg and return the first: the same figure gives the same bytes (no date, a fixed salt for the SVG's ids)."""
+    png, svg = (Path(folder) / f"{name}.{kind}" for kind in ("png", "svg"))
+    png.parent.mkdir(parents=True, exist_ok=True)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:  # the layout's last digits differ from run to run, and the SVG's ids with them
+        axes.set_position(np.round(axes.get_position(original=True).bounds, 6))
+    figure.savefig(png, dpi=120, metadata={"Software": None})
+    with Image.open(png) as picture:  # 256 colours look the same at a third of the size
+        picture.convert("RGB").quantize(method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(png, optimize=True)
+    figure.savefig(svg, metadata={"Date": None, "Creator": None})
+    return png
+
+
+def new_figure(height: float, rows: int = 1, columns: int = 1, width: float = WIDTH, **options):
+    """(figure, its axes); the figure is closed in pyplot at once, so no notebook shows it twice."""
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **options)
+    plt.close(figure)
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
+    return figure, axes
+
+
+def titled(figure: Figure, title: str, note: str = "", table: Table | None = None) -> Figure:
+    characters = int(figure.get_size_inches()[0] * 9.6)
+    title = ("SYNTHETIC DATA, NOT CIFAR-10. " if table and table.synthetic else "") + title[0].upper() + title[1:]
+    figure.suptitle(_wrapped(title, characters), x=0.01, ha="left", fontsize=11.5, fontweight="bold")
+    if note:
+        figure.supxlabel(_wrapped(note[0].upper() + note[1:], int(characters * 1.75)), x=0.01, ha="left", fontsize=7.5, color=GREY)
+    return figure
+
+
+def _wrapped(text: str, most: int) -> str:
+    """Lines of about equal length: no last line with a single word."""
+    lines = len(textwrap.wrap(text, most))
+    return next(textwrap.fill(text, width) for width in range(max(1, len(text) // lines), most + 1) if len(textwrap.wrap(text, width)) == lines)
+
+
+def percent_ticks(*sides, ticks: int = 5) -> None:
+    """Round percentages, with the decimals they need, on the given x or y axes."""
+    for side in sides:
+        side.set_major_locator(MaxNLocator(ticks, steps=(1, 2, 5, 10)))
+        side.set_major_formatter(lambda value, _: f"{round(100 * value, 6):g}%")
+
+
+def legend_above(axis) -> None:
+    """In one line above the axes, where no point can lie."""
+    axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2)
+
+
+def jitter(n: int) -> np.ndarray:
+    """The same sideways shifts each time, none for up to three points."""
+    return np.random.default_rng(0).uniform(-0.27, 0.27, n) if n > 3 else np.zeros(n)
+
+
+def whiskers(values, low, high) -> np.ndarray:
+    """Lengths below and above, as errorbar takes them; where an interval ends at its value, rounding would make one negative."""
+    return np.maximum([values - low, high - values], 0)
+
+
+def log_ticks(axis) -> None:
+    """Plain numbers on a log axis, at least three of them."""
+    low, high = axis.get_xlim()
+    powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    for ticks in (powers, np.outer(powers, (1, 3)).ravel(), np.outer(powers, (1, 2, 5)).ravel(),
+                  MaxNLocator(4).tick_values(low, high)):
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) >= 3:
+            break
+    axis.set_xticks(ticks, [f"{t / 1e6:.4g}M" if t >= 1e6 else f"{t / 1e3:.4g}k" if t >= 1e4 else f"{t:.4g}" for t in ticks])
+    axis.minorticks_off()

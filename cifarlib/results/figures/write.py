@@ -1,0 +1,50 @@
+"""All the charts of a table of runs, written to a folder."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from .. import ranking
+from ..table import LABELS, Table
+from . import best, knobs, one_run
+from .style import save
+
+PER_MODEL = {"top5": best.top5, "knobs": knobs.scores_by_knob, "heatmap": knobs.heatmap, "learning_curves": one_run.curves_of_best,
+             "confusion": one_run.confusion_of_best}
+PER_TABLE = {"overall_top5": best.overall_top5, "all_runs": best.all_runs, "finalists": best.finalists, "importance": knobs.importance,
+             "expected_best": knobs.expected_best, "per_class": one_run.class_accuracies, "calibration": one_run.calibration, "cost": best.cost}
+KINDS = (*PER_MODEL, "wrong", *PER_TABLE, "comparison")
+
+
+def write_figures(table: Table, folder: str | Path, *kinds: str, images=None, other: Table | None = None) -> list[Path]:
+    """Write the figures of the given kinds (default: all of KINDS) as PNG and SVG; returns the PNGs' paths.
+
+    Prints a line for figures that the table gives no ground for, and removes their files of an earlier table. images:
+    what confidently_wrong takes; other: the table to compare with.
+    """
+    written, left_out = [], {}
+    for kind in kinds or KINDS:
+        for name, drawn in _drawn(table, kind, images, other):
+            if isinstance(drawn, Figure):
+                written.append(save(drawn, folder, name))
+                continue
+            left_out.setdefault(drawn, []).append(name)
+            for suffix in ("png", "svg"):
+                (Path(folder) / f"{name}.{suffix}").unlink(missing_ok=True)
+    for reason, names in left_out.items():
+        print(f"Left out: {', '.join(names)} ({reason}).")
+    return written
+
+
+def _drawn(table: Table, kind: str, images, other: Table | None) -> Iterator[tuple[str, Figure | str]]:
+    """The figures of a kind, one by one: file name, and the figure or why there is none."""
+    if kind == "comparison":
+        yield kind, best.comparison(other, table) if other else "no second table was given (compare_with)"
+    elif kind in PER_TABLE:
+        yield kind, PER_TABLE[kind](table) if len(ranking.ranked(table)) else "no run in this table can be ranked"
+    else:
+        draw = partial(one_run.confidently_wrong, images=images) if kind == "wrong" else PER_MODEL[kind]
+        for model in LABELS:
+            yield f"{model}_{kind}", draw(table, model) if len(ranking.ranked(table, model)) else f"no ranked {LABELS[model]} run in this table"

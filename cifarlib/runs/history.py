@@ -1,0 +1,72 @@
+"""What each epoch of a run gave, and what follows from it: the best epochs, early stopping, whether the run is finished."""
+
+import csv
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas
+
+from ..config import Config
+from ..errors import InputError
+from ..files import replacing
+
+
+@dataclass
+class History:
+    """What each epoch gave: one row an epoch with the published column names, learning rate, seconds and images per second.
+
+    status: `done`, `diverged` (a loss became NaN or infinite) or `preempted` (stopped before its end; can go on).
+    """
+
+    rows: list[dict] = field(default_factory=list)
+    status: str = "preempted"
+
+    @property
+    def last(self) -> dict:
+        """The row of the latest epoch."""
+        return self.rows[-1]
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the latest epoch's training or validation loss is not a finite number."""
+        return bool(self.rows) and not all(math.isfinite(self.last.get(key, 0)) for key in ("train_loss", "val_loss"))
+
+    def best(self, checkpoint: str) -> dict | None:
+        """The row whose weights a checkpoint holds: the first with the best value; None if there is none yet."""
+        if checkpoint == "terminal":
+            return self.last if self.rows else None
+        validated = [row for row in self.rows if math.isfinite(row["train_loss"]) and math.isfinite(row.get("val_loss", math.nan))]
+        key = {"best_val_acc": lambda row: row["val_accuracy"], "best_val_loss": lambda row: -row["val_loss"]}[checkpoint]
+        return max(validated, key=key, default=None)
+
+    def out_of_patience(self, patience: int) -> bool:
+        """Whether the last `patience` validations brought no lower validation loss."""
+        best = self.best("best_val_loss")
+        return best is not None and sum("val_loss" in row for row in self.rows[best["epoch"]:]) >= patience
+
+    def finished(self, config: Config) -> bool:
+        """Whether nothing is left to train."""
+        return self.diverged or len(self.rows) >= config.epochs or self.out_of_patience(config.early_stopping_patience)
+
+    def frame(self) -> pandas.DataFrame:
+        """The rows as a table."""
+        return pandas.DataFrame(self.rows)
+
+    def write(self, path: Path) -> None:
+        """As CSV, exactly (every float reads back as the same number)."""
+        names = max((list(row) for row in self.rows), key=len, default=[])
+        with replacing(path) as part, part.open("w", newline="") as handle:
+            writer = csv.DictWriter(handle, names)
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+    @classmethod
+    def read(cls, path: Path) -> "History":
+        """What `write` wrote. Raises InputError for anything else."""
+        try:
+            with path.open(newline="") as handle:
+                rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(handle)]
+            return cls([{**row, "epoch": int(row["epoch"])} for row in rows])
+        except (KeyError, TypeError, ValueError):
+            raise InputError(f"{path} is damaged; restore it, or train the run anew with resume False (--no-resume)") from None

@@ -1,0 +1,134 @@
+"""One run folder from outside, without torch: its status, its record, its failure."""
+
+import importlib.metadata
+import json
+import math
+import platform
+import subprocess
+from datetime import datetime, timezone
+from functools import cache
+from pathlib import Path
+
+from ..config import CHECKPOINTS, Config
+from ..errors import InputError, OtherMachine
+from ..files import HISTORY, PACKAGE, PLAN, RECORD, STATE, write_json
+from .claim import is_claimed
+from .history import History
+
+FINISHED = ("done", "diverged")
+
+
+def read_record(folder: Path) -> dict | None:
+    """The record in a run folder; None if there is none. Raises InputError for a damaged one."""
+    record = _read_json(folder / RECORD)
+    return record if "status" in record else None
+
+
+def recorded(folder: Path, name: str):
+    """A value from the record in a run folder; None if there is none."""
+    return (read_record(folder) or {}).get(name)
+
+
+def _read_json(path: Path) -> dict:
+    """The mapping in a file; an empty one if there is no file. Raises InputError for a damaged one: what it stood for must not be lost."""
+    try:
+        content = json.loads(path.read_text())
+    except PermissionError as error:
+        raise InputError(f"{path} can't be read ({error.strerror}); make it readable")
+    except OSError:
+        return {}
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is damaged, so nothing says what it held; restore it, or remove it to train the run anew")
+    return content
+
+
+def status_of(folder: Path) -> str:
+    """`done`, `diverged`, `running`, `failed`, `preempted` (also what was cut off without a word) or `pending`."""
+    status = recorded(folder, "status")
+    if status not in FINISHED and is_claimed(folder):
+        return "running"
+    return status or ("preempted" if (folder / STATE).exists() else "pending")
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether nothing is left to train in a run folder."""
+    return recorded(folder, "status") in FINISHED
+
+
+def check_plan(folder: Path, plan: dict) -> None:
+    """Raise InputError if the run that `folder` holds differs from `plan` in any of the names that both have.
+
+    Raises OtherMachine if that is the kind of device or the precision.
+    """
+    done = is_finished(folder)
+    before = _read_json(folder / PLAN)
+    if not before and done:  # a run as it is published
+        before = recorded(folder, "config") or {}
+    if done:  # where it was computed no longer matters
+        before = {name: value for name, value in before.items() if name not in ("device", "precision")}
+    for name, value in json.loads(json.dumps(plan)).items():  # as it reads back: tuples are lists
+        if name in before and before[name] != value:
+            kind = OtherMachine if name in ("device", "precision") else InputError
+            raise kind(f"{folder} holds a run with {name} {before[name]!r}, this one has {value!r}; "
+                       "use another study, or train anew with resume False (--no-resume)")
+
+
+def precision_of(folder: Path) -> str | None:
+    """The precision in which the run in a folder is or was trained; None if nothing is there."""
+    return _read_json(folder / PLAN).get("precision") or recorded(folder, "precision")
+
+
+def write_failure(folder: Path, config: Config, error: str) -> None:
+    """Record a run that broke off, with its last lines; its checkpoint stays, so that it can be tried again."""
+    try:
+        history = History.read(folder / HISTORY)
+    except (OSError, InputError):  # not there, or what broke the run
+        history = History()
+    write_json(folder / RECORD, {**common_fields(config, "failed", history, {}), "error": error})
+
+
+def common_fields(config: Config, status: str, history: History, scores: dict) -> dict:
+    """What every record says: of the run, its code and versions, its epochs and its checkpoints' scores."""
+    # data_dir is left out: a folder says nothing about the result, and may name somebody's home.
+    settings = {name: value for name, value in config.to_dict().items() if name != "data_dir"}
+    packages = ("torch", "torchvision", "papermill", "pandas", "wandb")
+    return {"status": status, "name": config.run_name, "config": settings, "seed": config.seed,
+            "epochs_run": len(history.rows), "seconds": round(sum(row["seconds"] for row in history.rows), 2),
+            "metrics": metrics_of(history, scores), "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"), "commit": commit(),
+            "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}}}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@cache
+def commit() -> str | None:
+    """The commit of the code, with `+` if files differ from it; None outside a git checkout.
+
+    Remembered by each process: the files may change while it trains.
+    """
+    try:
+        git = ["git", "-C", str(PACKAGE)]
+        short = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "--", "."], capture_output=True, text=True, check=True).stdout
+        return f"{short}+" if changed else short
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def metrics_of(history: History, scores: dict) -> dict:
+    """The published columns: train and val of the last epoch, test of each checkpoint; and each checkpoint's epoch and val."""
+    metrics = {name: value for name, value in (history.last if history.rows else {}).items() if name.startswith(("train_", "val_"))}
+    for checkpoint in CHECKPOINTS:
+        row = history.best(checkpoint) or {}
+        metrics |= {f"epoch_{checkpoint}": row.get("epoch"), f"val_accuracy_{checkpoint}": row.get("val_accuracy"),
+                    f"val_loss_{checkpoint}": row.get("val_loss")}
+        if checkpoint in scores:
+            metrics |= scores[checkpoint].row("test", f"_{checkpoint}")
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in metrics.items()}

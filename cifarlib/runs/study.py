@@ -1,0 +1,150 @@
+"""A folder of runs: its table, what was asked for, how it stands."""
+
+import dataclasses
+import hashlib
+import json
+import time
+from contextlib import suppress
+from pathlib import Path
+from statistics import mean
+
+import pandas
+
+from ..config import Config
+from ..errors import InputError
+from ..files import HISTORY, PLANNED, RECORD, STATE, TABLE, replacing
+from ..words import duration
+from .claim import STALE
+from .history import History
+from .record import read_record, recorded, status_of
+
+STATUSES = ("done", "diverged", "failed", "running", "preempted", "pending")
+
+
+def remove_stale_parts(study: Path) -> None:
+    """Remove what killed processes left half written in the study's folder; those of its runs go when they are trained again."""
+    for part in (*study.glob(".*.part"), *(study / PLANNED).glob(".*.part")):
+        with suppress(FileNotFoundError):
+            if time.time() - part.stat().st_mtime > STALE:  # nobody writes that long
+                part.unlink()
+
+
+def note_planned(study: Path, cells: list[Config]) -> None:
+    """Keep the cells that somebody asked for in the study's folder, from where status and the table of runs take them.
+
+    A file for each distinct list, named by its content: runners that start at once don't overwrite each other's.
+    """
+    content = json.dumps([{**cell.to_dict(), "data_dir": ""} for cell in cells], indent=0)
+    (study / PLANNED).mkdir(parents=True, exist_ok=True)
+    with replacing(study / PLANNED / f"{hashlib.sha256(content.encode()).hexdigest()[:12]}.json") as part:
+        part.write_text(content)
+
+
+def planned_cells(study: Path) -> dict[str, list[Config]]:
+    """The cells that were asked for in a study, by the name of their run. Raises InputError if they are of another version."""
+    runs: dict[str, dict[str, Config]] = {}
+    for path in sorted((study / PLANNED).glob("*.json")):
+        try:
+            cells = [Config.from_dict(cell) for cell in json.loads(path.read_text())]
+        except (InputError, ValueError, TypeError) as error:
+            raise InputError(f"{path} is no list of cells of this version ({error}); remove it")
+        for cell in cells:
+            runs.setdefault(cell.run_name, {})[cell.cell_name] = cell
+    return {name: list(group.values()) for name, group in runs.items()}
+
+
+def table_rows(folder: Path, planned: list[Config]) -> list[dict]:
+    """The rows that a run folder gives to the table: one for each of the `planned` cells that share the run.
+
+    Raises InputError if its record is of another version.
+    """
+    record = read_record(folder)
+    if not record:
+        return []
+    try:
+        run, data = Config.from_dict(record["config"]), dict(record.get("data", {}))
+        results = {**{name: record[name] for name in ("epochs_run", "seconds", "commit")}, "error": record.get("error"), **record["metrics"]}
+    except (InputError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / RECORD} is not a run of this version ({error}); move its folder out of the study")
+    cells = {cell.cell_name: cell for cell in [*planned, run]}.values()
+    settings = [spec.name for spec in dataclasses.fields(Config)
+                if spec.metadata["role"] in ("knob", "condition", "repeat") and spec.name != "dataset"]  # as it came out, not `auto`
+    common = {
+        "Modelname": run.model, "Group": run.model, "study": folder.parent.name, "run": folder.name, "status": record["status"],
+        "dataset": data.get("dataset", run.dataset), "model_args": json.dumps(run.model_args),
+        "precision": record.get("precision"), "device": record.get("device"), "parameters": record.get("parameters"),
+        "train_images": data.get("train"), "val_images": data.get("validation"), "test_images": data.get("test"),
+        "data_fingerprint": data.get("fingerprint"), **results,
+    }
+    return [{**common, **{name: getattr(cell, name) for name in settings}, "Full_Modelname": cell.cell_name,
+             "shared_with": "" if cell.cell_name == run.cell_name else run.cell_name} for cell in cells]
+
+
+def write_table(study: Path) -> Path:
+    """Rebuild STUDY/runs.csv from the records of its run folders, if there are any, in the order of the run names; return its path.
+
+    Raises InputError if one is of another version.
+    """
+    before = {}
+    while before != (records := _records(study)):  # again if records came meanwhile: this table may have replaced a newer one
+        planned = planned_cells(study)
+        rows = [row for path in records for row in table_rows(path.parent, planned.get(path.parent.name, []))]
+        if rows:  # else another runner has just begun to try the only run again
+            with replacing(study / TABLE) as part:
+                pandas.DataFrame(rows).to_csv(part, index=False)
+        before = records
+    return study / TABLE
+
+
+def _records(study: Path) -> dict[Path, int]:
+    """When each record of a study was written, in the order of the run names."""
+    found = {}
+    for path in sorted(study.glob(f"*/{RECORD}")):
+        with suppress(FileNotFoundError):  # a runner tries the run again
+            found[path] = path.stat().st_mtime_ns
+    return found
+
+
+def summary(study: Path) -> str:
+    """How a study stands: runs by model and status, the best so far, and the time the rest may take. Raises InputError if nothing is there."""
+    planned = planned_cells(study)
+    names = sorted(planned.keys() | {path.parent.name for path in study.glob(f"*/{RECORD}")})
+    if not names:
+        raise InputError(f"no runs in {study}; expected the name of a study, such as that of a grid that was begun")
+    status = {name: status_of(study / name) for name in names}
+    counts = pandas.crosstab([name.split("_")[0] for name in names], [*status.values()]).reindex(columns=STATUSES, fill_value=0)
+    counts.loc["all"] = counts.sum()
+    scores = {name: (recorded(study / name, "metrics") or {}).get("val_accuracy_best_val_acc") for name in names}
+    lines = [counts.rename_axis(index=None, columns=None).to_string()]
+    if best := max((name for name in names if scores[name] is not None), key=scores.get, default=None):
+        lines.append(f"best so far: {best}, validation accuracy {scores[best]:.4f}")
+    pending = [name for name in names if name in planned and status[name] in ("pending", "preempted", "running")]
+    left = [(planned[name][0], epochs_left(study / name, planned[name][0])) for name in pending]
+    return "\n".join([*lines, time_left(left, study.parent, max(1, int(counts.loc["all", "running"])))])
+
+
+def epochs_left(folder: Path, config: Config) -> int:
+    """Epochs that a run may still take; those after which it can go on are done."""
+    resumable = (folder / STATE).exists() and (folder / HISTORY).exists()
+    return config.epochs - (len(History.read(folder / HISTORY).rows) if resumable else 0)
+
+
+def time_left(left: list[tuple[Config, int]], executed: Path, jobs: int) -> str:
+    """The time that runs with so many epochs left may take: from the seconds an epoch that runs of the same model and size took, in any study."""
+    def size(config: dict) -> tuple:
+        return config["model"], str(config["model_args"]), config["limit_train"]
+
+    if not left:
+        return "nothing is left to do"
+    seconds_an_epoch: dict[tuple, list[float]] = {}
+    for path in executed.glob(f"*/*/{RECORD}"):
+        with suppress(InputError, KeyError, TypeError, ZeroDivisionError):  # damaged, of another version or without an epoch, it tells nothing
+            record = read_record(path.parent) or {}
+            key, an_epoch = size(record["config"]), record["seconds"] / record["epochs_run"]
+            seconds_an_epoch.setdefault(key, []).append(an_epoch)
+    sizes = [size(config.to_dict()) for config, _ in left]
+    if unknown := sorted({model for model, *_ in set(sizes) - seconds_an_epoch.keys()}):
+        return f"no estimate: no run of {', '.join(unknown)} of this size is recorded in {executed} yet"
+    jobs = min(jobs, len(left))
+    total = sum(epochs * mean(seconds_an_epoch[each]) for (_, epochs), each in zip(left, sizes))
+    return f"about {duration(total / jobs)} for the rest, {jobs} at a time, if none stops early"

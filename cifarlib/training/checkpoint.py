@@ -1,0 +1,116 @@
+"""The files of a run folder from which training goes on."""
+
+import pickle
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ..config import CHECKPOINTS
+from ..errors import InputError
+from ..files import HISTORY, PLAN, PREDICTIONS, RECORD, STATE, STOP, replacing, write_json
+from ..runs.history import History
+from ..runs.record import check_plan, commit, is_finished
+
+EVERY_EPOCH = ("cpu",)  # devices on which every epoch is written to disk, since an epoch takes far longer than that
+QUICK = 0.1  # seconds: elsewhere every epoch is written too, as long as a writing takes no longer
+SPACING = 10  # a writing that took longer is followed by at least so many times as much training before the next one
+
+
+def load_weights(path: Path, device: torch.device) -> dict:
+    """What torch saved in `path`. Raises InputError for a damaged file."""
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError):
+        raise InputError(f"{path} is damaged; restore it, or train the run anew with resume False (--no-resume)") from None
+
+
+class Store:
+    """The files of a run folder that training needs; without a folder every call does nothing.
+
+    plan.json says what the run is; last.pt holds weights, optimizer and history after the latest epoch and is removed once
+    terminal.pt exists, which says that nothing is left to train.
+    """
+
+    def __init__(self, folder: Path | str | None, plan: dict, resume: bool):
+        self.folder = folder and Path(folder)
+        self.unwritten_best: dict[str, dict] = {}  # best weights since the last writing, by checkpoint
+        self.unwritten = False  # whether the latest epoch is not on disk
+        self.next_writing = 0.0  # on the monotonic clock
+        self.every_epoch = plan["device"] in EVERY_EPOCH
+        self.stop_file = self.folder and self.folder / STOP
+        if not self.folder:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not resume:
+                for name in (PLAN, RECORD, STATE, HISTORY, PREDICTIONS, *(f"{name}.pt" for name in CHECKPOINTS)):
+                    (self.folder / name).unlink(missing_ok=True)
+            check_plan(self.folder, plan)
+            if not is_finished(self.folder):
+                write_json(self.folder / PLAN, plan)
+            commit()  # that of the code which trains, not of the files at the end
+        except OSError as error:
+            raise InputError(f"{self.folder} can't be written ({error.strerror}); choose another executed_dir or study")
+
+    def restore(self, model: nn.Module, optimizer: Optimizer) -> History:
+        """Load the latest state into model and optimizer; an empty history if there is none."""
+        if not self.folder:
+            return History()
+        device, terminal = next(model.parameters()).device, self.folder / "terminal.pt"
+        if (self.folder / STATE).exists():
+            state = load_weights(self.folder / STATE, device)
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            self._write_best(state["best"])  # again, if writing was cut off between the two
+            return History(state["rows"])
+        if terminal.exists():
+            model.load_state_dict(load_weights(terminal, device))
+        done = terminal.exists() or is_finished(self.folder)  # a finished run may have kept no weights
+        return History.read(self.folder / HISTORY) if done else History()
+
+    def keep(self, model: nn.Module, optimizer: Optimizer, history: History) -> None:
+        """Remember an epoch and, unless writing would take more than a tenth of the time (never on a CPU), write it."""
+        if not self.folder:
+            return
+        if best := [name for name in ("best_val_acc", "best_val_loss") if history.best(name) is history.last]:
+            self.unwritten_best |= dict.fromkeys(best, {key: value.clone() for key, value in model.state_dict().items()})
+        self.unwritten = True
+        if self.every_epoch or time.monotonic() >= self.next_writing:
+            self.write(model, optimizer, history)
+
+    def write(self, model: nn.Module, optimizer: Optimizer, history: History) -> None:
+        """Write what `keep` has remembered, if anything.
+
+        Once STATE is in place its epochs are never trained again, so it also holds the best weights, whose own files follow it.
+        """
+        if not self.unwritten:
+            return
+        started = time.monotonic()
+        history.write(self.folder / HISTORY)
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rows": history.rows, "best": self.unwritten_best}
+        save(state, self.folder / STATE)
+        self._write_best(self.unwritten_best)
+        self.unwritten_best, self.unwritten = {}, False
+        took = time.monotonic() - started
+        self.next_writing = started + took + SPACING * took if took > QUICK else 0.0
+
+    def _write_best(self, best: dict[str, dict]) -> None:
+        for name, weights in best.items():
+            save(weights, self.folder / f"{name}.pt")
+
+    def finish(self, model: nn.Module) -> None:
+        """Keep the terminal weights; the state to go on from, at least four times their size, is not needed any more."""
+        if self.folder and (self.folder / STATE).exists():
+            save(model.state_dict(), self.folder / "terminal.pt")
+            (self.folder / STATE).unlink()
+
+
+def save(content, path: Path) -> None:
+    """torch.save by a temporary file and a rename: a reader never sees half a file."""
+    with replacing(path) as part:
+        torch.save(content, part)

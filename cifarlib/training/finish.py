@@ -1,0 +1,60 @@
+"""What a run leaves behind: predictions, and record.json, which is written last of all and marks the run as done."""
+
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from ..config import CHECKPOINTS, Config
+from ..errors import Preempted
+from ..data.splits import Splits
+from ..device import describe, pick_precision
+from ..files import PREDICTIONS, RECORD, replacing, write_json
+from ..models import count_parameters
+from ..runs.history import History
+from ..runs.record import common_fields, is_finished, read_record
+from .loop import evaluate_checkpoints
+from .metrics import Scores
+
+
+def finish_run(model: nn.Module, splits: Splits, config: Config, folder: Path, history: History, checkpoints: str = "all") -> dict:
+    """Test the checkpoints, write predictions.npz and, last, record.json, and return the record; a finished run keeps the one it has.
+
+    checkpoints: which weights stay in the folder: all three, the best (by validation accuracy) or none. Raises Preempted, after
+    writing, if the run was stopped before its end; nothing is tested then.
+    """
+    if is_finished(folder):
+        record = read_record(folder)
+    else:
+        scores = evaluate_checkpoints(model, splits.test, config, folder)
+        if scores:
+            _write_predictions(folder, scores)
+        record = _record(model, splits, config, history, scores)
+        write_json(folder / RECORD, record)
+    if record["status"] == "preempted":
+        raise Preempted(f"stopped after epoch {len(history.rows)} of {config.epochs}; the same command goes on from there "
+                        "(in a notebook: Run All), unless it says --no-resume (resume False)")
+    for name in {"all": (), "best": ("best_val_loss", "terminal"), "none": CHECKPOINTS}[checkpoints]:
+        (folder / f"{name}.pt").unlink(missing_ok=True)
+    return record
+
+
+def _record(model: nn.Module, splits: Splits, config: Config, history: History, scores: dict[str, Scores]) -> dict:
+    device = splits.train.images.device
+    return {
+        **common_fields(config, history.status, history, scores),
+        "device": describe(device),
+        "precision": pick_precision(config.precision, device),
+        "data": {"dataset": splits.dataset, "split": config.split, "fingerprint": splits.fingerprint,
+                 "train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test),
+                 "classes": splits.test.classes},
+        "parameters": count_parameters(model),
+        "confusion": {name: score.confusion.tolist() for name, score in scores.items()},
+    }
+
+
+def _write_predictions(folder: Path, scores: dict[str, Scores]) -> None:
+    """Labels, and each checkpoint's logits minus their maximum by image: the predicted class has 0, which no rounding to float16 can pass."""
+    logits = {name: (score.logits - score.logits.amax(dim=1, keepdim=True)).cpu().numpy().astype(np.float16) for name, score in scores.items()}
+    with replacing(folder / PREDICTIONS) as part, part.open("wb") as handle:
+        np.savez_compressed(handle, labels=next(iter(scores.values())).labels.cpu().numpy(), **logits)

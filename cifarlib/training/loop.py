@@ -1,0 +1,200 @@
+"""The training loop: one run from a configuration, which can stop after any epoch and goes on from its checkpoint."""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..config import CHECKPOINTS, Config
+from ..data import augment
+from ..data.splits import Split, Splits
+from ..device import autocast, pick_precision
+from ..files import STATE
+from ..runs.history import History
+from ..runs.stop import StopRequest
+from .checkpoint import Store, load_weights
+from .metrics import Scores, Tally
+from .recipe import evaluation_loss, make_optimizer, training_loss
+from .schedule import lr_at
+
+EVALUATION_BATCH = 500  # images, on a CPU, whose caches hold their maps; a GPU is fed more at once
+GPU_EVALUATION_BATCH = 1000
+WARM_UP = 3  # steps on CUDA before one is captured
+
+
+def fit(model: nn.Module, splits: Splits, config: Config, folder: Path | str | None = None,
+        on_epoch: Callable | Iterable[Callable] = (), resume: bool = True) -> History:
+    """Train `model` in place, call each of `on_epoch` with the history after every epoch, and return the history.
+
+    With a `folder` it keeps history.csv, the checkpoints and the state to go on from there: a run that was cut off continues after
+    its last finished epoch to the numbers of an uninterrupted one, a finished run is only read back. `resume=False` starts anew.
+    Ctrl-C, SIGTERM, SIGUSR1 or a file `stop` in the folder end it after the epoch in progress. Raises InputError if the folder
+    holds another configuration's run or can't be written.
+    """
+    train, device = splits.train, splits.train.images.device
+    precision = pick_precision(config.precision, device)
+    callbacks = [on_epoch] if callable(on_epoch) else list(on_epoch)
+    model.to(device, memory_format=torch.channels_last)
+    optimizer = make_optimizer(model, config)
+    store = Store(folder, {**config.identity(), "device": device.type, "precision": precision, "data": splits.fingerprint}, resume)
+    history = store.restore(model, optimizer)
+    trainer = Trainer(model, optimizer, train, config, precision)
+    with StopRequest(store.stop_file) as stop, torch.random.fork_rng([device] if device.type == "cuda" else []):
+        while not history.finished(config) and not stop.requested:
+            started = time.perf_counter()
+            epoch = len(history.rows)
+            scores = trainer.train_epoch(epoch)
+            trained = time.perf_counter()
+            row = {"epoch": epoch + 1, "learning_rate": lr_at(config, epoch), **scores.row("train")}
+            if math.isfinite(scores.loss) and ((epoch + 1) % config.val_freq == 0 or epoch + 1 == config.epochs):
+                row |= evaluate(model, splits.validation, config).row("val")
+            row |= {"seconds": time.perf_counter() - started, "images_per_second": len(train) / (trained - started)}
+            history.rows.append(row)
+            store.keep(model, optimizer, history)
+            for callback in callbacks:
+                callback(history)
+    store.write(model, optimizer, history)
+    if history.finished(config):
+        history.status = "diverged" if history.diverged else "done"
+        store.finish(model)
+    return history
+
+
+class Trainer:
+    """The training epochs of one run; on CUDA a whole step, from augmentation to optimizer, is captured as a graph and replayed.
+
+    Hundreds of small kernels are one launch then. A graph replays on the memory that it was captured with, so what a step uses stays in
+    place: `order` and `draws` of the epoch, `places` (the batch's positions in them), the learning rate and the tally.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, split: Split, config: Config, precision: str):
+        self.model, self.optimizer, self.split, self.config, self.precision = model, optimizer, split, config, precision
+        self.device = split.images.device
+        self.packed = augment.pack(split.images)
+        self.order, self.draws = None, None  # of the epoch
+        self.places = torch.arange(config.batch_size, device=self.device)
+        self.tally = Tally(split.classes, self.device)
+        # Libraries prepare themselves in the first steps of a stream, which can't be captured; so all steps run in this one.
+        self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self.graph = None
+        self.steps_to_capture = WARM_UP if self.stream else 0  # 0: no step is captured, or was tried in vain
+        for group in optimizer.param_groups if self.stream else ():
+            group["lr"] = torch.tensor(float(group["lr"]), device=self.device)
+
+    def train_epoch(self, epoch: int) -> Scores:
+        """One pass over the training images in the order that seed and epoch give.
+
+        All random numbers depend on seed and epoch alone, so an epoch is the same after a resume, and the same order and
+        augmentation are drawn on every device.
+        """
+        if self.stream:
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream) if self.stream else nullcontext():
+            self.begin(epoch)
+            for _ in range(len(self.order) // self.config.batch_size):
+                self._advance()
+            rest = len(self.order) % self.config.batch_size
+            if rest > 1:  # batch norm has no variance over a left-over single image
+                self._step(self.places[:rest])
+            return self.tally.read()
+
+    def begin(self, epoch: int) -> None:
+        """Draw the epoch's order and augmentation, set its learning rate, and go back to the first batch."""
+        count, seed = len(self.split), self.config.seed * 1_000_003 + epoch
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(count, generator=generator)
+        draws = augment.draw(count, generator) if self.config.augmentation else None
+        torch.manual_seed(seed)  # of dropout
+        if self.order is None:
+            self.order, self.draws = order.to(self.device), draws and draws.to(self.device)
+        else:
+            self.order.copy_(order)
+            if draws:
+                self.draws.copy_(draws)
+        for group in self.optimizer.param_groups:
+            if self.stream:
+                group["lr"].fill_(lr_at(self.config, epoch))
+            else:
+                group["lr"] = lr_at(self.config, epoch)
+        torch.arange(self.config.batch_size, out=self.places)
+        self.tally.clear()
+        self.model.train()
+
+    def _advance(self) -> None:
+        """A step on the next whole batch."""
+        if self.graph:
+            self.graph.replay()
+            return
+        self._step_and_move()
+        if self.steps_to_capture:
+            self.steps_to_capture -= 1
+            if self.steps_to_capture == 0:
+                self._capture()
+
+    def _capture(self) -> None:
+        """Record a step without doing it."""
+        try:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=self.stream):
+                self._step_and_move()
+            self.graph = graph
+        except RuntimeError as error:
+            cause = (str(error.__context__ or error) or type(error).__name__).splitlines()[0]  # the end of a broken capture raises a second error
+            print(f"no CUDA graph here ({cause}); the same steps are launched kernel by kernel, more slowly")
+
+    def _step_and_move(self) -> None:
+        self._step(self.places)
+        self.places += self.config.batch_size
+
+    def _step(self, places: Tensor) -> None:
+        """Train on the images at `places` (B,) of the epoch's order."""
+        chosen = self.order[places]
+        pixels = augment.augmented(self.packed, chosen, self.draws[places]) if self.draws else augment.plain(self.packed, chosen)
+        labels = self.split.labels[chosen]
+        with autocast(self.device, self.precision):
+            logits = self.model(augment.normalize(augment.unpack(pixels), self.split))
+        loss = training_loss(logits, labels, self.config)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.tally.add(loss, logits, labels)
+
+
+@torch.no_grad()  # in inference mode the weights that are moved here could not be trained afterwards
+def evaluate(model: nn.Module, split: Split, config: Config) -> Scores:
+    """Loss, accuracy, confusion and logits of `model` on a whole split, in the configuration's precision; leaves its mode as it was."""
+    device = split.images.device
+    precision = pick_precision(config.precision, device)
+    tally, all_logits, training = Tally(split.classes, device), [], model.training
+    model.to(device, memory_format=torch.channels_last).eval()
+    size = EVALUATION_BATCH if device.type == "cpu" else GPU_EVALUATION_BATCH
+    for images, labels in zip(split.images.split(size), split.labels.split(size)):
+        with autocast(device, precision):
+            logits = model(augment.normalize(images, split))
+        tally.add(evaluation_loss(logits, labels, config), logits, labels)
+        all_logits.append(logits.float())
+    model.train(training)
+    scores = tally.read()
+    return replace(scores, logits=torch.cat(all_logits), labels=split.labels)
+
+
+def evaluate_checkpoints(model: nn.Module, split: Split, config: Config, folder: Path | str) -> dict[str, Scores]:
+    """Scores of the three checkpoints in `folder` on the test split; none while there is something left to train.
+
+    A run that diverged at once has no best checkpoints. `model` lends its architecture and ends with the terminal weights.
+    """
+    scores = {}
+    if (Path(folder) / STATE).exists():
+        return scores
+    for name in CHECKPOINTS:
+        path = Path(folder) / f"{name}.pt"
+        if path.exists():
+            model.load_state_dict(load_weights(path, split.images.device))
+            scores[name] = evaluate(model, split, config)
+    return scores
