@@ -38,9 +38,9 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def project_path(path: str | Path) -> Path:
-    """`path` as seen from the project's folder: the working directory, or its parent when that is `notebooks` (JupyterLab's habit).
+    """`path` as seen from the project's folder, which is the working directory, or its parent if that is `notebooks`.
 
-    `~` is the user's home; an absolute path stays as it is.
+    JupyterLab starts a kernel in its notebook's folder. `~` is the user's home; an absolute path stays as it is.
     """
     here = Path("..") if Path.cwd().name == "notebooks" else Path(".")
     return here / Path(path).expanduser()
