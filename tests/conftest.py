@@ -1,12 +1,12 @@
-"""What the tests share: no network, no tracking, one thread, the stand-in generated once, CIFAR-10 where it is there."""
+"""What the tests share: no network, no tracking, one thread, one stand-in, and CIFAR-10 where it is there."""
 
 import functools
 import os
 from pathlib import Path
 
-# Set before torch is imported, and inherited by child processes. Tiny models gain nothing from more threads, and the same
-# number of them everywhere gives the same sums. Where a run has more of them after all, those that wait sleep: they spin
-# by default, and all workers and their runs share the cores. A proxy that isn't there keeps every request on this machine.
+# Set before torch is imported, and inherited by child processes. Tiny models gain nothing from more threads, and the
+# same number of them everywhere gives the same sums. Where a run has more of them after all, those that wait sleep: they
+# spin by default, and all workers and their runs share the cores. A proxy that isn't there keeps requests here.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("WANDB_MODE", "disabled")
@@ -71,7 +71,7 @@ def cifar10() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def generated_once():
-    """The stand-in takes a second to generate; it is the same every time (test_data.py compares it with a fresh one)."""
+    """The stand-in takes a second to generate and is the same every time (test_data.py compares it with another)."""
     from cifarlib.data import synthetic
 
     with pytest.MonkeyPatch.context() as patch:

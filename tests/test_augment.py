@@ -69,7 +69,7 @@ def test_equals_torchvision_pixel_for_pixel(cases, rounded, device):
 
 
 def test_torchvision_on_this_processor_differs_at_most_in_ties(cases):
-    """Where its matrix product rounds only once it may take another pixel, but one that is as near, to that rounding."""
+    """Where its matrix product rounds only once it may take another pixel, but one as near, up to that rounding."""
     _, _, angle, top, left = (values.view(COUNT, *values.shape[1:], 1, 1) for values in cases)
     different = (in_a_batch(*cases) != one_by_one(*cases)).any(dim=1)
     y, x, radians = torch.arange(32)[:, None] + top - 19.5, torch.arange(32) + left - 19.5, torch.deg2rad(angle)

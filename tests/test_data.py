@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100: verified, split and normalized as documented, found or downloaded; the stand-in; more data."""
+"""CIFAR-10 and CIFAR-100: verified, split, normalized, found or downloaded; the stand-in; another dataset."""
 
 import hashlib
 import itertools

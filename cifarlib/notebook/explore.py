@@ -15,7 +15,7 @@ from ..data import augment
 from ..data.augment import AugmentationParameters
 from ..data.splits import Split, Splits
 from ..models import build_model, count_parameters
-from ..parts import ARCHITECTURES, architecture
+from ..parts import ARCHITECTURES, architecture, load
 
 MANY = 20  # classes: of more, a table or picture shows a part
 
@@ -82,6 +82,7 @@ def _picture(rows: list[Tensor], row_names, column_names) -> Figure:
 
 def _without_content(config: Config) -> tuple[nn.Module, Tensor]:
     """A model and an image for it that have shapes but no content: more is not needed to count operations."""
+    load(architecture(config.model).home)  # what its module makes when it is imported has content
     with torch.device("meta"):
         return build_model(config).eval(), torch.zeros(1, 3, 32, 32)
 
