@@ -109,7 +109,7 @@ class Trainer:
         count, seed = len(self.split), self.config.seed * 1_000_003 + epoch
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(count, generator=generator)
-        draws = augment.draw(count, generator) if self.config.augmentation else None
+        draws = augment.sample_parameters(count, generator) if self.config.augmentation else None
         torch.manual_seed(seed)  # of dropout
         if self.order is None:
             self.order, self.draws = order.to(self.device), draws and draws.to(self.device)
