@@ -24,6 +24,7 @@ from cifarlib.data import augment
 from cifarlib.runs import record
 from cifarlib.training import checkpoint, finish, loop, recipe
 from cifarlib.config import CHECKPOINTS
+from cifarlib.errors import OtherMachine
 from cifarlib.parts import CIFAR10_CLASSES as CLASSES
 from cifarlib.runs.history import History
 from cifarlib.training.metrics import Scores
@@ -298,7 +299,7 @@ def scripted(monkeypatch):
             loss, right = next(results)
             confusion = torch.zeros(10, 10, dtype=torch.int64)
             confusion[0, 0], confusion[0, 1] = right, 100 - right
-            return Scores(float(loss), confusion)
+            return Scores(float(loss), confusion, CLASSES)
 
         monkeypatch.setattr(loop, "evaluate", evaluate)
     return script
@@ -354,7 +355,7 @@ def test_checkpoints_are_tested_each_with_its_weights(load, tmp_path):
 def test_stored_logits_name_the_class_that_was_scored(tmp_path):
     logits = torch.tensor([[9.0001, 9.0003, 0], [-7.002, -7.0018, -7.0019]])
     assert logits.half().argmax(dim=1).tolist() != logits.argmax(dim=1).tolist()  # half precision alone would move them
-    finish._write_predictions(tmp_path, {"terminal": Scores(0.0, torch.zeros(10, 10), logits, torch.tensor([1, 1]))})
+    finish._write_predictions(tmp_path, {"terminal": Scores(0.0, torch.zeros(10, 10), CLASSES, logits, torch.tensor([1, 1]))})
     stored = torch.from_numpy(np.load(tmp_path / "predictions.npz")["terminal"]).float()
     assert stored.argmax(dim=1).tolist() == [1, 1] and torch.allclose(stored.softmax(dim=1), logits.softmax(dim=1), atol=1e-3)
 
@@ -420,21 +421,21 @@ def uninterrupted(load, tmp_path_factory):
 
 
 INTERRUPTED = tiny("cnn", augmentation=True, epochs=3, scheduler="cosine")
-BATCHES = 4  # losses an epoch: three of training, one of validation
+BATCHES = 3  # training losses an epoch
 
 
 @pytest.fixture
 def at_loss(monkeypatch):
-    """Does something just before the n-th loss of the process is computed: in the middle of an epoch."""
+    """Does something just before the n-th training loss of the process is computed: in the middle of an epoch."""
     def plan(number, action):
-        count, loss_of = iter(range(1, 1000)), recipe.training_loss
+        count, training_loss = iter(range(1, 1000)), loop.training_loss
 
         def counted(*arguments):
             if next(count) == number:
                 action()
-            return loss_of(*arguments)
+            return training_loss(*arguments)
 
-        monkeypatch.setattr(recipe, "loss_of", counted)
+        monkeypatch.setattr(loop, "training_loss", counted)
     return plan
 
 
@@ -578,9 +579,10 @@ def test_best_weights_are_those_of_an_epoch_that_counts(load, tmp_path, monkeypa
 KILLED = """
 import os, pickle, signal, sys
 from cifarlib import build_model, fit
+from cifarlib.training import loop
 config, splits, folder, number = pickle.load(open(sys.argv[1], "rb"))
-calls, loss_of = iter(range(1, 1000)), recipe.training_loss
-recipe.training_loss = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL) if next(calls) == number else loss_of(*arguments)
+calls, training_loss = iter(range(1, 1000)), loop.training_loss
+loop.training_loss = lambda *given: os.kill(os.getpid(), signal.SIGKILL) if next(calls) == number else training_loss(*given)
 fit(build_model(config), splits, config, folder)
 """
 
@@ -692,7 +694,7 @@ def test_another_configuration_is_an_error_and_touches_nothing(name, value, fini
     config, splits, folder, *_ = finished
     before, other = contents(folder), config.replace(**{name: value, **({"model_args": {}} if name == "model" else {})})
     plan = (folder / "plan.json").read_bytes()
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(OtherMachine if name == "precision" else InputError) as caught:
         fit(nn.Linear(1, 1), splits, other, folder)
     assert "holds a run with " in str(caught.value) and "\n" not in str(caught.value)
     assert contents(folder) == before and (folder / "plan.json").read_bytes() == plan
