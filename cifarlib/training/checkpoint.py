@@ -1,6 +1,7 @@
 """The files of a run folder from which training goes on."""
 
 import pickle
+import shutil
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch.optim import Optimizer
 from ..config import CHECKPOINTS
 from ..errors import InputError
 from ..files import HISTORY, PLAN, PREDICTIONS, RECORD, STATE, STOP, replacing, write_json
+from ..parts import source_file
 from ..runs.history import History
 from ..runs.record import check_plan, commit, is_finished
 
@@ -53,6 +55,8 @@ class Store:
             check_plan(self.folder, plan)
             if not is_finished(self.folder):
                 write_json(self.folder / PLAN, plan)
+                if own := source_file(plan["model"]):
+                    shutil.copyfile(own, self.folder / own.name)
             commit()  # that of the code which trains, not of the files at the end
         except OSError as error:
             raise InputError(f"{self.folder} can't be written ({error.strerror}); choose another executed_dir or study")

@@ -42,7 +42,8 @@ def fit(model: nn.Module, splits: Splits, config: Config, folder: Path | str | N
     callbacks = [on_epoch] if callable(on_epoch) else list(on_epoch)
     model.to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(model, config)
-    store = Store(folder, {**config.identity(), "device": device.type, "precision": precision, "data": splits.fingerprint}, resume)
+    plan = {**config.identity(), "device": device.type, "precision": precision, "data": splits.fingerprint}
+    store = Store(folder, plan, resume)
     history = store.restore(model, optimizer)
     trainer = Trainer(model, optimizer, train, config, precision)
     with StopRequest(store.stop_file) as stop, torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -70,15 +71,15 @@ class Trainer:
     """The training epochs of one run; on CUDA a whole step, from augmentation to optimizer, is captured as a graph and replayed.
 
     Hundreds of small kernels are one launch then. A graph replays on the memory that it was captured with, so what a step uses stays in
-    place: `order` and `draws` of the epoch, `places` (the batch's positions in them), the learning rate and the tally.
+    place: the epoch's `order` and `augmentations`, `positions` (the batch's in the order), the learning rate and the tally.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, split: Split, config: Config, precision: str):
         self.model, self.optimizer, self.split, self.config, self.precision = model, optimizer, split, config, precision
         self.device = split.images.device
         self.packed = augment.pack(split.images)
-        self.order, self.draws = None, None  # of the epoch
-        self.places = torch.arange(config.batch_size, device=self.device)
+        self.order, self.augmentations = None, None  # of the epoch
+        self.positions = torch.arange(config.batch_size, device=self.device)
         self.tally = Tally(split.classes, self.device)
         # Libraries prepare themselves in the first steps of a stream, which can't be captured; so all steps run in this one.
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
@@ -101,7 +102,7 @@ class Trainer:
                 self._advance()
             rest = len(self.order) % self.config.batch_size
             if rest > 1:  # batch norm has no variance over a left-over single image
-                self._step(self.places[:rest])
+                self._step(self.positions[:rest])
             return self.tally.read()
 
     def begin(self, epoch: int) -> None:
@@ -109,20 +110,20 @@ class Trainer:
         count, seed = len(self.split), self.config.seed * 1_000_003 + epoch
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(count, generator=generator)
-        draws = augment.draw(count, generator) if self.config.augmentation else None
+        augmentations = augment.draw(count, generator) if self.config.augmentation else None
         torch.manual_seed(seed)  # of dropout
         if self.order is None:
-            self.order, self.draws = order.to(self.device), draws and draws.to(self.device)
+            self.order, self.augmentations = order.to(self.device), augmentations and augmentations.to(self.device)
         else:
             self.order.copy_(order)
-            if draws:
-                self.draws.copy_(draws)
+            if augmentations:
+                self.augmentations.copy_(augmentations)
         for group in self.optimizer.param_groups:
             if self.stream:
                 group["lr"].fill_(lr_at(self.config, epoch))
             else:
                 group["lr"] = lr_at(self.config, epoch)
-        torch.arange(self.config.batch_size, out=self.places)
+        torch.arange(self.config.batch_size, out=self.positions)
         self.tally.clear()
         self.model.train()
 
@@ -145,17 +146,21 @@ class Trainer:
                 self._step_and_move()
             self.graph = graph
         except RuntimeError as error:
-            cause = (str(error.__context__ or error) or type(error).__name__).splitlines()[0]  # the end of a broken capture raises a second error
+            first = error.__context__ or error  # the end of a broken capture raises a second error
+            cause = (str(first) or type(first).__name__).splitlines()[0]
             print(f"no CUDA graph here ({cause}); the same steps are launched kernel by kernel, more slowly")
 
     def _step_and_move(self) -> None:
-        self._step(self.places)
-        self.places += self.config.batch_size
+        self._step(self.positions)
+        self.positions += self.config.batch_size
 
-    def _step(self, places: Tensor) -> None:
-        """Train on the images at `places` (B,) of the epoch's order."""
-        chosen = self.order[places]
-        pixels = augment.augmented(self.packed, chosen, self.draws[places]) if self.draws else augment.plain(self.packed, chosen)
+    def _step(self, positions: Tensor) -> None:
+        """Train on the images at `positions` (B,) of the epoch's order."""
+        chosen = self.order[positions]
+        if self.augmentations:
+            pixels = augment.augmented(self.packed, chosen, self.augmentations[positions])
+        else:
+            pixels = augment.plain(self.packed, chosen)
         labels = self.split.labels[chosen]
         with autocast(self.device, self.precision):
             logits = self.model(augment.normalize(augment.unpack(pixels), self.split))
@@ -163,6 +168,8 @@ class Trainer:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+        if self.config.label_smoothing:  # what is recorded compares with the validation loss
+            loss = evaluation_loss(logits.detach(), labels, self.config)
         self.tally.add(loss, logits, labels)
 
 
