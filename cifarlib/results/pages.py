@@ -3,10 +3,9 @@
 import dataclasses
 import json
 import statistics
-from pathlib import Path
 
 from ..config import CHECKPOINTS, Config, Options
-from ..files import TABLE, project_path
+from ..files import project_path
 from ..parts import ARCHITECTURES, PROTOCOLS, architecture
 from ..words import duration, percent
 from .markdown import comparison_table, markdown, rewrite_between_markers
@@ -66,7 +65,7 @@ def studies_section(tables: list[Table]) -> str:
 
 
 def times_section() -> str:
-    """How long the models train at the measured rates, an epoch and a run of the published length, and what the published report reached."""
+    """How long an epoch and a run of the published length take at the measured rates, and the best published accuracy."""
     rows: dict[str, dict[str, str]] = {}
     for path in THROUGHPUT:
         for model, found in json.loads(project_path(path).read_text())["models"].items():
@@ -80,7 +79,7 @@ def times_section() -> str:
 
 
 def fields_section(flags: dict[str, tuple[str, ...]]) -> str:
-    """Every field of a configuration, and every option that changes no result: meaning, default, and its options beside `--NAME`."""
+    """Every field of a configuration and of its options: other flags than `--NAME`, meaning, values, default."""
     return markdown([{
         "Field": f"`{spec.name}`",
         "Also": " ".join(f"`{flag}`" for flag in flags.get(spec.name, ())),
@@ -92,16 +91,21 @@ def fields_section(flags: dict[str, tuple[str, ...]]) -> str:
 
 def architectures_section() -> str:
     """The package's own architectures: where they are and what sizes they take."""
-    return markdown([{"`model`": f"`{name}`", "Class": f"`{row.home}`", "`model_args`": ", ".join(f"`{size}`" for size in row.sizes)}
-                     for name, row in ARCHITECTURES.items()])
+    return markdown([{
+        "`model`": f"`{name}`",
+        "Class": f"`{row.home}`",
+        "`model_args`": ", ".join(f"`{size}`" for size in row.sizes),
+    } for name, row in ARCHITECTURES.items()])
 
 
 def protocols_section() -> str:
     """What each protocol sets, for a CNN of the default length."""
     configs = {name: Config(model="cnn", protocol=name) for name in PROTOCOLS}
-    return markdown([{"Field": f"`{spec.name}`", "Meaning": spec.metadata["help"],
-                      **{f"`{name}`": as_yaml(getattr(config, spec.name)) for name, config in configs.items()}}
-                     for spec in dataclasses.fields(Config) if spec.default is None])
+    return markdown([{
+        "Field": f"`{spec.name}`",
+        "Meaning": spec.metadata["help"],
+        **{f"`{name}`": as_yaml(getattr(config, spec.name)) for name, config in configs.items()},
+    } for spec in dataclasses.fields(Config) if spec.default is None])
 
 
 def as_yaml(value) -> str:
