@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas
 import pytest
 import results_tables as made
+import torch
 import yaml
 from conftest import tiny
 
@@ -142,6 +143,16 @@ def test_the_script_trains(capsys):
     exec(script.replace("config = Config(", "config = tiny("), {"tiny": tiny})
     accuracies = [float(word) for word in capsys.readouterr().out.split()]
     assert len(accuracies) == 10 + 1 and all(0 <= accuracy <= 1 for accuracy in accuracies)
+
+
+def test_the_weights_of_a_run_are_loaded(tmp_path):
+    script, = blocks("executed/README.md", "python")
+    assert script.count('"executed/STUDY/RUN"') == 1
+    record = next(ROOT.glob("executed/resnet_24_epochs/*/record.json"))
+    shutil.copy(record, tmp_path)
+    torch.save(build_model(Config(seed=1)).state_dict(), tmp_path / "best_val_acc.pt")
+    exec(script.replace("executed/STUDY/RUN", str(tmp_path)), names := {})
+    assert torch.equal(names["model"].fc.weight, build_model(Config(seed=1)).fc.weight)
 
 
 def test_the_network_of_the_front_page_is_a_model(project):

@@ -60,12 +60,13 @@ def studies_section(tables: list[Table]) -> str:
                 "Test accuracy": percent(best["test"]),
                 "95% interval": f"{100 * best['low']:.2f} to {100 * best['high']:.2f}",
                 "Trained in": duration(run["seconds"]),
+                "On": f"{run['device'].removeprefix('cpu: ')}, {run['precision']}",
             })
     return markdown(rows)
 
 
 def times_section() -> str:
-    """How long an epoch and a run of the published length take at the measured rates, and the best published accuracy."""
+    """Minutes of an epoch and of a published run at the measured rates, and the best published accuracy."""
     rows: dict[str, dict[str, str]] = {}
     for path in THROUGHPUT:
         for model, found in json.loads(project_path(path).read_text())["models"].items():
