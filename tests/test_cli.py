@@ -30,7 +30,7 @@ TINY = ["train", "--dataset", "synthetic", "--limit_train", "64", "--limit_val",
 
 def parsed(arguments):
     namespace = cli.make_parser().parse_args(["train", *arguments])
-    return Config(**cli.fields_of(Config, namespace)), Options(**cli.fields_of(Options, namespace))
+    return tuple(cls(**cls.among(vars(namespace))) for cls in (Config, Options))
 
 
 def train(folder, *arguments, **environment):
@@ -262,7 +262,7 @@ def test_an_interrupted_command_is_one_line_and_exit_code_130(monkeypatch, capsy
 def test_grid_takes_the_short_options_of_train(tmp_path, capsys):
     (tmp_path / "g.yaml").write_text("rows: [{}]\n")
     arguments = cli.make_parser().parse_args(["grid", str(tmp_path / "g.yaml"), "-d", "here", "--num_epochs", "3", "-a"])
-    assert cli.fields_of(Config, arguments) == {"data_dir": "here", "epochs": 3, "augmentation": True}
+    assert Config.among(vars(arguments)) == {"data_dir": "here", "epochs": 3, "augmentation": True}
 
 
 def test_braces_in_a_path_and_a_long_temporary_folder(tmp_path):
