@@ -49,6 +49,7 @@ def within(module: str, room: str) -> bool:
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_uses_only_the_rooms_below_its_own(module):
     used = {name for name in imports(module) if not name.startswith(":")}
+    assert not any(within(name, ":cifarlib") for name in imports(module)), "own modules are imported by relative names"
     if module in GROUND:
         assert used <= set(GROUND[:GROUND.index(module)])
         return
