@@ -22,7 +22,7 @@ TABLE = "runs.csv"  # in the study's folder
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` and rename it to `path` at the end; if the body fails, `path` stays as it was."""
+    """Yield a temporary path beside `path`, renamed to `path` at the end; if the body fails, `path` stays as it was."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # process ids recur on other machines
     try:
         yield part
@@ -38,6 +38,9 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def project_path(path: str | Path) -> Path:
-    """A relative path starts at the working directory, or at its parent when that is `notebooks` (JupyterLab's habit); `~` is the user's home."""
-    here = Path(".")
-    return (Path("..") if here.resolve().name == "notebooks" else here) / Path(path).expanduser()
+    """`path` as seen from the project's folder, which is the working directory, or its parent if that is `notebooks`.
+
+    JupyterLab starts a kernel in its notebook's folder. `~` is the user's home; an absolute path stays as it is.
+    """
+    here = Path("..") if Path.cwd().name == "notebooks" else Path(".")
+    return here / Path(path).expanduser()

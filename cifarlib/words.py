@@ -5,8 +5,8 @@ import json
 import numpy as np
 
 
-def percent(share: float) -> str:
-    return f"{100 * share:.2f}%"
+def percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f}%"
 
 
 def points(difference: float) -> str:
@@ -25,7 +25,7 @@ def duration(seconds: float) -> str:
 
 
 def against(gap: float, margin: float, noise: str) -> str:
-    """A difference beside the noise of that name: `more than the noise`, where it exceeds the margin, or `no more than the noise`."""
+    """A difference beside noise: `more than the noise` where it exceeds the margin, or `no more than the noise`."""
     return f"{'more' if abs(gap) > margin else 'no more'} than the {noise}"
 
 
