@@ -1,6 +1,7 @@
-"""The named parts of an experiment, one row each: what a user adds to the workbook is a row here, or a file of the user's own.
+"""The named parts of an experiment, one row each: what is added to the workbook is a row here, or a file of one's own.
 
-A part is named where it is defined, as `package.module:name` or `file.py:name`, and imported when it is used: nothing here needs torch.
+A part is named where it is defined, as `package.module:name` or `file.py:name`, and imported when it is used: nothing
+here needs torch.
 """
 
 import difflib
@@ -21,10 +22,11 @@ from .files import project_path
 class Architecture:
     """A network, and how tables and charts show it.
 
-    home: its class, which takes `sizes` and `classes` as keyword arguments; colour, marker: matplotlib's; memory: GiB of main memory that a
-    run may need on a CPU at the published size in batches of 256; published_best: highest test accuracy of the published report;
-    softmax_output: whether the published network ends in a softmax, which its loss then takes for logits; bench_images: training images a
-    round of the benchmark, on a CPU and on a GPU; stages: names of modules, or of their classes, whose outputs are worth showing.
+    home: its class, which takes `sizes` and `classes` as keyword arguments; colour, marker: matplotlib's; memory: GiB
+    of main memory that a run may need on a CPU at the usual size in batches of 256; published_best: highest test
+    accuracy of the published report; softmax_output: whether the published network ends in a softmax, which its loss
+    then takes for logits; bench_images: training images a round of the benchmark, on a CPU and on a GPU; stages: names
+    of modules, or of their classes, whose outputs are worth showing.
     """
 
     label: str
@@ -42,14 +44,16 @@ class Architecture:
 # Okabe and Ito's colours for the colour blind, of different lightness for a print in black and white; a marker each.
 ARCHITECTURES = {
     "cnn": Architecture(
-        "CNN", "cifarlib.models.cnn:CNN", ("channels", "hidden", "dropout"), "#E69F00", "o", published_best=0.8697, softmax_output=True,
-        stages=("Conv2d", "MaxPool2d", "Linear", "Head")),
+        "CNN", "cifarlib.models.cnn:CNN", ("channels", "hidden", "dropout"), "#E69F00", "o",
+        published_best=0.8697, softmax_output=True, stages=("Conv2d", "MaxPool2d", "Linear", "Head")),
     "resnet": Architecture(
-        "ResNet", "cifarlib.models.resnet:ResNet", ("widths", "depths", "stem"), "#0072B2", "s", published_best=0.8422, bench_images=(2_560, 40_000),
+        "ResNet", "cifarlib.models.resnet:ResNet", ("widths", "depths", "stem"), "#0072B2", "s",
+        published_best=0.8422, bench_images=(2_560, 40_000),
         stages=("stem.0", "stem", "stages.0", "stages.1", "stages.2", "stages.3", "pool", "fc")),
     "vit": Architecture(
-        "ViT", "cifarlib.models.vit:ViT", ("patch", "dim", "depth", "heads", "head_dim", "mlp_dim"), "#009E73", "^", memory=13.0,
-        published_best=0.8350, bench_images=(64, 5_120), stages=("embed", *(f"blocks.{i}" for i in range(8)), "norm", "head")),
+        "ViT", "cifarlib.models.vit:ViT", ("patch", "dim", "depth", "heads", "head_dim", "mlp_dim"), "#009E73", "^",
+        memory=13.0, published_best=0.8350, bench_images=(64, 5_120),
+        stages=("embed", *(f"blocks.{i}" for i in range(8)), "norm", "head")),
     "vgg": Architecture(
         "VGG", "cifarlib.models.vgg:VGG", ("depth", "widths"), "#CC79A7", "D",
         stages=("stages.0", "stages.1", "stages.2", "stages.3", "stages.4", "fc")),
@@ -62,7 +66,7 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images of 32x32 pixels in classes: how texts call them, and the function that reads them from a folder (see data/splits.py)."""
+    """Images of 32x32 pixels: what texts call them, their classes, the function that reads them."""
 
     label: str
     classes: tuple[str, ...]
@@ -105,7 +109,7 @@ def short_name(model: str) -> str:
 
 
 def architectures(models: Iterable[str]) -> dict[str, Architecture]:
-    """The rows of several models, the table's own first and in its order; each of the user's own gets a colour and a marker."""
+    """The rows of several models in the table's order, then the user's own, each with a colour and a marker."""
     models = list(dict.fromkeys(models))
     rows = {name: row for name, row in ARCHITECTURES.items() if name in models}
     for number, name in enumerate(name for name in models if name not in ARCHITECTURES):
@@ -117,7 +121,8 @@ def architectures(models: Iterable[str]) -> dict[str, Architecture]:
 def is_own(name: str) -> bool:
     """Whether `name` says where a part of the user's own is, as `file.py:name` or `package.module:name`."""
     place, colon, attribute = name.rpartition(":")
-    return bool(colon) and attribute.isidentifier() and (place.endswith(".py") or all(map(str.isidentifier, place.split("."))))
+    in_package = all(part.isidentifier() for part in place.split("."))
+    return bool(colon) and attribute.isidentifier() and (place.endswith(".py") or in_package)
 
 
 def source_file(name: str) -> Path | None:
@@ -132,7 +137,8 @@ def source_digest(name: str) -> str | None:
     try:
         return path and hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     except OSError as error:
-        raise InputError(f"{path} can't be read ({error.strerror}); expected a file of Python, named from the project's folder") from None
+        raise InputError(f"{path} can't be read ({error.strerror}); expected a file of Python, named from the "
+                         "project's folder") from None
 
 
 def load(name: str):
@@ -168,7 +174,7 @@ def _file_as_module(name: str) -> ModuleType:
 
 def reason(error: Exception, name: str) -> str:
     """What an error in a part of the user's own says, in one line, with the line of its file where that was."""
-    said = f"{type(error).__name__}: {' '.join(str(error).splitlines()[:2])}"  # without the frames of C++ that torch may add
+    said = " ".join(str(error).splitlines()[:2])  # without the frames of C++ that torch may add
     path = str(source_file(name))
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-    return f"{said}; line {lines[-1]} of {path}" if lines else said
+    return f"{type(error).__name__}: {said}" + (f"; line {lines[-1]} of {path}" if lines else "")

@@ -119,6 +119,8 @@ def test_a_changed_file_is_another_run(finished, published, project, load):
     (project / "my_nets.py").write_text(SMALL_NET)
     assert fit(build_model(config), splits, config, folder).status == "done"
     (project / "my_nets.py").write_text(SMALL_NET.replace("ReLU()", "GELU()"))
+    with pytest.raises(InputError, match="my_nets.py:SmallNet has changed since this model was built"):
+        fit(model, splits, config)
     changed = build_model(config)
     assert "GELU" in str(changed) and fit(changed, splits, config, folder, resume=False).rows[0] != history.rows[0]
     assert "GELU" in (folder / "my_nets.py").read_text()
@@ -162,14 +164,14 @@ def test_weights_depend_on_the_seed_alone():
     ("no_such_package.nets:Net", {}, "no_such_package.nets can't be imported (ModuleNotFoundError: No module named 'no_such_package'"),
     ("torchvision.models:resnet1", {}, "torchvision.models has no resnet1; did you mean resnet1"),
     ("torchvision.models:resnet18", {}, "maps two images to (2, 1000), expected logits of shape (2, 10); say how many classes, such as model_args"),
-    ("torchvision.models:googlenet", {"num_classes": 10, "init_weights": False}, "to GoogLeNetOutputs, expected logits"),
+    ("torchvision.models:googlenet", {"num_classes": 10, "init_weights": False}, "maps images to a GoogLeNetOutputs, expected logits"),
     ("my_nets.py:SmallNet", {"depth": 3}, "can't be built with {'depth': 3} (TypeError: "),
     ("my_nets.py:frozen", {}, "missing 1 required positional argument: 'width'"),
     ("my_nets.py:nn", {}, "TypeError: 'module' object is not callable"),
     ("bad.py:listed", {}, "gives a list, expected a torch.nn.Module"),
     ("bad.py:Net", {"fault": "built"}, "can't be built with {'fault': 'built'} (ValueError: no such net; line 11 of bad.py)"),
     ("bad.py:Net", {"fault": "sizes"}, "(RuntimeError: mat1 and mat2 shapes cannot be multiplied (64x2 and 64x10); line 18 of bad.py)"),
-    ("bad.py:Net", {"fault": "pair"}, "maps two images to tuple, expected logits of shape (2, 10)"),
+    ("bad.py:Net", {"fault": "pair"}, "maps images to a tuple, expected logits"),
     ("bad.py:Net", {"fault": "view"}, "line 16 of bad.py"),  # that works but for maps stored channels last
     ("bad.py:Net", {"fault": "cut"}, "does not require grad"),
 ])

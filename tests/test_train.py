@@ -25,7 +25,7 @@ from cifarlib.runs import record
 from cifarlib.training import checkpoint, finish, loop, recipe
 from cifarlib.config import CHECKPOINTS, SCHEDULES
 from cifarlib.errors import OtherMachine
-from cifarlib.parts import CIFAR10_CLASSES as CLASSES
+from cifarlib.parts import CIFAR10_CLASSES as CLASSES, OPTIMIZERS
 from cifarlib.runs.history import History
 from cifarlib.training.metrics import Scores
 from cifarlib.training.finish import finish_run
@@ -503,6 +503,18 @@ def test_stops_at_the_end_of_the_epoch_and_goes_on(request_, epoch, load, tmp_pa
     assert_same_run(tmp_path, uninterrupted)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_each_optimizer_goes_on_to_the_numbers_of_an_uninterrupted_run(optimizer, precision, load, tmp_path):
+    config = tiny("resnet", optimizer=optimizer, precision=precision, epochs=4, scheduler="step", gamma=0.5)
+    seen = []
+    for folder, stops in ((tmp_path / "whole", 0), (tmp_path / "stopped", 2)):
+        run(config, load(config), folder, on_epoch=lambda history: len(history.rows) == stops and (folder / "stop").touch())
+    run(config, load(config), tmp_path / "stopped", on_epoch=lambda history: seen.append(history.last["epoch"]))
+    assert seen == [3, 4]
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
 def test_second_interrupt_breaks_off_at_once(load, tmp_path, at_loss, uninterrupted):
     handler = signal.getsignal(signal.SIGINT)
     at_loss(BATCHES + 2, lambda: [signal.raise_signal(signal.SIGINT) for _ in range(2)])
@@ -617,28 +629,6 @@ def test_best_weights_are_those_of_an_epoch_that_counts(load, tmp_path, monkeypa
     first = torch.load(tmp_path / "last.pt", weights_only=True)["model"]
     best = torch.load(tmp_path / "best_val_acc.pt", weights_only=True)
     assert all(torch.equal(best[name], first[name]) for name in first)
-
-
-KILLED = """
-import os, pickle, signal, sys
-from cifarlib import build_model, fit
-from cifarlib.training import loop
-config, splits, folder, number = pickle.load(open(sys.argv[1], "rb"))
-calls, training_loss = iter(range(1, 1000)), loop.training_loss
-loop.training_loss = lambda *given: os.kill(os.getpid(), signal.SIGKILL) if next(calls) == number else training_loss(*given)
-fit(build_model(config), splits, config, folder)
-"""
-
-
-def test_goes_on_after_the_process_was_killed(load, tmp_path, uninterrupted):
-    folder, splits = tmp_path / "run", load(INTERRUPTED)
-    (tmp_path / "input").write_bytes(pickle.dumps((INTERRUPTED, splits, folder, BATCHES + 2)))
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "input")], cwd=Path(__file__).parent.parent)
-    assert killed.returncode == -signal.SIGKILL and len(History.read(folder / "history.csv").rows) == 1
-    seen = []
-    run(INTERRUPTED, splits, folder, on_epoch=lambda history: seen.append(history.last["epoch"]))
-    assert seen == [2, 3]
-    assert_same_run(folder, uninterrupted)
 
 
 @pytest.fixture

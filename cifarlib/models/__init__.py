@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..config import Config
 from ..errors import InputError
-from ..parts import architecture, is_own, load, reason
+from ..parts import architecture, is_own, load, reason, source_digest
 
 
 def build_model(config: Config) -> nn.Module:
@@ -25,39 +25,42 @@ def build_model(config: Config) -> nn.Module:
             doing = "map images to logits"
             problem = _problem(model, classes, config)
         except Exception as error:  # whatever a model of the user's own raises
-            raise InputError(f"model_args: {config.model} can't {doing} with {config.model_args} ({reason(error, config.model)})") from None
+            raise InputError(f"model_args: {config.model} can't {doing} with {config.model_args} "
+                             f"({reason(error, config.model)})") from None
     if problem:
         raise InputError(f"model: {config.model} {problem}")
+    model.source_digest = source_digest(config.model)  # a user's file may change before the model is trained
     return model.train()
 
 
 def _problem(model: nn.Module, classes: int, config: Config) -> str | None:
     """What keeps `model` from mapping two images to logits (2, classes); None if nothing does.
 
-    A model of the user's own is also tried in training, in a copy because that moves running statistics: stored channels last and, unless
-    the configuration excludes it, in bf16, as `fit` trains it.
+    A model of the user's own also tries a training step as `fit` does it: stored channels last and, unless the
+    configuration excludes it, in bf16; a copy of it, since that moves running statistics.
     """
     if not isinstance(model, nn.Module):
         return f"gives a {type(model).__name__}, expected a torch.nn.Module"
     images = torch.zeros(2, 3, 32, 32)
     with torch.no_grad():
         outputs = [model.eval()(images)]
-    if is_own(config.model):
+    if own := is_own(config.model):
         trial = copy.deepcopy(model).train().to(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=config.precision != "fp32"):
             outputs.append(trial(images))
     for output in outputs:
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        if shape != (2, classes):
-            hint = "" if isinstance(shape, str) or len(shape) != 2 else f"; say how many classes, such as model_args {{num_classes: {classes}}}"
-            return f"maps two images to {shape}, expected logits of shape (2, {classes}){hint}"
-    if is_own(config.model):
+        if not isinstance(output, Tensor):
+            return f"maps images to a {type(output).__name__}, expected logits"
+        if output.shape != (2, classes):
+            hint = f"; say how many classes, such as model_args {{num_classes: {classes}}}" if output.ndim == 2 else ""
+            return f"maps two images to {tuple(output.shape)}, expected logits of shape (2, {classes}){hint}"
+    if own:
         outputs[-1].float().sum().backward()
 
 
 @torch.no_grad()
 def predict_proba(model: nn.Module, images: Tensor) -> Tensor:
-    """Class probabilities (B, classes) of normalized images (B, 3, 32, 32), in the mode that `model` is in: call `eval()` first."""
+    """Class probabilities (B, classes) of normalized images (B, 3, 32, 32), in the mode that `model` is in."""
     return model(images).softmax(dim=1)
 
 

@@ -34,7 +34,10 @@ def recorded(folder: Path, name: str):
 
 
 def _read_json(path: Path) -> dict:
-    """The mapping in a file; an empty one if there is no file. Raises InputError for a damaged one, as what it held must not be lost."""
+    """The mapping in a file; an empty one if there is no file.
+
+    Raises InputError for a damaged one, since what it held must not be lost.
+    """
     try:
         content = json.loads(path.read_text())
     except PermissionError as error:
@@ -44,7 +47,7 @@ def _read_json(path: Path) -> dict:
     except ValueError:
         content = None
     if not isinstance(content, dict):
-        raise InputError(f"{path} is damaged, so nothing says what it held; restore it, or remove it to train the run anew")
+        raise InputError(f"{path} is damaged, so nothing says what it held; restore it, or remove it to train anew")
     return content
 
 
@@ -64,8 +67,8 @@ def is_finished(folder: Path) -> bool:
 def check_plan(folder: Path, plan: dict) -> None:
     """Raise InputError if the run that `folder` holds differs from `plan` in any of the names that both have.
 
-    A field that the folder's run did not have yet had its default. Raises OtherMachine if the difference is the kind of device or the
-    precision.
+    Fields that were added since then had their defaults. Raises OtherMachine if the kind of device or the precision is
+    what differs.
     """
     done = is_finished(folder)
     before = _read_json(folder / PLAN)
@@ -110,10 +113,13 @@ def common_fields(folder: Path, config: Config, status: str, history: History, s
         own = {"model_file": file.name, "model_source": _read_json(folder / PLAN).get("model_source")}
     elif is_own(config.model):
         packages.append(config.model.partition(":")[0].partition(".")[0])
-    return {"status": status, "name": config.run_name, "config": settings, **own, "seed": config.seed,
-            "epochs_run": len(history.rows), "seconds": round(sum(row["seconds"] for row in history.rows), 2),
-            "metrics": metrics_of(history, scores), "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "commit": commit(), "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}}}
+    return {
+        "status": status, "name": config.run_name, "config": settings, **own, "seed": config.seed,
+        "epochs_run": len(history.rows), "seconds": round(sum(row["seconds"] for row in history.rows), 2),
+        "metrics": metrics_of(history, scores), "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
+    }
 
 
 def _version(package: str) -> str | None:
@@ -129,18 +135,20 @@ def commit() -> str | None:
 
     Remembered by each process: the files may change while it trains.
     """
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(PACKAGE), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        git = ["git", "-C", str(PACKAGE)]
-        short = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "--", "."], capture_output=True, text=True, check=True).stdout
-        return f"{short}+" if changed else short
+        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
 def metrics_of(history: History, scores: dict) -> dict:
-    """The published columns: train and val of the last epoch, test of each checkpoint; and each checkpoint's epoch and val."""
-    metrics = {name: value for name, value in (history.last if history.rows else {}).items() if name.startswith(("train_", "val_"))}
+    """The published columns: train and val of the last epoch, test of each checkpoint; also its epoch and val."""
+    last = history.last if history.rows else {}
+    metrics = {name: value for name, value in last.items() if name.startswith(("train_", "val_"))}
     for checkpoint in CHECKPOINTS:
         row = history.best(checkpoint) or {}
         metrics |= {f"epoch_{checkpoint}": row.get("epoch"), f"val_accuracy_{checkpoint}": row.get("val_accuracy"),

@@ -15,6 +15,7 @@ from ..config import CHECKPOINTS, Config
 from ..data import augment
 from ..data.splits import Split, Splits
 from ..device import autocast, pick_precision
+from ..errors import InputError
 from ..files import STATE
 from ..runs.history import History
 from ..runs.stop import StopRequest
@@ -32,10 +33,10 @@ def fit(model: nn.Module, splits: Splits, config: Config, folder: Path | str | N
         on_epoch: Callable | Iterable[Callable] = (), resume: bool = True) -> History:
     """Train `model` in place, call each of `on_epoch` with the history after every epoch, and return the history.
 
-    With a `folder` it keeps history.csv, the checkpoints and the state to go on from there: a run that was cut off continues after
-    its last finished epoch to the numbers of an uninterrupted one, a finished run is only read back. `resume=False` starts anew.
-    Ctrl-C, SIGTERM, SIGUSR1 or a file `stop` in the folder end it after the epoch in progress. Raises InputError if the folder
-    holds another configuration's run or can't be written.
+    With a `folder` it keeps history.csv, the checkpoints and the state to go on from there: a run that was cut off
+    continues after its last finished epoch to the numbers of an uninterrupted one, a finished run is only read back.
+    `resume=False` starts anew. Ctrl-C, SIGTERM, SIGUSR1 or a file `stop` in the folder end it after the epoch in
+    progress. Raises InputError if the folder holds another configuration's run or can't be written.
     """
     train, device = splits.train, splits.train.images.device
     precision = pick_precision(config.precision, device)
@@ -43,6 +44,8 @@ def fit(model: nn.Module, splits: Splits, config: Config, folder: Path | str | N
     model.to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(model, config)
     plan = {**config.identity(), "device": device.type, "precision": precision, "data": splits.fingerprint}
+    if getattr(model, "source_digest", source := plan.get("model_source")) != source:
+        raise InputError(f"{config.model} has changed since this model was built from it; build it anew")
     store = Store(folder, plan, resume)
     history = store.restore(model, optimizer)
     trainer = Trainer(model, optimizer, train, config, precision)
@@ -68,10 +71,11 @@ def fit(model: nn.Module, splits: Splits, config: Config, folder: Path | str | N
 
 
 class Trainer:
-    """The training epochs of one run; on CUDA a whole step, from augmentation to optimizer, is captured as a graph and replayed.
+    """The training epochs of one run.
 
-    Hundreds of small kernels are one launch then. A graph replays on the memory that it was captured with, so what a step uses stays in
-    place: the epoch's `order` and `augmentations`, `positions` (the batch's in the order), the learning rate and the tally.
+    On CUDA a whole step, from augmentation to optimizer, is captured as a graph and replayed: hundreds of small kernels
+    are one launch then. A graph replays on the memory that it was captured with, so what a step uses stays in place:
+    `order` and `augmentations` of the epoch, `positions` (the batch's in the order), the learning rate and the tally.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, split: Split, config: Config, precision: str):
@@ -81,7 +85,7 @@ class Trainer:
         self.order, self.augmentations = None, None  # of the epoch
         self.positions = torch.arange(config.batch_size, device=self.device)
         self.tally = Tally(split.classes, self.device)
-        # Libraries prepare themselves in the first steps of a stream, which can't be captured; so all steps run in this one.
+        # Libraries prepare themselves in a stream's first steps, which can't be captured; so all steps run in this one.
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.graph = None
         self.steps_to_capture = WARM_UP if self.stream else 0  # 0: no step is captured, or was tried in vain
@@ -91,8 +95,8 @@ class Trainer:
     def train_epoch(self, epoch: int) -> Scores:
         """One pass over the training images in the order that seed and epoch give.
 
-        All random numbers depend on seed and epoch alone, so an epoch is the same after a resume, and the same order and
-        augmentation are drawn on every device.
+        All random numbers depend on seed and epoch alone, so an epoch is the same after a resume, and order and
+        augmentation are the same on every device.
         """
         if self.stream:
             self.stream.wait_stream(torch.cuda.current_stream(self.device))
@@ -106,7 +110,7 @@ class Trainer:
             return self.tally.read()
 
     def begin(self, epoch: int) -> None:
-        """Draw the epoch's order and augmentation, set its learning rate, and go back to the first batch."""
+        """Sample the epoch's order and augmentations, set its learning rate, and go back to the first batch."""
         count, seed = len(self.split), self.config.seed * 1_000_003 + epoch
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(count, generator=generator)
@@ -175,7 +179,10 @@ class Trainer:
 
 @torch.no_grad()  # in inference mode the weights that are moved here could not be trained afterwards
 def evaluate(model: nn.Module, split: Split, config: Config) -> Scores:
-    """Loss, accuracy, confusion and logits of `model` on a whole split, in the configuration's precision; leaves its mode as it was."""
+    """Loss, accuracy, confusion and logits of `model` on a whole split, in the configuration's precision.
+
+    `model` is moved to the split's device and stays in the mode that it was in.
+    """
     device = split.images.device
     precision = pick_precision(config.precision, device)
     tally, all_logits, training = Tally(split.classes, device), [], model.training
@@ -194,7 +201,8 @@ def evaluate(model: nn.Module, split: Split, config: Config) -> Scores:
 def evaluate_checkpoints(model: nn.Module, split: Split, config: Config, folder: Path | str) -> dict[str, Scores]:
     """Scores of the three checkpoints in `folder` on the test split; none while there is something left to train.
 
-    A run that diverged at once has no best checkpoints. `model` lends its architecture and ends with the terminal weights.
+    A run that diverged at once has no best checkpoints. `model` gives the architecture and ends with the terminal
+    weights.
     """
     scores = {}
     if (Path(folder) / STATE).exists():

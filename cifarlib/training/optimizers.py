@@ -1,8 +1,9 @@
 """The optimizers: functions from parameter groups and a configuration to an object with torch.optim's interface.
 
-Steps of all three are captured in CUDA graphs: the learning rate may be a tensor on the GPU, which none of them reads back.
+A step of each can be captured in a CUDA graph: its learning rate may be a tensor on the GPU, which it never reads back.
 """
 
+import itertools
 import math
 from collections import defaultdict
 
@@ -23,16 +24,16 @@ def adamw(groups: list[dict], config: Config) -> "AdamW":
 
 
 def sgd(groups: list[dict], config: Config) -> SGD:
-    """Gradient descent with Nesterov momentum; as usual in torch, weight decay is added to the gradient, and so to the momentum."""
-    # Only torch's fused kernel takes a learning rate from the GPU. The CPU's is wrong where a gradient lies otherwise than its weight.
+    """Gradient descent with Nesterov momentum; weight decay is added to the gradient, as torch does it."""
+    # Of torch's kernels only CUDA's fused one reads a learning rate on the GPU without waiting for it.
     fused = _device(groups).type == "cuda"
     return SGD(groups, config.learning_rate, config.momentum, nesterov=config.momentum > 0, fused=fused)
 
 
 def muon(groups: list[dict], config: Config) -> "Together":
     """Muon for weight matrices and kernels, in the run's precision, and AdamW as above for all other weights."""
-    matrices, others = ([{**group, "params": [p for p in group["params"] if (p.ndim > 1) == wanted]} for group in groups]
-                        for wanted in (True, False))
+    matrices = [{**group, "params": [p for p in group["params"] if p.ndim > 1]} for group in groups]
+    others = [{**group, "params": [p for p in group["params"] if p.ndim <= 1]} for group in groups]
     precision = pick_precision(config.precision, _device(groups))
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     return Together(Muon(matrices, config.learning_rate, config.momentum, dtype), adamw(others, config))
@@ -43,11 +44,12 @@ def _device(groups: list[dict]) -> torch.device:
 
 
 class Muon(Optimizer):
-    """Steps along Nesterov's momentum with all its singular values made about one, decoupled weight decay.
+    """Steps along Nesterov momentum with its singular values made about one, and decoupled weight decay.
 
-    As torch.optim.Muon, which takes 2-d weights only: a kernel (out, in, k, k) is the matrix (out, in * k * k) here, and matrices of one
-    shape are multiplied together, in `dtype`. Its updates are as large as AdamW's, whose learning rates and decays so serve it as well.
-    Sources: K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; J. Liu et al., "Muon is Scalable for LLM
+    torch.optim.Muon, which takes 2-d weights, for kernels too: (out, in, k, k) is the matrix (out, in * k * k).
+    Matrices of one shape are multiplied together, in `dtype`. Steps are scaled to the size of AdamW's (torch's
+    "match_rms_adamw"), so that its learning rates and weight decays can be used again. Sources: K. Jordan et al.,
+    "Muon: An optimizer for hidden layers in neural networks", 2024; J. Liu et al., "Muon is Scalable for LLM
     Training", 2025.
     """
 
@@ -59,27 +61,28 @@ class Muon(Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
-            alike = defaultdict(list)
+            by_shape = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
-                    alike[p.shape].append(p)
-            for params in alike.values():
-                directions = orthogonal(torch.stack([self._direction(p, group["momentum"]) for p in params]))  # (N, out, inputs)
-                size = 0.2 * math.sqrt(max(directions.shape[1:]))  # root mean square of an AdamW update, for orthonormal rows or columns
-                for p, direction in zip(params, directions):
+                    by_shape[p.shape].append(p)
+            for params in by_shape.values():
+                matrices = torch.stack([self._look_ahead(p, group["momentum"]) for p in params])  # (N, out, inputs)
+                # The root mean square is 0.2 in AdamW's steps, 1/sqrt(longer side) of orthonormal rows or columns.
+                scale = 0.2 * math.sqrt(max(matrices.shape[1:]))
+                for p, matrix in zip(params, orthogonal(matrices)):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.sub_(direction.to(p.dtype).reshape(p.shape) * (group["lr"] * size))
+                    p.sub_(matrix.to(p.dtype).reshape(p.shape) * (group["lr"] * scale))
 
-    def _direction(self, p: Tensor, momentum: float) -> Tensor:
-        """The momentum after this gradient, once more ahead as Nesterov has it, as a matrix (out, inputs)."""
-        buffer = self.state[p]["momentum"].lerp_(p.grad, 1 - momentum)
-        return p.grad.lerp(buffer, momentum).flatten(1).to(self.dtype)
+    def _look_ahead(self, p: Tensor, momentum: float) -> Tensor:
+        """The mean of the gradients, this one counted twice as Nesterov has it, as a matrix (out, inputs)."""
+        mean = self.state[p]["momentum"].lerp_(p.grad, 1 - momentum)
+        return p.grad.lerp(mean, momentum).flatten(1).to(self.dtype)
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Matrices (N, rows, columns) with their singular values brought to between 0.7 and 1.2, by five steps of Newton and Schulz.
+    """Matrices (N, rows, columns) with singular values between about 0.7 and 1.2, and the singular vectors they had.
 
-    K. Jordan's polynomial: it climbs steeply from zero, at the price of not ending exactly at one.
+    Five Newton-Schulz steps with K. Jordan's polynomial, which climbs steeply from zero but doesn't settle at one.
     """
     if matrices.shape[1] > matrices.shape[2]:
         return orthogonal(matrices.mT).mT
@@ -120,10 +123,10 @@ class Together:
 class AdamW:
     """AdamW with amsgrad, betas (0.9, 0.999) and eps 1e-8, by torch's fused kernels: bit for bit as torch.optim.AdamW.
 
-    The first step of a torch.optim optimizer imports torch's compiler, which takes about as long as torch itself and serves nothing here.
-    param_groups: mappings with `params` (tensors on one device), `weight_decay` and `lr`, a float or, on CUDA, a tensor.
-    Sources: I. Loshchilov and F. Hutter, "Decoupled Weight Decay Regularization", 2019; S. Reddi et al., "On the Convergence of Adam and
-    Beyond", 2018.
+    At its first use torch.optim imports torch's compiler, which takes about as long as torch itself and serves nothing
+    here. param_groups: mappings with `params` (tensors on one device), `weight_decay` and `lr`, a float or, on CUDA, a
+    tensor. Sources: I. Loshchilov and F. Hutter, "Decoupled Weight Decay Regularization", 2019; S. Reddi et al., "On
+    the Convergence of Adam and Beyond", 2018.
     """
 
     def __init__(self, param_groups: list[dict], lr: float):
@@ -143,12 +146,12 @@ class AdamW:
     @torch.no_grad()
     def step(self) -> None:
         for group, state in zip(self.param_groups, self.state):
-            used = [i for i, p in enumerate(group["params"]) if p.grad is not None]
-            params = [group["params"][i] for i in used]
-            lists = {"params": params, "grads": [p.grad for p in params]}
-            lists |= {name: [tensors[i] for i in used] for name, tensors in state.items()}
-            kernels.adamw(**{name: _as_stored(tensors, params) for name, tensors in lists.items()}, fused=True, amsgrad=True,
-                          beta1=0.9, beta2=0.999, eps=1e-8, lr=group["lr"], weight_decay=group["weight_decay"], maximize=False)
+            used = [p.grad is not None for p in group["params"]]
+            lists = {"params": group["params"], "grads": [p.grad for p in group["params"]], **state}
+            lists = {name: [*itertools.compress(tensors, used)] for name, tensors in lists.items()}
+            lists = {name: _as_stored(tensors, lists["params"]) for name, tensors in lists.items()}
+            kernels.adamw(**lists, fused=True, amsgrad=True, beta1=0.9, beta2=0.999, eps=1e-8, lr=group["lr"],
+                          weight_decay=group["weight_decay"], maximize=False)
 
     def state_dict(self) -> list[dict[str, list[Tensor]]]:
         """Of each group the lists of tensors that the next step builds on; the learning rate is the schedule's."""
@@ -163,5 +166,6 @@ class AdamW:
 
 
 def _as_stored(tensors: list[Tensor], params: list[Tensor]) -> list[Tensor]:
-    """Channels-last views of what belongs to a parameter stored channels last; torch's CPU kernel would copy them first."""
-    return [t.permute(0, 2, 3, 1) if p.ndim == t.ndim == 4 and not p.is_contiguous() else t for t, p in zip(tensors, params, strict=True)]
+    """Views in the order in which the parameters lie in memory, since torch's CPU kernel would copy others first."""
+    return [tensor.permute(0, 2, 3, 1) if p.ndim == tensor.ndim == 4 and not p.is_contiguous() else tensor
+            for tensor, p in zip(tensors, params, strict=True)]
