@@ -40,7 +40,7 @@ def test_equal_plain_loops(outputs):
         assert scores.confusion[c].tolist() == [members.count(guess) for guess in range(10)]
     assert scores.per_class == per_class
     assert scores.per_class_accuracy == pytest.approx(sum(per_class) / 10, abs=1e-15)
-    losses = [math.log(sum(math.exp(v) for v in row)) - row[label] for row, label in zip(logits.tolist(), labels.tolist())]
+    losses = [math.log(sum(map(math.exp, row))) - row[label] for row, label in zip(logits.tolist(), labels.tolist())]
     assert scores.loss == pytest.approx(sum(losses) / len(losses), rel=1e-6)
 
 
@@ -70,7 +70,8 @@ def test_columns_are_the_published_ones():
     scores = Scores(0.5, torch.eye(10, dtype=torch.int64), CLASSES)
     classes = "airplane automobile bird cat deer dog frog horse ship truck".split()
     assert list(CLASSES) == classes
-    assert list(scores.row("val")) == ["val_loss", "val_accuracy", "val_per_class_accuracy", *(f"val_per_class_accuracy_{c}" for c in classes)]
+    assert list(scores.row("val")) == ["val_loss", "val_accuracy", "val_per_class_accuracy",
+                                       *(f"val_per_class_accuracy_{name}" for name in classes)]
     assert list(scores.row("test", "_best_val_acc"))[:4] == [
         "test_loss_best_val_acc", "test_accuracy_best_val_acc", "test_per_class_accuracy_best_val_acc",
         "test_per_class_accuracy_airplane_best_val_acc"]

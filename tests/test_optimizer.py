@@ -23,27 +23,24 @@ def weights(*shapes):
 
 
 def descend(params, optimizer, steps=range(6)):
-    """Steps on gradients that are drawn anew and become smaller, as where amsgrad tells; the learning rate falls after the third."""
+    """Steps on random gradients, which become smaller, where amsgrad tells; the learning rate falls after the third."""
     for step in steps:
         generator = torch.Generator().manual_seed(step)
         for group in optimizer.param_groups:
             group["lr"] = LR if step < 3 else LATER
         optimizer.zero_grad()
         for p in params:
-            p.grad = torch.randn(p.shape, generator=generator).contiguous(memory_format=layout(p)) / (1 + step)
+            p.grad = torch.empty_like(p).copy_(torch.randn(p.shape, generator=generator) / (1 + step))
         optimizer.step()
-    return params
-
-
-def layout(p):
-    return torch.contiguous_format if p.is_contiguous() else torch.channels_last
 
 
 def test_adamw_gives_the_weights_of_torchs_bit_for_bit():
-    found, wanted = ([p for p in build_model(tiny("resnet")).to(memory_format=torch.channels_last).parameters()] for _ in range(2))
-    groups = [[{"params": params[::2], "weight_decay": 0.1}, {"params": params[1::2], "weight_decay": 0.0}] for params in (found, wanted)]
-    descend(found, AdamW(groups[0], LR))
-    descend(wanted, torch.optim.AdamW(groups[1], LR, amsgrad=True, fused=True))
+    models = [build_model(tiny("resnet")).to(memory_format=torch.channels_last) for _ in range(2)]
+    found, wanted = (list(model.parameters()) for model in models)
+    mine, theirs = ([{"params": params[::2], "weight_decay": 0.1}, {"params": params[1::2], "weight_decay": 0.0}]
+                    for params in (found, wanted))
+    descend(found, AdamW(mine, LR))
+    descend(wanted, torch.optim.AdamW(theirs, LR, amsgrad=True, fused=True))
     assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
 
 
@@ -60,7 +57,7 @@ def test_sgd_looks_ahead_along_its_momentum_and_decays_by_the_gradient(momentum)
     torch.testing.assert_close(found, wanted)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 1e-6), (torch.float32, 1e-3)])  # torch's own always computes in bf16
+@pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 1e-6), (torch.float32, 1e-3)])  # torch's own takes bf16
 @pytest.mark.parametrize("shape", [(12, 30), (30, 12), (10, 64), (1, 8)])
 def test_muon_is_torchs_on_matrices(shape, dtype, tolerance):
     found, wanted = weights(shape, shape, (5, 6)), weights(shape, shape, (5, 6))
@@ -96,8 +93,8 @@ def test_muon_leaves_vectors_to_adamw():
 
 
 def test_training_imports_neither_torchs_compiler_nor_torchvision():
-    code = ("import sys; from conftest import tiny; from cifarlib import build_model, fit, load_cifar10; config = tiny('resnet'); "
-            "fit(build_model(config), load_cifar10(config), config); "
+    code = ("import sys; from conftest import tiny; from cifarlib import build_model, fit, load_cifar10; "
+            "config = tiny('resnet'); fit(build_model(config), load_cifar10(config), config); "
             "sys.exit(' '.join({'torch._dynamo', 'torchvision'} & sys.modules.keys()) or 0)")
     ended = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr

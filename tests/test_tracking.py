@@ -16,7 +16,8 @@ from cifarlib.config import Options
 from cifarlib.parts import CIFAR10_CLASSES as CLASSES
 from cifarlib.training.tracking import Tracker
 
-RECORD = {"status": "done", "metrics": {"test_accuracy_terminal": 0.5, "test_loss_best_val_acc": None, "train_loss": 1.0}}
+RECORD = {"status": "done",
+          "metrics": {"test_accuracy_terminal": 0.5, "test_loss_best_val_acc": None, "train_loss": 1.0}}
 
 
 def tracked(config, splits, folder, mode, error=None):
@@ -76,7 +77,7 @@ def mirrored(load, tmp_path_factory):
 def test_run_has_its_names_and_hyperparameters(mirrored):
     config, _, found = mirrored
     run = found["run"][0]
-    assert (run.project, run.run_group, run.display_name, list(run.tags)) == ("cifar-10", "vit", config.run_name, ["some"])
+    assert (run.project, run.run_group, run.display_name, *run.tags) == ("cifar-10", "vit", config.run_name, "some")
     settings = {item.key: json.loads(item.value_json) for item in run.config.update if not item.key.startswith("_")}
     assert settings == {name: value for name, value in config.to_dict().items() if name != "data_dir"}
 
@@ -163,12 +164,15 @@ def test_out_of_reach_the_run_is_kept_offline(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Settings=dict))
     with Tracker(tiny(), Options(wandb_mode="online"), tmp_path):
         pass
-    assert modes == ["online", "offline"] and capsys.readouterr().out.startswith("wandb can't be reached (TimeoutError); the run is kept offline")
+    said = capsys.readouterr().out
+    assert modes == ["online", "offline"]
+    assert said.startswith("wandb can't be reached (TimeoutError); the run is kept offline")
 
 
 @pytest.mark.parametrize("asked, environment, logged_in, mode", [
-    ("auto", None, False, "offline"), ("auto", "", False, "offline"), ("auto", None, True, "online"), ("auto", "offline", True, "offline"),
-    ("offline", "online", True, "offline"), ("online", "offline", False, "online"),
+    ("auto", None, False, "offline"), ("auto", "", False, "offline"), ("auto", None, True, "online"),
+    ("auto", "offline", True, "offline"), ("offline", "online", True, "offline"),
+    ("online", "offline", False, "online"),
 ])
 def test_mode(asked, environment, logged_in, mode, tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_MODE")
