@@ -58,7 +58,7 @@ def test_a_step_that_cannot_be_captured_is_launched_singly(model, monkeypatch, c
     assert capsys.readouterr().out.count("no CUDA graph here") == 1
 
 
-@pytest.mark.parametrize("model", ["resnet", "vit"])  # the CNN's dropout is drawn otherwise
+@pytest.mark.parametrize("model", ["resnet", "vit"])  # the CNN's dropout has other random numbers
 def test_a_gpu_trains_like_a_cpu(model):
     config = tiny(model, augmentation=True, epochs=3, learning_rate=0.001)
     for gpu, cpu in zip(rows(config.replace(device="cuda")), rows(config), strict=True):

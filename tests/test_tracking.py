@@ -35,15 +35,15 @@ def parsed(content):
 
     It is a LevelDB log: after a header of 7 bytes, blocks of 32 KiB with chunks of checksum, length, type and content.
     """
-    place, whole = 7, b""
-    while place + 7 <= len(content):
-        if 32_768 - place % 32_768 < 7:  # no room for a chunk at the end of a block
-            place += 32_768 - place % 32_768
+    offset, whole = 7, b""
+    while offset + 7 <= len(content):
+        if 32_768 - offset % 32_768 < 7:  # no room for a chunk at the end of a block
+            offset += 32_768 - offset % 32_768
             continue
-        _, length, kind = struct.unpack_from("<IHB", content, place)
-        whole += content[place + 7:place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4) and place <= len(content):  # a record's only or last chunk
+        _, length, kind = struct.unpack_from("<IHB", content, offset)
+        whole += content[offset + 7:offset + 7 + length]
+        offset += 7 + length
+        if kind in (1, 4) and offset <= len(content):  # a record's only or last chunk
             yield Record.FromString(whole)
             whole = b""
 
@@ -111,14 +111,14 @@ def test_finished_run_exits_with_0_and_a_failed_one_with_1(mirrored, load, tmp_p
 
 # wandb that fails, with a stand-in for it.
 
-def failing(place):
-    """A wandb that raises at `place`, with the calls it got."""
+def failing(step):
+    """A wandb that raises at `step`, with the calls it got."""
     calls = []
 
     def call(name, result=None):
         def function(*arguments, **options):
             calls.append(name)
-            if name == place:
+            if name == step:
                 raise RuntimeError(f"{name} failed\nfor some reason")
             return result
         return function
@@ -127,15 +127,15 @@ def failing(place):
     return SimpleNamespace(init=call("init", run), login=call("login", False), Settings=call("Settings"), calls=calls)
 
 
-@pytest.mark.parametrize("place", ["import", "login", "Settings", "init", "log", "summary", "finish"])
-def test_nothing_it_does_fails_a_run(place, load, tmp_path, monkeypatch, capsys):
-    fake = failing(place)
-    monkeypatch.setitem(sys.modules, "wandb", None if place == "import" else fake)
+@pytest.mark.parametrize("step", ["import", "login", "Settings", "init", "log", "summary", "finish"])
+def test_nothing_it_does_fails_a_run(step, load, tmp_path, monkeypatch, capsys):
+    fake = failing(step)
+    monkeypatch.setitem(sys.modules, "wandb", None if step == "import" else fake)
     monkeypatch.delenv("WANDB_MODE")
     assert tracked(tiny(), load(tiny()), tmp_path, "auto").status == "done"
     lines = [line for line in capsys.readouterr().out.splitlines() if "wandb" in line]
     assert len(lines) == 1 and lines[0].startswith("wandb is off for this run (")
-    assert fake.calls[-1:] == ([] if place == "import" else [place]) and fake.calls.count(place) <= 1
+    assert fake.calls[-1:] == ([] if step == "import" else [step]) and fake.calls.count(step) <= 1
 
 
 def test_all_its_calls(load, tmp_path, monkeypatch):

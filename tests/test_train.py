@@ -277,7 +277,7 @@ def test_other_seed_other_run(load):
 
 
 def test_epochs_differ_in_order_and_dropout(load):
-    """With a rate too small to change a weight, epochs differ by what is drawn."""
+    """With a rate too small to change a weight, epochs differ by their random numbers."""
     config = tiny("cnn", learning_rate=1e-30, weight_decay=0.0, epochs=3)
     assert len({row["train_loss"] for row in run(config, load(config))[0].rows}) == 3
 
@@ -704,12 +704,12 @@ def test_what_changes_nothing_may_change(finished):
     assert run(config.replace(gamma=0.5, data_dir="elsewhere"), splits, folder)[0] == history
 
 
-@pytest.mark.parametrize("place", ["file", "file/run"])
+@pytest.mark.parametrize("path", ["file", "file/run"])
 @pytest.mark.parametrize("resume", [True, False])
-def test_folder_that_cannot_be_written(place, resume, load, tmp_path):
+def test_folder_that_cannot_be_written(path, resume, load, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(InputError, match="can't be written") as caught:
-        run(tiny(), load(tiny()), tmp_path / place, resume=resume)
+        run(tiny(), load(tiny()), tmp_path / path, resume=resume)
     assert "\n" not in str(caught.value) and (tmp_path / "file").read_text() == "not a folder"
 
 

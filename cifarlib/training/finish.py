@@ -28,10 +28,19 @@ def finish_run(model: nn.Module, splits: Splits, config: Config, folder: Path, h
     if is_finished(folder):
         record = read_record(folder)
     else:
-        scores = evaluate_checkpoints(model, splits.test, config, folder)
+        scores, device = evaluate_checkpoints(model, splits.test, config, folder), splits.train.images.device
         if scores:
             _write_predictions(folder, scores)
-        record = _record(model, splits, config, folder, history, scores)
+        record = {
+            **common_fields(folder, config, history.status, history, scores),
+            "device": describe(device),
+            "precision": pick_precision(config.precision, device),
+            "data": {"dataset": splits.dataset, "split": config.split, "fingerprint": splits.fingerprint,
+                     "train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test),
+                     "classes": splits.test.classes},
+            "parameters": count_parameters(model),
+            "confusion": {name: score.confusion.tolist() for name, score in scores.items()},
+        }
         write_json(folder / RECORD, record)
     if record["status"] == "preempted":
         raise Preempted(f"stopped after epoch {len(history.rows)} of {config.epochs}; the same command goes on from "
@@ -39,21 +48,6 @@ def finish_run(model: nn.Module, splits: Splits, config: Config, folder: Path, h
     for name in {"all": (), "best": ("best_val_loss", "terminal"), "none": CHECKPOINTS}[checkpoints]:
         (folder / f"{name}.pt").unlink(missing_ok=True)
     return record
-
-
-def _record(model: nn.Module, splits: Splits, config: Config, folder: Path, history: History,
-            scores: dict[str, Scores]) -> dict:
-    device = splits.train.images.device
-    return {
-        **common_fields(folder, config, history.status, history, scores),
-        "device": describe(device),
-        "precision": pick_precision(config.precision, device),
-        "data": {"dataset": splits.dataset, "split": config.split, "fingerprint": splits.fingerprint,
-                 "train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test),
-                 "classes": splits.test.classes},
-        "parameters": count_parameters(model),
-        "confusion": {name: score.confusion.tolist() for name, score in scores.items()},
-    }
 
 
 def _write_predictions(folder: Path, scores: dict[str, Scores]) -> None:

@@ -17,8 +17,8 @@ class Tally:
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Count a batch: its mean loss (scalar), logits (B, classes) and labels (B,)."""
         self.loss.add_(loss.detach(), alpha=len(labels))
-        cells = labels * len(self.classes) + logits.detach().argmax(dim=1)
-        self.confusion.index_add_(0, cells, torch.ones_like(cells))
+        pairs = labels * len(self.classes) + logits.detach().argmax(dim=1)
+        self.confusion.index_add_(0, pairs, torch.ones_like(pairs))
 
     def clear(self) -> None:
         """Begin anew, in place."""
