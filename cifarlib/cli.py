@@ -1,4 +1,4 @@
-"""The commands: `python -m cifarlib train | grid | status | runs | results | bench`.
+"""The commands: `python -m cifarlib train | grid | status | runs | results | bench | pages`.
 
 Bad input is one line on stderr and exit code 2.
 """
@@ -138,7 +138,12 @@ def make_parser() -> Parser:
     command.add_argument("--folder", default="executed/throughput", metavar="DIR", help="folder for the measurements")
     command.add_argument("--figures", default="figures", metavar="DIR", help="folder for the chart")
     command.add_argument("--readme", default="", metavar="FILE", help="rewrite a section of this file")
+    command.add_argument("--section", default="throughput", metavar="NAME", help="the section after <!-- NAME:begin -->")
     command.add_argument("--no-measure", action="store_true", help="take the measurements that are there already")
+
+    command = add(pages, help="rewrite the tables of this project's pages from code and committed runs")
+    command.add_argument("studies", nargs="+", metavar="STUDY", help="a folder in executed/, for the front page")
+    command.add_argument("--compare-with", default="", metavar="FILE", help="a second table, for the studies' own pages")
     return parser
 
 
@@ -287,8 +292,17 @@ def bench(arguments: argparse.Namespace) -> int:
             section = readme_section(json.loads(project_path(path).read_text()))
         except (OSError, ValueError, KeyError, TypeError):
             raise InputError(f"{path}: no measurements there; take them first, without --no-measure")
-        rewrite_between_markers(arguments.readme, "throughput", section)
+        rewrite_between_markers(arguments.readme, arguments.section, section)
     print(path)
+    return 0
+
+
+def pages(arguments: argparse.Namespace) -> int:
+    from .results.pages import rewrite_comparisons, rewrite_pages
+
+    rewrite_pages(arguments.studies, PUBLISHED_FLAGS)
+    if arguments.compare_with:
+        rewrite_comparisons(arguments.studies, arguments.compare_with)
     return 0
 
 
