@@ -138,12 +138,12 @@ def make_parser() -> Parser:
     command.add_argument("--folder", default="executed/throughput", metavar="DIR", help="folder for the measurements")
     command.add_argument("--figures", default="figures", metavar="DIR", help="folder for the chart")
     command.add_argument("--readme", default="", metavar="FILE", help="rewrite a section of this file")
-    command.add_argument("--section", default="throughput", metavar="NAME", help="the section after <!-- NAME:begin -->")
+    command.add_argument("--section", default="throughput", metavar="NAME", help="section after <!-- NAME:begin -->")
     command.add_argument("--no-measure", action="store_true", help="take the measurements that are there already")
 
     command = add(pages, help="rewrite the tables of this project's pages from code and committed runs")
     command.add_argument("studies", nargs="+", metavar="STUDY", help="a folder in executed/, for the front page")
-    command.add_argument("--compare-with", default="", metavar="FILE", help="a second table, for the studies' own pages")
+    command.add_argument("--compare-with", default="", metavar="FILE", help="a second table, for the studies' pages")
     return parser
 
 
