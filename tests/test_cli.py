@@ -287,6 +287,11 @@ def test_records_of_older_versions_have_the_defaults_and_unknown_fields_are_one_
     assert {name: row[name] for name in Config.names_of("knob", "condition", "repeat")} == {
         name: str(getattr(defaults, name)) for name in Config.names_of("knob", "condition", "repeat")}
     assert (row["run"], row["Full_Modelname"]) == (folder.name, defaults.cell_name)
+    own = {**record, "config": {"model": "nets.py:Net"}, "model_source": "1a2b"}
+    (folder / "record.json").write_text(json.dumps(own))
+    assert cli.main(["runs", "s", "--executed_dir", str(tmp_path)]) == 0
+    (row,) = csv.DictReader((tmp_path / "s" / "runs.csv").open())
+    assert (row["Modelname"], row["model_source"]) == ("nets.py:Net", "1a2b")
     (folder / "record.json").write_text(json.dumps({**record, "config": {"model": "resnet", "dropout": 0.1}}))
     assert cli.main(["runs", "s", "--executed_dir", str(tmp_path)]) == 2
     assert "is not a run of this version (unknown parameter 'dropout'; known are" in (error := capsys.readouterr().err)
