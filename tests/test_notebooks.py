@@ -60,7 +60,7 @@ def test_committed_notebooks_are_thin_and_without_outputs(path):
         if "parameters" not in cell.metadata.get("tags", []):
             names = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Name)]
             assigned = {node.id for node in names if isinstance(node.ctx, ast.Store)}
-            assert len(lines) <= 14 and not assigned & set(parameters), "a cell run again would take it for the parameter"
+            assert len(lines) <= 14 and not assigned & set(parameters), "a cell run again would take it for a parameter"
 
 
 def test_experiment_parameters_are_the_fields_with_their_defaults():
