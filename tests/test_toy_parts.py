@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-MODULE = '''
+TOYS = '''
 import numpy as np
 from torch import nn, optim
 
@@ -18,39 +19,40 @@ from torch import nn, optim
 class Toy(nn.Module):
     def __init__(self, width=4, classes=10):
         super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(3, width, 8, stride=8), nn.ReLU(), nn.Flatten(), nn.Linear(16 * width, classes))
+        self.layers = nn.Sequential(nn.Conv2d(3, width, 8, stride=8), nn.Flatten(), nn.Linear(16 * width, classes))
 
     def forward(self, images):
         return self.layers(images)
 
 
-def toy_optimizer(groups, config):
+def optimizer(groups, config):
     return optim.SGD(groups, config.learning_rate, momentum=config.toy_grip)
 
 
-def toy_images(data_dir=""):
-    random = np.random.default_rng(0)
-    labels = np.arange(6600) % 3
+def images(data_dir):
+    random, labels = np.random.default_rng(0), np.arange(6600) % 3
     images = random.integers(0, 200, (6600, 3, 32, 32), np.uint8)
     images[np.arange(6600), labels, 8:16] += 20
-    return images[:6000], labels[:6000], images[6000:], labels[6000:], "toys of version 1"
+    return images[:6000], labels[:6000], images[6000:], labels[6000:], "toys 1"
 '''
-PLACES = {  # file: (what is there, what is added before it)
-    "cifarlib/models/toys.py": ("", MODULE),
-    "cifarlib/parts.py": ('    "cnn": Architecture(', '    "toy": Architecture("Toy Net", "cifarlib.models.toys:Toy", ("width",), '
-                                                      '"#123456", "*", stages=("layers",)),\n'),
-    "cifarlib/parts.py ": ('    "adamw": "', '    "toyopt": "cifarlib.models.toys:toy_optimizer",\n'),
-    "cifarlib/parts.py  ": ('    "synthetic": Dataset(', '    "toys": Dataset("TOYS", ("ball", "doll", "kite"), '
-                                                         '"cifarlib.models.toys:toy_images"),\n'),
-    "cifarlib/config.py": ("    val_freq: int = setting(", '    toy_grip: float = setting(0.5, "how firm the toy is held", short="grip", '
-                           'label="toy firmness", minimum=0, maximum=0.9, idle_when={"optimizer": ("adamw",)})\n'),
-    "notebooks/experiment.ipynb": ('    "val_freq: int', '    "toy_grip: float = 0.5  # how firm the toy is held\\n",\n'),
-}
+# A row of each kind, and one field: (file, the line before which it is added, what is added).
+ADDED = [
+    ("cifarlib/parts.py", '    "cnn": Architecture(',
+     '    "toy": Architecture("Toy Net", "cifarlib.models.toys:Toy", ("width",), "#123456", "*"),\n'),
+    ("cifarlib/parts.py", '    "adamw": "', '    "toyopt": "cifarlib.models.toys:optimizer",\n'),
+    ("cifarlib/parts.py", '    "synthetic": Dataset(',
+     '    "toys": Dataset("TOYS", ("ball", "doll", "kite"), "cifarlib.models.toys:images"),\n'),
+    ("cifarlib/config.py", "    val_freq: int = setting(",
+     '    toy_grip: float = setting(0.5, "how firm the toy is held", short="grip", label="toy firmness", maximum=0.9,\n'
+     '                              idle_when={"optimizer": ("adamw",)})\n'),
+    ("notebooks/experiment.ipynb", '    "val_freq: int', '    "toy_grip: float = 0.5  # how firm the toy is held\\n",\n'),
+]
 GRID = """
 fixed: {model: toy, dataset: toys, epochs: 2, batch_size: 50, learning_rate: 0.02, limit_train: 1000, device: cpu}
 product: {optimizer: [toyopt, adamw], toy_grip: [0.25, 0.75]}
 """
-RUN = "toy_aug_False_scheduler_cosine_lr_0.02_wd_0.001{}_epochs_2_batch_size_50{}_dataset_toys_limit_train_1000"
+NAME = "toy_aug_False_scheduler_cosine_lr_0.02_wd_0.001_epochs_2_batch_size_50{}_dataset_toys_limit_train_1000"
+NAMES = [NAME.format(part) for part in ("", "_optimizer_toyopt_grip_0.25", "_optimizer_toyopt_grip_0.75")]
 
 
 @pytest.fixture(scope="module")
@@ -59,19 +61,21 @@ def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toys")
     for name in ("cifarlib", "notebooks"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name, (place, text) in PLACES.items():
-        path = folder / name.strip()
-        before = path.read_text() if path.exists() else ""
-        assert before.count(place) == 1 or not place
-        path.write_text(before.replace(place, text + place, 1))
+    (folder / "cifarlib/models/toys.py").write_text(TOYS)
+    for name, line, added in ADDED:
+        text = (folder / name).read_text()
+        assert text.count(line) == 1
+        (folder / name).write_text(text.replace(line, added + line))
     (folder / "toy_study.yaml").write_text(GRID)
     command(folder, "grid", "toy_study.yaml", "--wandb_mode", "disabled", "--jobs", "2")
     return folder
 
 
 def command(folder, *arguments, code=0):
-    ended = subprocess.run([sys.executable, "-m", "cifarlib", *arguments], cwd=folder, capture_output=True, text=True, timeout=300,
-                           env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "HOME": str(folder), "COLUMNS": "1000"})
+    """What a command of the copy prints."""
+    environment = {**os.environ, "PYTHONPATH": str(folder), "COLUMNS": "1000"}
+    ended = subprocess.run([sys.executable, "-m", "cifarlib", *arguments], cwd=folder, capture_output=True, text=True,
+                           env=environment, timeout=300)
     assert ended.returncode == code, ended.stderr
     return ended.stdout + ended.stderr
 
@@ -79,20 +83,21 @@ def command(folder, *arguments, code=0):
 def test_flags(project):
     text = command(project, "train", "--help")
     assert "--toy_grip FLOAT" in text and "how firm the toy is held (default: 0.5)" in text
-    assert all(f"|{name}" in text or f"{name}|" in text for name in ("toy", "toyopt", "toys"))
+    assert all(f"{name}|" in text for name in ("toy", "toyopt", "toys"))
     assert "toy_grip: expected at most 0.9, got 2.0" in command(project, "train", "--toy_grip", "2", code=2)
     assert "did you mean toy_grip?" in command(project, "grid", "toy_study.yaml", "--only", "grip=0.5", code=2)
 
 
 def test_names_and_records(project):
-    names = [RUN.format("", ""), *(RUN.format("", f"_optimizer_toyopt_grip_{grip}") for grip in (0.25, 0.75))]
-    folders = {path.parent.name: json.loads(path.read_text()) for path in (project / "executed/toy_study").glob("*/record.json")}
-    assert sorted(folders) == sorted(names)
-    record = folders[names[2]]
-    assert record["status"] == "done" and record["data"]["dataset"] == "toys" and record["data"]["classes"] == ["ball", "doll", "kite"]
+    paths = (project / "executed/toy_study").glob("*/record.json")
+    records = {path.parent.name: json.loads(path.read_text()) for path in paths}
+    assert sorted(records) == sorted(NAMES)
+    record = records[NAMES[2]]
+    assert (record["status"], record["data"]["dataset"], record["data"]["classes"]) == (
+        "done", "toys", ["ball", "doll", "kite"])
     wanted = {"model": "toy", "dataset": "toys", "optimizer": "toyopt", "toy_grip": 0.75}
     assert {name: record["config"][name] for name in wanted} == wanted
-    assert "test_accuracy_kite_best_val_acc" in record["metrics"] and len(record["confusion"]["terminal"]) == 3
+    assert "test_per_class_accuracy_kite_best_val_acc" in record["metrics"] and len(record["confusion"]["terminal"]) == 3
 
 
 def test_table_of_runs(project):
