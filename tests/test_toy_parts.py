@@ -45,7 +45,8 @@ ADDED = [
     ("cifarlib/config.py", "    val_freq: int = setting(",
      '    toy_grip: float = setting(0.5, "how firm the toy is held", short="grip", label="toy firmness",\n'
      '                              maximum=0.9, idle_when={"optimizer": ("adamw",)})\n'),
-    ("notebooks/experiment.ipynb", '    "val_freq: int', '    "toy_grip: float = 0.5  # how firm the toy is held\\n",\n'),
+    ("notebooks/experiment.ipynb", '    "val_freq: int',
+     '    "toy_grip: float = 0.5  # how firm the toy is held\\n",\n'),
 ]
 GRID = """
 fixed: {model: toy, dataset: toys, epochs: 2, batch_size: 50, learning_rate: 0.02, limit_train: 1000, device: cpu}
