@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from .batch.kernel import BAD_INPUT, BROKEN
+from .batch.kernel import BAD_INPUT, BROKEN, is_broken
 from .config import Config, Options
 from .errors import InputError, Stated
 from .files import RECORD, TABLE, project_path
@@ -40,16 +40,16 @@ def main(arguments: list[str] | None = None) -> int:
     except Stated as error:
         print(f"cifarlib: {error}", file=sys.stderr)
         return BAD_INPUT
-    except OSError as error:
-        print(f"cifarlib: {error.filename or 'output'}: {error.strerror}; it can't be written or read: is it yours, is there room?",
-              file=sys.stderr)
+    except (ImportError, OSError) as error:
+        if is_broken(type(error).__name__, str(error)):
+            text = BROKEN.format(error)
+        else:
+            text = f"{error.filename or 'output'}: {error.strerror or error}; it can't be written or read: is it yours, is there room?"
+        print(f"cifarlib: {text}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("cifarlib: interrupted", file=sys.stderr)
         return 130
-    except ImportError as error:
-        print(f"cifarlib: {BROKEN.format(error)}", file=sys.stderr)
-        return BAD_INPUT
 
 
 def make_parser() -> Parser:

@@ -7,6 +7,7 @@ of its claim and the descriptor of the claim's lock: without the runner or the c
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -21,7 +22,7 @@ from ..runs.stop import SIGNALS
 
 OK, FAILED, BAD_INPUT, PREEMPTED = 0, 1, 2, 75
 IMPORT_ERRORS = ("ImportError", "ModuleNotFoundError")
-CODES = {"InputError": BAD_INPUT, **dict.fromkeys(IMPORT_ERRORS, BAD_INPUT), "Preempted": PREEMPTED, "OtherMachine": PREEMPTED}
+CODES = {"InputError": BAD_INPUT, "Preempted": PREEMPTED, "OtherMachine": PREEMPTED}
 BROKEN = "a package is missing or broken ({}); set the environment up by `make setup` or from environment.yml"
 START_ATTEMPTS = 3
 
@@ -51,8 +52,9 @@ def execute(notebook: str, output: str, parameters: dict, sockets: str, locks: l
                                        stdout_file=sys.stdout, stderr_file=sys.stderr, config=traits, kernel_manager_class=Kernel)
             return OK
         except PapermillExecutionError as error:
-            code = CODES.get(error.ename, FAILED)
-            text = BROKEN.format(error.evalue) if error.ename in IMPORT_ERRORS else error.evalue
+            broken = is_broken(error.ename, error.evalue)
+            code = BAD_INPUT if broken else CODES.get(error.ename, FAILED)
+            text = BROKEN.format(error.evalue) if broken else error.evalue
             print(f"{error.ename if code == FAILED else 'cifarlib'}: {text}", file=sys.stderr)
             return code
         except Exception as error:
@@ -60,6 +62,14 @@ def execute(notebook: str, output: str, parameters: dict, sockets: str, locks: l
                 print(f"{type(error).__name__}: {error}", file=sys.stderr)
                 return FAILED
             time.sleep(attempt + 1)
+
+
+def is_broken(name: str, message: str) -> bool:
+    """Whether an error, by the name of its class and its message, says that a package can't be imported.
+
+    ctypes, by which torch loads CUDA's libraries, raises an OSError for that: "libcudart.so.12: cannot open shared object file: ...".
+    """
+    return name in IMPORT_ERRORS or (name == "OSError" and re.match(r"(?!\[Errno).*\.so[.\d]*: |dlopen\(", message) is not None)
 
 
 def _literal(path: str) -> str:
@@ -106,7 +116,9 @@ def main(notebook: str, output: str, runner: str = "", claim: str = "", lock: st
         threading.Thread(target=_end_without_owner, args=watched, daemon=True).start()
         try:
             return execute(notebook, output, json.load(sys.stdin), sockets, [int(lock)] if lock else [])
-        except ImportError as error:
+        except (ImportError, OSError) as error:
+            if not is_broken(type(error).__name__, str(error)):
+                raise
             print(f"cifarlib: {BROKEN.format(error)}", file=sys.stderr)
             return BAD_INPUT
 
