@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..config import Config, Options
 from ..errors import InputError
-from ..files import LOG, NOTEBOOK, RECORD, STOP, project_path
+from ..files import HISTORY, LOG, NOTEBOOK, RECORD, STOP, project_path
 from ..data.cifar10 import local_cifar10
 from ..runs.claim import Claim
 from ..runs.record import FINISHED, check_plan, is_finished, precision_of, read_record, recorded, status_of, write_failure
@@ -30,6 +30,7 @@ from .launch import notebook_path, without_paths
 from .resources import Slots
 
 LAST_LINES = 20  # of a failed run's log, kept in its record
+NO_PROGRESS = 76  # the exit code of a stop before any run ended or finished an epoch: starting in the same way may end in the same way
 POLL = 2.0  # seconds between two looks at runs that other runners train
 
 
@@ -38,6 +39,7 @@ class Stopping(SignalContext):
 
     def __init__(self):
         self.requested, self.killed, self.running = False, False, {}
+        self.progress = False  # whether any run has ended or finished an epoch
 
     def _on_signal(self, number, frame) -> None:
         if self.requested and number == signal.SIGINT:
@@ -77,6 +79,7 @@ def execute_run(run: Run, options: Options, stopping: Stopping, threads: int = 0
     command = [sys.executable, "-m", "cifarlib.batch.kernel", str(notebook_path(NOTEBOOK)), str(folder / NOTEBOOK), str(os.getpid())]
     if claim:
         command += [str(claim.path), str(claim.lock)]
+    before = _modified(folder / HISTORY)
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                env=environment, start_new_session=True, errors="replace",
                                pass_fds=[claim.lock] if claim else [])
@@ -95,12 +98,19 @@ def execute_run(run: Run, options: Options, stopping: Stopping, threads: int = 0
             if echo:
                 echo(line)
     del stopping.running[folder]
+    if process.returncode != PREEMPTED or _modified(folder / HISTORY) != before:
+        stopping.progress = True
     if claim and claim.lost:
         return PREEMPTED  # the folder is another runner's now
     (folder / STOP).unlink(missing_ok=True)  # a killed run leaves it, and the next one, by hand, would stop at once
     if stopping.killed and process.returncode < 0:
         return PREEMPTED  # the user killed the run: nothing has failed
     return _outcome(process.returncode, folder, run.config, list(lines))
+
+
+def _modified(path: Path) -> int | None:
+    """When a file was written, in nanoseconds by its file system's clock; None if it isn't there."""
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def _outcome(code: int, folder: Path, config: Config, lines: list[str]) -> int:
@@ -117,7 +127,8 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
             wait_for_others: bool = True, echo: Callable[[str], None] | None = None) -> int:
     """Train what is pending of `runs`, print a line for each that ends, rebuild the table, and return the exit code.
 
-    0 if all are finished, 1 if some failed, 2 if none could start for bad input, 75 if some were stopped before their end.
+    0 if all are finished, 1 if some failed, 2 if none could start for bad input, 75 if some were stopped before their end, 76 if
+    they were so before any ended or finished an epoch.
     Runs that another runner trains are waited for (its owner may die) unless told otherwise. Raises InputError, before anything
     starts, for what check_runs finds and if the study holds a run of another version.
     """
@@ -159,7 +170,8 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
             else:
                 break
     write_table(study)  # what it may have said on the way is an error in the end
-    return _exit_code(runs, options, codes, fail_fast, stopping.requested)
+    code = _exit_code(runs, options, codes, fail_fast, stopping.requested)
+    return NO_PROGRESS if code == PREEMPTED and stopping.requested and not stopping.progress else code
 
 
 def _exit_code(runs: list[Run], options: Options, codes: dict[str, int], fail_fast: bool, stopped: bool) -> int:
