@@ -90,7 +90,12 @@ PROTOCOLS = {
 
 def architecture(model: str) -> Architecture:
     """The row of a model; of a user's own model, a row that its class gives the name."""
-    return ARCHITECTURES.get(model) or Architecture(model.rpartition(":")[2], model)
+    return ARCHITECTURES.get(model) or Architecture(short_name(model), model)
+
+
+def short_name(model: str) -> str:
+    """What the names of runs call a model: its name in the table, or that of the user's class."""
+    return model.rpartition(":")[2]
 
 
 def architectures(models: Iterable[str]) -> dict[str, Architecture]:

@@ -126,21 +126,6 @@ def test_bench_executes_its_notebook_and_rewrites_the_readme(tmp_path, capfd):
     assert main([*arguments, "--no-measure"]) == 0 and readme.read_text() == before
 
 
-def test_the_readme_says_what_the_committed_measurements_say():
-    results = json.loads((ROOT / "executed" / "throughput" / "throughput.json").read_text())
-    assert bench_report.readme_section(results) in (ROOT / "README.md").read_text()
-
-
-def test_the_table_without_bf16_is_written_from_its_measurements():
-    found = json.loads((ROOT / "executed" / "throughput" / "without_bf16.json").read_text())
-    part = (ROOT / "README.md").read_text().partition("**Without bf16:**")[2].partition("\n## ")[0]
-    for model, row in bench_report.table(found)[["reference, img/s", "ours, img/s", "ratio"]].iterrows():
-        assert f"| `{model}` | {' | '.join(row)} |" in part
-    ways, start = found["at_once"]["ways"], found["start_up"]
-    assert all(f" {way['images_per_second']:,.0f}" in part for way in ways)
-    assert f"{statistics.median(start['tiny_run']) / statistics.median(start['imports']):.2f} times" in part
-
-
 @pytest.mark.parametrize("arguments, message", [
     (["--no-measure", "--readme", "README.md"], "no measurements there"), (["--no-measure"], "no measurements there"),
     (["--models", "resnext"], "expected one of cnn, resnet, vit"),

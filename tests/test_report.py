@@ -1,8 +1,7 @@
-"""The report without JupyterLab, and the committed one: README, figures and executed notebooks agree with the committed runs."""
+"""The report without JupyterLab, and the committed one: figures and executed notebooks agree with the committed runs."""
 
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from cifarlib.results import report
 from cifarlib.errors import InputError
 from cifarlib.results.figures.write import write_figures
 from cifarlib.results.table import read_table
-from cifarlib.results.markdown import model_section, overall_section, readme_section, rewrite_between_markers
+from cifarlib.results.markdown import model_section, overall_section
 
 ROOT = Path(__file__).parent.parent
 STUDIES = re.search(r"^STUDIES := (.+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
@@ -72,14 +71,6 @@ def test_a_table_that_cannot_be_used_is_one_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("study", STUDIES)
-def test_the_readme_says_what_the_committed_runs_give(study, tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    copy = shutil.copy("README.md", tmp_path)
-    changed = rewrite_between_markers(copy, study, readme_section(read_table(f"executed/{study}/runs.csv"), f"figures/{study}", f"executed/{study}"))
-    assert not changed, "run `make report` and commit what it changes"
-
-
-@pytest.mark.parametrize("study", STUDIES)
 def test_the_committed_charts_and_notebooks_show_what_the_committed_runs_give(study, tmp_path):
     table = read_table(ROOT / "executed" / study)
     for chart in write_figures(table, tmp_path, "top5", "overall_top5", "all_runs"):
@@ -88,12 +79,6 @@ def test_the_committed_charts_and_notebooks_show_what_the_committed_runs_give(st
     shown = [output.get("data", {}).get("text/markdown") for cell in nbformat.read(ROOT / "executed" / study / "results.ipynb", 4).cells
              for output in cell.get("outputs", [])]
     assert {*(model_section(table, model) for model in table.models), overall_section(table)} <= set(shown)
-
-
-def test_every_picture_and_file_that_the_readme_shows_is_there():
-    text = (ROOT / "README.md").read_text()
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]
-    assert links and [link for link in links if not (ROOT / link).exists()] == []
 
 
 @pytest.mark.parametrize("path", EXECUTED, ids=lambda path: "/".join(path.parts[-3:-1]))

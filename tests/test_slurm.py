@@ -15,6 +15,8 @@ import yaml
 from services import wait_for
 from slurm_cluster import SlurmCluster, missing_programs
 
+from cifarlib.config import Config
+
 pytestmark = pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {', '.join(missing_programs())} "
                                 "(Debian: .ci/install_packages.sh)")
 
@@ -24,7 +26,8 @@ SIZES = {"depth": 1, "dim": 32, "heads": 1, "head_dim": 8, "mlp_dim": 16}
 TINY = {"dataset": "synthetic", "limit_train": 512, "limit_val": 100, "limit_test": 100, "model_args": SIZES,
         "early_stopping_patience": 10_000}
 ARGUMENTS = [str(EPOCHS), "32", "vit", "step", "True", "0.001", "0.0001", "0.97"]
-RUN = "vit_aug_True_scheduler_step_lr_0.001_wd_0.0001_gamma_0.97_depth_1_dim_32_head_dim_8_heads_1_mlp_dim_16"
+RUN = Config(model="vit", epochs=EPOCHS, batch_size=32, scheduler="step", augmentation=True, learning_rate=0.001, weight_decay=0.0001,
+             gamma=0.97, **TINY).run_name
 OPTIONS = ["--wandb_mode", "disabled"]
 for name, value in TINY.items():
     OPTIONS += [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
@@ -218,7 +221,7 @@ def test_an_array_with_a_throttle_and_a_failing_cell(cluster, project, submit):
 
 
 def test_scancel_stops_a_job_for_good(cluster, project, submit):
-    folder = project / "executed/cancelled" / RUN
+    folder = project / "executed/cancelled" / RUN.replace(f"epochs_{EPOCHS}", "epochs_5000")
     job_id = submit("run_cluster.sh", "5000", *ARGUMENTS[1:], *OPTIONS, "--study", "cancelled")
     wait_for_epochs(folder, 2)
     assert processes(job_id, cluster)
