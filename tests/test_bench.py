@@ -1,7 +1,6 @@
 """The measurements of speed: that they measure what they say, not how fast this machine is."""
 
 import json
-import statistics
 import os
 from pathlib import Path
 from threading import BrokenBarrierError
