@@ -96,7 +96,7 @@ def test_every_command_can_be_given(words, project):
         case ["bash" | "sbatch", *rest]:
             assert Path(next(word for word in rest if not word.startswith("-"))).is_file()
         case _:
-            assert words[0] in ("python", "conda", "pip")
+            assert words[0] in ("python", "conda", "pip", "module", "export", "source", "squeue", "tail")
 
 
 def anchors(text):
