@@ -23,10 +23,10 @@ class Architecture:
     """A network, and how tables and charts show it.
 
     home: its class, which takes `sizes` and `classes` as keyword arguments; colour, marker: matplotlib's; memory: GiB
-    of main memory that a run may need on a CPU at the usual size in batches of 256; width: the size without
-    which it is no smaller; published_best: highest test accuracy of the published report; softmax_output: whether the published network ends in a softmax, which its loss
-    then takes for logits; bench_images: training images a round of the benchmark, on a CPU and on a GPU; stages: names
-    of modules, or of their classes, whose outputs are worth showing.
+    of main memory that a run may need on a CPU at the usual size in batches of 256, and `width`, the size that must be
+    given for less; published_best: highest test accuracy of the published report; softmax_output: whether the published
+    network ends in a softmax, which its loss then takes for logits; bench_images: training images a round of the
+    benchmark, on a CPU and on a GPU; stages: names of modules, or of their classes, whose outputs are worth showing.
     """
 
     label: str
