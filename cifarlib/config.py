@@ -150,10 +150,15 @@ class Config(_Fields):
     scheduler: str = setting("cosine", "learning-rate schedule", choices=SCHEDULES)
     augmentation: bool = setting(False, "flip, rotate and crop the training images at random", short="aug")
     learning_rate: float = setting(0.001, "learning rate of the first epoch", short="lr", above=0, maximum=10)
-    weight_decay: float = setting(0.001, "decoupled weight decay", short="wd", minimum=0, maximum=10)
+    weight_decay: float = setting(0.001, "weight decay: decoupled by adamw and muon, in the gradient by sgd",
+                                  short="wd", minimum=0, maximum=10)
     gamma: float = setting(0.97, "decay factor of the exponential and step schedules", above=0, maximum=1,
                            idle_when={"scheduler": ("cosine",)})
     optimizer: str = setting("adamw", "optimizer; adamw is AdamW with amsgrad", choices=OPTIMIZERS)
+    momentum: float = setting(0.9, "Nesterov momentum of sgd and muon", minimum=0, maximum=0.9999,
+                              idle_when={"optimizer": ("adamw",)})
+    label_smoothing: float = setting(0.0, "part of each label spread evenly over all classes, in the training loss",
+                                     minimum=0, maximum=0.99)
     val_freq: int = setting(1, "validate every so many epochs (the last one always)", minimum=1,
                             label="epochs between validations")
     early_stopping_patience: int = setting(20, "stop after so many validations without a lower validation loss",

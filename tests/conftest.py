@@ -24,13 +24,14 @@ TINY = {
     "cnn": {"channels": [4, 4, 8, 8, 8, 8], "hidden": [16, 16, 16]},
     "resnet": {"widths": [8, 8, 16, 16], "depths": [1, 1, 1, 1]},
     "vit": {"patch": 8, "dim": 16, "depth": 2, "heads": 2, "head_dim": 8, "mlp_dim": 24},
+    "vgg": {"depth": 11, "widths": [8, 8, 16, 16, 16]},
 }
 
 
 def tiny(model: str = "vit", **changes) -> Config:
     """A run of a second or less on the stand-in; everything in it is the same on every machine."""
     sizes = {"batch_size": 16, "limit_train": 48, "limit_val": 40, "limit_test": 40, "epochs": 2, "learning_rate": 0.01}
-    return Config(**{"model": model, "model_args": TINY[model], "dataset": "synthetic", "device": "cpu", "precision": "fp32",
+    return Config(**{"model": model, "model_args": TINY.get(model, {}), "dataset": "synthetic", "device": "cpu", "precision": "fp32",
                      **sizes, **changes})
 
 
@@ -87,7 +88,7 @@ def load():
     loaded = {}
 
     def cached(config: Config):
-        key = config.protocol, config.split, config.dataset, config.limit_train, config.limit_val, config.limit_test
+        key = config.split, config.normalization, config.dataset, config.limit_train, config.limit_val, config.limit_test
         if key not in loaded:
             loaded[key] = load_cifar10(config)
         return loaded[key]

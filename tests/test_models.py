@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from conftest import TINY, tiny
 from torch import nn
 from torchvision.models import resnet18
+from torchvision.models.vgg import cfgs, make_layers
 
 from cifarlib import Config, InputError, build_model
 from cifarlib.parts import ARCHITECTURES as MODELS, load
@@ -20,6 +21,7 @@ from cifarlib.models.cnn import CNN
 from cifarlib.models.layers import Conv2d
 from cifarlib.models.layers import Head
 from cifarlib.models.resnet import ResNet
+from cifarlib.models.vgg import VGG
 from cifarlib.models.vit import Block, ViT, sincos_positions
 
 LEAVES = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.LayerNorm)
@@ -61,6 +63,10 @@ def residual_blocks(inside, width):
     return [*conv(inside, width), *conv(width, width), *shortcut, *conv(width, width), *conv(width, width)]
 
 
+def vgg(inside, width, count):
+    return [*conv(inside, width), *conv(width, width) * (count - 1)]
+
+
 PUBLISHED = {  # parameters and layers in the order of the published models' forward pass
     "cnn": (13_243_146, [
         *conv(3, 48), *conv(48, 96), *conv(96, 192), *conv(192, 256), *conv(256, 512), *conv(512, 512),
@@ -68,6 +74,7 @@ PUBLISHED = {  # parameters and layers in the order of the published models' for
     "resnet": (11_186_442, [
         *conv(3, 64, 7), *residual_blocks(64, 64), *residual_blocks(64, 128), *residual_blocks(128, 256), *residual_blocks(256, 512),
         linear(512, 10)]),
+    "vgg": (14_728_266, [*vgg(3, 64, 2), *vgg(64, 128, 2), *vgg(128, 256, 3), *vgg(256, 512, 3), *vgg(512, 512, 3), linear(512, 10)]),
     "vit": (92_502_122, [
         "norm 48 +bias", linear(48, 2048), "norm 2048 +bias",
         *["norm 2048 +bias", linear(2048, 3 * 6 * 64, ""), linear(6 * 64, 2048, ""),
@@ -128,6 +135,8 @@ def test_weights_start_as_torch_starts_them(name):
 
 @pytest.mark.parametrize("name, model_args, parameters", [
     ("cnn", {"hidden": [32], "dropout": 0.0}, None), ("cnn", {"channels": [4, 5, 6, 7, 8, 9]}, None),
+    ("resnet", {"stem": "3x3"}, 11_173_962 + 4_800),  # as it is known, and biases of the convolutions
+    ("vgg", {"depth": 11}, 9_231_114), ("vgg", {"depth": 13}, 9_416_010), ("vgg", {"depth": 19}, 20_040_522),
     ("resnet", {"widths": [8, 16], "depths": [1, 3]}, None), ("resnet", {"widths": (8, 8, 8), "depths": (1, 1, 1)}, None),
     ("vit", {"patch": 2, "dim": 12, "depth": 1, "heads": 3, "head_dim": 5, "mlp_dim": 7},
      12 + 12 + (12 * 12 + 12) + 24 + 24 + 12 * 45 + 15 * 12 + 24 + (12 * 7 + 7) + (7 * 12 + 12) + 24 + (12 * 10 + 10)),
@@ -143,15 +152,16 @@ def test_the_sizes_are_the_models_own_parameters():
 
 
 @pytest.mark.parametrize("name, model_args, said", [
-    ("cnn", {"depth": 2}, "channels, hidden, dropout"), ("resnet", {"num_classes": 100}, "widths, depths"),
+    ("cnn", {"depth": 2}, "channels, hidden, dropout"), ("resnet", {"num_classes": 100}, "widths, depths, stem"),
     ("vit", {"dept": 2}, "patch, dim, depth, heads, head_dim, mlp_dim"),
-    ("vit", {"depth": "2"}, "can't be built"), ("vit", {"patch": 5, "dim": 16}, "can't be built"), ("vit", {"heads": -1}, "can't be built"),
+    ("vit", {"depth": "2"}, "can't be built"), ("vit", {"patch": 5, "dim": 16}, "can't map images to logits"), ("vit", {"heads": -1}, "can't be built"),
     ("vit", {**TINY["vit"], "heads": 0}, "can't be built"),
     ("vit", {**TINY["vit"], "dim": 4}, "multiple of 4, 8 or more"), ("vit", {**TINY["vit"], "depth": 0}, "1 or more"),
     ("cnn", {"dropout": 1.5}, "can't be built"), ("cnn", {"channels": [4, 8]}, "can't be built"), ("cnn", {"hidden": 8}, "can't be built"),
     ("resnet", {"widths": [8, 8], "depths": [1]}, "can't be built"), ("resnet", {"widths": [], "depths": []}, "can't be built"),
     ("resnet", {"depths": [0, 2, 2, 2]}, "1 block or more"),
-    ("resnet", {"widths": [4, 8, 8, 8]}, "8 channels or more"),
+    ("resnet", {"widths": [4, 8, 8, 8]}, "8 channels or more"), ("resnet", {"stem": "5x5"}, "stem must be 7x7 or 3x3"),
+    ("vgg", {"depth": 12}, "depth must be one of 11, 13, 16, 19"), ("vgg", {"widths": [8, 8]}, "can't be built"),
 ])
 @pytest.mark.filterwarnings("ignore:Initializing zero-element")
 def test_wrong_model_args_are_one_line(name, model_args, said):
@@ -194,10 +204,11 @@ def assert_same(ours, theirs, pairs, images, training):
         torch.testing.assert_close(dict(a.named_buffers()), dict(b.named_buffers()))
 
 
-@pytest.fixture
-def biased_resnet18():
+def biased_resnet18(stem="7x7"):
     """torchvision's ResNet-18 for ten classes, its convolutions with biases as in the published variant."""
     model = resnet18(num_classes=10)
+    if stem == "3x3":
+        model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1), nn.Identity()
     for parent in list(model.modules()):
         for name, m in list(parent.named_children()):
             if isinstance(m, nn.Conv2d):
@@ -205,18 +216,32 @@ def biased_resnet18():
     return model
 
 
+def torchvisions_vgg(depth, part=1):
+    """The convolutions of torchvision's VGG with batch norm and a `part`-th of the channels, and one dense layer."""
+    layers = cfgs[{11: "A", 13: "B", 16: "D", 19: "E"}[depth]]
+    features = make_layers([layer if layer == "M" else layer // part for layer in layers], batch_norm=True)
+    return nn.Sequential(features, nn.Flatten(), nn.Linear(512 // part, 10))
+
+
 @pytest.mark.parametrize("training", [False, True])
-def test_resnet_is_torchvisions(biased_resnet18, training):
-    ours, theirs = shaken(ResNet()), biased_resnet18.double()
+@pytest.mark.parametrize("ours, theirs", [
+    *((partial(ResNet, stem=stem), partial(biased_resnet18, stem)) for stem in ("7x7", "3x3")),
+    *((partial(VGG, depth, (8, 16, 32, 64, 64)), partial(torchvisions_vgg, depth, 8)) for depth in (11, 13, 19)),
+], ids=["7x7", "3x3", "vgg11", "vgg13", "vgg19"])
+def test_resnet_and_vgg_are_torchvisions(ours, theirs, training):
+    ours, theirs = shaken(ours()), theirs().double()
     pairs = copy_layers(ours, theirs)
     images = torch.randn(3, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     assert_same(ours, theirs, pairs, images, training)
 
 
-def test_published_resnet_in_float(published, biased_resnet18):
-    copy_layers(published["resnet"], biased_resnet18)
+@pytest.mark.parametrize("name, theirs", [("resnet", biased_resnet18), ("vgg", partial(torchvisions_vgg, 16))])
+def test_published_sizes_in_float(published, name, theirs):
+    """Where the convolutions with fewer multiplications are at work."""
+    ours, theirs = published[name], theirs()
+    copy_layers(ours, theirs)
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(published["resnet"](images), biased_resnet18(images), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-4)
 
 
 # Padding up to half the kernel, as wherever a convolution pads; with more, some outputs see nothing of the map.

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -115,12 +116,13 @@ def test_a_set_up_leaves_an_environment_that_it_did_not_make(project):
 
 
 @pytest.mark.parametrize("python, environment, reason", [
-    (sys.executable, {}, "No module named 'torch'"),
+    (sys.executable, {"PYTHONPATH": sysconfig.get_path("purelib")}, "OSError: libcudart.so.0: cannot open"),
     (sys.executable, {"PYTHONHOME": "/none"}, "No module named 'encodings'"),  # as a module of another python sets it
     ("/apps/python/bin/python3", {}, "No such file or directory"),
 ])
 def test_a_python_that_cannot_be_used_is_named_with_its_reason_and_its_modules(python, environment, reason, project):
     install(project, python=STOPPABLE)  # which must not be used instead
+    (project / "torch.py").write_text("import ctypes; ctypes.CDLL('libcudart.so.0')")
     (project / ".venv/bin").mkdir(parents=True)
     base = Path(python).resolve()
     (project / ".venv/bin/python").symlink_to(base)

@@ -23,12 +23,13 @@ from cifarlib import device, files
 from cifarlib.data import augment
 from cifarlib.runs import record
 from cifarlib.training import checkpoint, finish, loop, recipe
-from cifarlib.config import CHECKPOINTS
-from cifarlib.parts import CIFAR10_CLASSES as CLASSES
+from cifarlib.config import CHECKPOINTS, SCHEDULES
+from cifarlib.errors import OtherMachine
+from cifarlib.parts import CIFAR10_CLASSES as CLASSES, OPTIMIZERS
 from cifarlib.runs.history import History
 from cifarlib.training.metrics import Scores
-from cifarlib.training.optimizers import AdamW
 from cifarlib.training.finish import finish_run
+from cifarlib.training.schedule import lr_at
 
 MODELS = ["cnn", "resnet", "vit"]
 PROTOCOLS = ["corrected", "published"]
@@ -84,7 +85,10 @@ def plain_training(config, splits):
     decayed = [m.weight for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     others = [p for p in model.parameters() if all(p is not q for q in decayed)]
     groups = [{"params": decayed}, {"params": others, "weight_decay": config.weight_decay if published else 0}]
-    optimizer = torch.optim.AdamW(groups, config.learning_rate, weight_decay=config.weight_decay, amsgrad=True, fused=True)
+    if config.optimizer == "sgd":
+        optimizer = torch.optim.SGD(groups, config.learning_rate, config.momentum, weight_decay=config.weight_decay, nesterov=True)
+    else:
+        optimizer = torch.optim.AdamW(groups, config.learning_rate, weight_decay=config.weight_decay, amsgrad=True, fused=True)
     schedules = torch.optim.lr_scheduler
     scheduler = {"exponential": lambda: schedules.ExponentialLR(optimizer, config.gamma),
                  "step": lambda: schedules.StepLR(optimizer, 3, config.gamma),
@@ -94,42 +98,46 @@ def plain_training(config, splits):
         outputs = model(augment.normalize(images, splits.train))
         if published and config.model == "cnn":
             outputs = outputs.softmax(dim=1)
-        return F.cross_entropy(outputs, labels), (outputs.argmax(dim=1) == labels).sum().item()
+        losses = [F.cross_entropy(outputs, labels, label_smoothing=smoothing) for smoothing in (config.label_smoothing, 0.0)]
+        return *losses, (outputs.argmax(dim=1) == labels).sum().item()
 
     rows = []
     for epoch in range(config.epochs):
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
         order = torch.randperm(len(splits.train), generator=generator)
-        draws = augment.draw(len(splits.train), generator)
+        augmentations = augment.draw(len(splits.train), generator)
         torch.manual_seed(config.seed * 1_000_003 + epoch)
         model.train()
         total = right = 0
-        for places in torch.arange(len(order)).split(config.batch_size):
-            images = splits.train.images[order[places]]
+        for batch in torch.arange(len(order)).split(config.batch_size):
+            images = splits.train.images[order[batch]]
             if config.augmentation:
-                images = augment.unpack(augment.augmented(augment.pack(images), torch.arange(len(images)), draws[places]))
-            loss, hits = loss_of(images, splits.train.labels[order[places]])
+                pixels = augment.augmented(augment.pack(images), torch.arange(len(images)), augmentations[batch])
+                images = augment.unpack(pixels)
+            minimized, loss, hits = loss_of(images, splits.train.labels[order[batch]])
             optimizer.zero_grad()
-            loss.backward()
+            minimized.backward()
             optimizer.step()
             total, right = total + loss.item() * len(images), right + hits
         for _ in range(2 if published else 1):
             scheduler.step()
         with torch.no_grad():
             model.eval()
-            loss, hits = loss_of(splits.validation.images, splits.validation.labels)
+            _, loss, hits = loss_of(splits.validation.images, splits.validation.labels)
         rows.append({"train_loss": total / len(order), "train_accuracy": right / len(order), "val_loss": loss.item(),
                      "val_accuracy": hits / len(splits.validation)})
     return rows, model
 
 
-@pytest.mark.parametrize("scheduler, augmentation", [("exponential", False), ("exponential", True), ("step", True), ("cosine", True)])
+@pytest.mark.parametrize("changes", [
+    {"scheduler": "exponential"}, {"scheduler": "exponential", "augmentation": True}, {"scheduler": "step", "augmentation": True},
+    {"augmentation": True}, {"optimizer": "sgd", "momentum": 0.8, "label_smoothing": 0.2},
+], ids=lambda changes: "-".join(map(str, changes.values())))
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("model", MODELS)
-def test_equals_a_plain_loop(model, protocol, scheduler, augmentation, load):
+def test_equals_a_plain_loop(model, protocol, changes, load):
     # 40 images in batches of 16: the last of each epoch is smaller. The strong decay shows whatever it is wrongly applied to.
-    config = tiny(model, protocol=protocol, augmentation=augmentation, scheduler=scheduler, gamma=0.5, weight_decay=0.5,
-                  limit_train=40, epochs=4)
+    config = tiny(model, protocol=protocol, gamma=0.5, weight_decay=0.5, limit_train=40, epochs=4, **changes)
     splits = load(config)
     wanted, plain = plain_training(config, splits)
     history, got = run(config, splits)
@@ -150,26 +158,62 @@ def test_convolutions_with_fewer_multiplications_train_the_same(model, sizes, lo
         assert {name: row[name] for name in ("train_loss", "val_loss")} == pytest.approx({name: wanted[name] for name in ("train_loss", "val_loss")}, rel=1e-4)
 
 
+def recipe_of(config, load):
+    """What each field of the recipe decides, as training does it."""
+    splits, network = load(config), build_model(config)
+    groups = recipe.make_optimizer(network, config).param_groups
+    decays = {p: group["weight_decay"] for group in groups for p in group["params"]}
+    logits, labels = 1000.0 * F.one_hot(torch.arange(10), 10), torch.arange(10)
+    rates = {scheduler: [lr_at(config.replace(scheduler=scheduler), epoch) for epoch in range(8)] for scheduler in SCHEDULES}
+    return {"split": splits.train.labels.tolist(), "normalization": splits.train.mean.tolist() == pytest.approx([0.485, 0.456, 0.406]),
+            "decayed": [decays[p] for p in network.parameters()],
+            "softmax_in_loss": [loss(logits, labels, config).item() for loss in (recipe.training_loss, recipe.evaluation_loss)],
+            "schedule_steps": [rates["step"], rates["exponential"]], "cosine_period": rates["cosine"]}
+
+
+@pytest.mark.parametrize("name", ["split", "normalization", "decayed", "softmax_in_loss", "schedule_steps", "cosine_period"])
+def test_each_difference_of_the_published_protocol_alone(name, load):
+    corrected = tiny("cnn", epochs=8, gamma=0.5)
+    published = corrected.replace(protocol="published")
+    alone = corrected.replace(**{name: getattr(published, name)})
+    before, after, wanted = (recipe_of(config, load) for config in (corrected, alone, published))
+    assert {field for field in before if after[field] != before[field]} == {name}
+    assert after[name] == wanted[name] or name == "cosine_period"  # whose steps are half as many here
+    assert published.replace(**{name: getattr(corrected, name)}).to_dict() == {**published.to_dict(), name: getattr(corrected, name)}
+
+
+def test_what_is_set_wins_over_the_protocol_and_the_record_has_it(load, tmp_path):
+    config = tiny("cnn", protocol="published", decayed="matrices", cosine_period=7, epochs=1)
+    splits, model = load(config), build_model(config)
+    settings = finish_run(model, splits, config, tmp_path, fit(model, splits, config, tmp_path))["config"]
+    assert {name: settings[name] for name in ("decayed", "cosine_period", "split", "normalization", "schedule_steps", "softmax_in_loss")} == {
+        "decayed": "matrices", "cosine_period": 7, "split": "published", "normalization": "imagenet", "schedule_steps": 2, "softmax_in_loss": True}
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("model", MODELS)
-def test_optimizer(model, protocol):
+def test_weight_decay(model, protocol):
     config = tiny(model, protocol=protocol, weight_decay=0.25)
     network = build_model(config)
-    optimizer = recipe.make_optimizer(network, config)
-    assert type(optimizer) is AdamW and {group["lr"] for group in optimizer.param_groups} == {config.learning_rate}
-    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    groups = recipe.make_optimizer(network, config).param_groups
+    assert {group["lr"] for group in groups} == {config.learning_rate}
+    decay = {p: group["weight_decay"] for group in groups for p in group["params"]}
     for module in network.modules():
         for name, p in module.named_parameters(recurse=False):
             matrix = name == "weight" and isinstance(module, (nn.Conv2d, nn.Linear))
-            assert decay[id(p)] == (0.25 if matrix or protocol == "published" else 0)
+            assert decay[p] == (0.25 if matrix or protocol == "published" else 0)
 
 
-def test_published_cnn_takes_its_loss_of_the_softmax():
-    """Its loss cannot fall below log(9 + e) - 1 = 1.46, however sure and right the model is."""
+def test_losses():
+    """The published CNN's cannot fall below log(9 + e) - 1 = 1.46, however sure and right it is; only training smooths labels."""
     logits, labels = 1000.0 * F.one_hot(torch.arange(10), 10), torch.arange(10)
-    losses = {(model, protocol): recipe.training_loss(logits, labels, Config(model=model, protocol=protocol)).item() for model in MODELS for protocol in PROTOCOLS}
-    assert losses.pop(("cnn", "published")) == pytest.approx(math.log(9 + math.e) - 1)
-    assert set(losses.values()) == {0.0}
+    configs = [Config(model=model, protocol=protocol, label_smoothing=0.1) for model in MODELS for protocol in PROTOCOLS]
+    softmax = {(config.model, config.protocol) for config in configs if recipe.evaluation_loss(logits, labels, config) != 0}
+    assert softmax == {("cnn", "published")}
+    of_softmax = Config(model="cnn", protocol="published", label_smoothing=0.1)
+    assert recipe.evaluation_loss(logits, labels, of_softmax).item() == pytest.approx(math.log(9 + math.e) - 1)
+    assert recipe.training_loss(logits, labels, of_softmax).item() == pytest.approx(math.log(9 + math.e) - 1 + 0.09)
+    assert recipe.training_loss(logits, labels, Config(label_smoothing=0.1)).item() == pytest.approx(90)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -298,7 +342,7 @@ def scripted(monkeypatch):
             loss, right = next(results)
             confusion = torch.zeros(10, 10, dtype=torch.int64)
             confusion[0, 0], confusion[0, 1] = right, 100 - right
-            return Scores(float(loss), confusion)
+            return Scores(float(loss), confusion, CLASSES)
 
         monkeypatch.setattr(loop, "evaluate", evaluate)
     return script
@@ -354,7 +398,7 @@ def test_checkpoints_are_tested_each_with_its_weights(load, tmp_path):
 def test_stored_logits_name_the_class_that_was_scored(tmp_path):
     logits = torch.tensor([[9.0001, 9.0003, 0], [-7.002, -7.0018, -7.0019]])
     assert logits.half().argmax(dim=1).tolist() != logits.argmax(dim=1).tolist()  # half precision alone would move them
-    finish._write_predictions(tmp_path, {"terminal": Scores(0.0, torch.zeros(10, 10), logits, torch.tensor([1, 1]))})
+    finish._write_predictions(tmp_path, {"terminal": Scores(0.0, torch.zeros(10, 10), CLASSES, logits, torch.tensor([1, 1]))})
     stored = torch.from_numpy(np.load(tmp_path / "predictions.npz")["terminal"]).float()
     assert stored.argmax(dim=1).tolist() == [1, 1] and torch.allclose(stored.softmax(dim=1), logits.softmax(dim=1), atol=1e-3)
 
@@ -420,21 +464,21 @@ def uninterrupted(load, tmp_path_factory):
 
 
 INTERRUPTED = tiny("cnn", augmentation=True, epochs=3, scheduler="cosine")
-BATCHES = 4  # losses an epoch: three of training, one of validation
+BATCHES = 3  # training losses an epoch
 
 
 @pytest.fixture
 def at_loss(monkeypatch):
-    """Does something just before the n-th loss of the process is computed: in the middle of an epoch."""
+    """Does something just before the n-th training loss of the process is computed: in the middle of an epoch."""
     def plan(number, action):
-        count, loss_of = iter(range(1, 1000)), recipe.training_loss
+        count, training_loss = iter(range(1, 1000)), loop.training_loss
 
         def counted(*arguments):
             if next(count) == number:
                 action()
-            return loss_of(*arguments)
+            return training_loss(*arguments)
 
-        monkeypatch.setattr(recipe, "loss_of", counted)
+        monkeypatch.setattr(loop, "training_loss", counted)
     return plan
 
 
@@ -457,6 +501,18 @@ def test_stops_at_the_end_of_the_epoch_and_goes_on(request_, epoch, load, tmp_pa
     history, _ = run(INTERRUPTED, splits, tmp_path)
     assert history.status == "done"
     assert_same_run(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_each_optimizer_goes_on_to_the_numbers_of_an_uninterrupted_run(optimizer, precision, load, tmp_path):
+    config = tiny("resnet", optimizer=optimizer, precision=precision, epochs=4, scheduler="step", gamma=0.5)
+    seen = []
+    for folder, stops in ((tmp_path / "whole", 0), (tmp_path / "stopped", 2)):
+        run(config, load(config), folder, on_epoch=lambda history: len(history.rows) == stops and (folder / "stop").touch())
+    run(config, load(config), tmp_path / "stopped", on_epoch=lambda history: seen.append(history.last["epoch"]))
+    assert seen == [3, 4]
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
 def test_second_interrupt_breaks_off_at_once(load, tmp_path, at_loss, uninterrupted):
@@ -575,27 +631,6 @@ def test_best_weights_are_those_of_an_epoch_that_counts(load, tmp_path, monkeypa
     assert all(torch.equal(best[name], first[name]) for name in first)
 
 
-KILLED = """
-import os, pickle, signal, sys
-from cifarlib import build_model, fit
-config, splits, folder, number = pickle.load(open(sys.argv[1], "rb"))
-calls, loss_of = iter(range(1, 1000)), recipe.training_loss
-recipe.training_loss = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL) if next(calls) == number else loss_of(*arguments)
-fit(build_model(config), splits, config, folder)
-"""
-
-
-def test_goes_on_after_the_process_was_killed(load, tmp_path, uninterrupted):
-    folder, splits = tmp_path / "run", load(INTERRUPTED)
-    (tmp_path / "input").write_bytes(pickle.dumps((INTERRUPTED, splits, folder, BATCHES + 2)))
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "input")], cwd=Path(__file__).parent.parent)
-    assert killed.returncode == -signal.SIGKILL and len(History.read(folder / "history.csv").rows) == 1
-    seen = []
-    run(INTERRUPTED, splits, folder, on_epoch=lambda history: seen.append(history.last["epoch"]))
-    assert seen == [2, 3]
-    assert_same_run(folder, uninterrupted)
-
-
 @pytest.fixture
 def finished(load, tmp_path):
     """A finished run: (configuration, splits, folder, history, weights)."""
@@ -692,7 +727,7 @@ def test_another_configuration_is_an_error_and_touches_nothing(name, value, fini
     config, splits, folder, *_ = finished
     before, other = contents(folder), config.replace(**{name: value, **({"model_args": {}} if name == "model" else {})})
     plan = (folder / "plan.json").read_bytes()
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(OtherMachine if name == "precision" else InputError) as caught:
         fit(nn.Linear(1, 1), splits, other, folder)
     assert "holds a run with " in str(caught.value) and "\n" not in str(caught.value)
     assert contents(folder) == before and (folder / "plan.json").read_bytes() == plan
