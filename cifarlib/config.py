@@ -76,6 +76,15 @@ _EXPECTED = {str: "text", int: "a whole number", float: "a number", bool: "true 
              dict: "a mapping of names to values", list: "a list"}
 
 
+def _type_hint(value, kind) -> str:
+    """What to write instead, for the two ways YAML and papermill's -p turn a value into a string."""
+    if kind in (int, float) and isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        return f" (a string: YAML needs the dot, as in {float(value):.1e})"
+    if kind is bool and isinstance(value, str):
+        return " (a string: papermill's -p takes True or False)"
+    return " (a string)" if isinstance(value, str) else ""
+
+
 def from_text(text: str, spec: dataclasses.Field) -> Any:
     """The value of a field that `text` on a command line says, a mapping as JSON. Raises InputError if it says none."""
     read = {int: int, float: float, bool: lambda text: {"true": True, "false": False}[text.lower()], dict: json.loads}
@@ -85,15 +94,6 @@ def from_text(text: str, spec: dataclasses.Field) -> Any:
         as_json = " as JSON" if spec.type is dict else ""
         raise InputError(f"{spec.name}: expected {_EXPECTED[spec.type]}{as_json}, got {text!r}") from None
     return checked(value, spec)
-
-
-def _type_hint(value, kind) -> str:
-    """What to write instead, for the two ways YAML and papermill's -p turn a value into a string."""
-    if kind in (int, float) and isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
-        return f" (a string: YAML needs the dot, as in {float(value):.1e})"
-    if kind is bool and isinstance(value, str):
-        return " (a string: papermill's -p takes True or False)"
-    return " (a string)" if isinstance(value, str) else ""
 
 
 class _Fields:

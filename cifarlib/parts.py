@@ -23,10 +23,10 @@ class Architecture:
     """A network, and how tables and charts show it.
 
     home: its class, which takes `sizes` and `classes` as keyword arguments; colour, marker: matplotlib's; memory: GiB
-    of main memory that a run may need on a CPU at the usual size in batches of 256; published_best: highest test
-    accuracy of the published report; softmax_output: whether the published network ends in a softmax, which its loss
-    then takes for logits; bench_images: training images a round of the benchmark, on a CPU and on a GPU; stages: names
-    of modules, or of their classes, whose outputs are worth showing.
+    of main memory that a run may need on a CPU at the usual size in batches of 256, and `width`, the size that must be
+    given for less; published_best: highest test accuracy of the published report; softmax_output: whether the published
+    network ends in a softmax, which its loss then takes for logits; bench_images: training images a round of the
+    benchmark, on a CPU and on a GPU; stages: names of modules, or of their classes, whose outputs are worth showing.
     """
 
     label: str
@@ -35,6 +35,7 @@ class Architecture:
     colour: str = "#666666"
     marker: str = "o"
     memory: float = 4.5
+    width: str | None = None
     published_best: float | None = None
     softmax_output: bool = False
     bench_images: tuple[int, int] = (256, 20_000)
@@ -52,7 +53,7 @@ ARCHITECTURES = {
         stages=("stem.0", "stem", "stages.0", "stages.1", "stages.2", "stages.3", "pool", "fc")),
     "vit": Architecture(
         "ViT", "cifarlib.models.vit:ViT", ("patch", "dim", "depth", "heads", "head_dim", "mlp_dim"), "#009E73", "^",
-        memory=13.0, published_best=0.8350, bench_images=(64, 5_120),
+        memory=13.0, width="dim", published_best=0.8350, bench_images=(64, 5_120),
         stages=("embed", *(f"blocks.{i}" for i in range(8)), "norm", "head")),
     "vgg": Architecture(
         "VGG", "cifarlib.models.vgg:VGG", ("depth", "widths"), "#CC79A7", "D",

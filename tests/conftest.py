@@ -35,8 +35,9 @@ def tiny(model: str = "vit", **changes) -> Config:
                      **sizes, **changes})
 
 
-# Files of tests that take seconds each: in the first two around one cluster or server, in the others each by itself.
-SHARED, SINGLE = ["test_slurm", "test_jupyterlab"], ["test_torture", "test_batch", "test_notebooks", "test_report", "test_cli", "test_figures", "test_bench"]
+# Files of tests that take seconds each: some around one cluster, server or project, in the others each by itself.
+SHARED = ["test_slurm", "test_jupyterlab", "test_toy_parts"]
+SINGLE = ["test_torture", "test_batch", "test_notebooks", "test_report", "test_cli", "test_figures", "test_bench"]
 
 
 def pytest_collection_modifyitems(items):
