@@ -179,7 +179,7 @@ class Config(_Fields):
     softmax_in_loss: bool = setting(None, "take the training loss of the softmax output, as if that were logits",
                                     label="softmax in the loss")
     dataset: str = setting("cifar10", "images; auto takes the synthetic stand-in where CIFAR-10 can't be had",
-                           role="condition", choices=(*DATASETS, "auto"))
+                           role="condition", choices=DATASETS)
     data_dir: str = setting("", "folder of the images' files; empty searches $CIFAR10_DIR and ./cifar-10, then "
                             "downloads", role="place")
     device: str = setting("auto", "auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:N or mps", role="place",
@@ -199,6 +199,8 @@ class Config(_Fields):
         for spec in dataclasses.fields(self):
             if getattr(self, spec.name) is None:
                 object.__setattr__(self, spec.name, self._usual(spec))
+        if self.split == "published" and not DATASETS[self.dataset].published_split:
+            raise InputError(f"split: the published one is of CIFAR-10's batches, which {self.dataset} doesn't have; set split stratified")
 
     def _usual(self, spec: dataclasses.Field) -> Any:
         """The value that a field takes where nothing is said: its default, or the protocol's."""
@@ -221,7 +223,7 @@ class Config(_Fields):
     @property
     def classes(self) -> tuple[str, ...]:
         """The names of the dataset's classes."""
-        return DATASETS["cifar10" if self.dataset == "auto" else self.dataset].classes
+        return DATASETS[self.dataset].classes
 
     @classmethod
     def names_of(cls, *roles: str) -> list[str]:

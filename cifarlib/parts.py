@@ -63,20 +63,42 @@ ARCHITECTURES = {
 SPARE_STYLES = (("#D55E00", "v"), ("#56B4E9", "P"), ("#000000", "X"), ("#8C564B", "<"), ("#7F7F7F", ">"))
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR100_CLASSES = tuple("""
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
+    castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
+    elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster
+    man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck
+    pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk
+    skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger
+    tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+""".split())
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images of 32x32 pixels: what texts call them, their classes, the function that reads them."""
+    """Images of 32x32 pixels in classes.
+
+    label: how texts call them; reader: a function of the folder that the user names, or "", to (images uint8
+    (N, 3, 32, 32), labels int64 (N,), test images, test labels, a text: the dataset's name, then whatever tells this
+    content from another); locate: a function of the same to the folder of the files, or None while they are to be
+    downloaded, which raises InputError for a named folder without them; published_split: whether the published split,
+    CIFAR-10's batches 1 to 4 and batch 5, means something.
+    """
 
     label: str
     classes: tuple[str, ...]
     reader: str
+    locate: str | None = None
+    published_split: bool = False
 
 
 DATASETS = {
-    "cifar10": Dataset("CIFAR-10", CIFAR10_CLASSES, "cifarlib.data.cifar10:arrays"),
-    "synthetic": Dataset("SYNTHETIC DATA, NOT CIFAR-10", CIFAR10_CLASSES, "cifarlib.data.synthetic:arrays"),
+    "cifar10": Dataset("CIFAR-10", CIFAR10_CLASSES, "cifarlib.data.cifar:read_cifar10", "cifarlib.data.cifar:local_cifar10",
+                       published_split=True),
+    "cifar100": Dataset("CIFAR-100", CIFAR100_CLASSES, "cifarlib.data.cifar:read_cifar100", "cifarlib.data.cifar:local_cifar100"),
+    "synthetic": Dataset("SYNTHETIC DATA, NOT CIFAR-10", CIFAR10_CLASSES, "cifarlib.data.synthetic:synthetic", published_split=True),
+    "auto": Dataset("CIFAR-10 or its stand-in", CIFAR10_CLASSES, "cifarlib.data.cifar:cifar10_or_stand_in",
+                    "cifarlib.data.cifar:local_cifar10", published_split=True),
 }
 
 # Functions from (parameter groups, configuration) to an optimizer with torch.optim's interface.

@@ -42,7 +42,7 @@ SINGLE = ["test_torture", "test_batch", "test_notebooks", "test_report", "test_c
 
 def pytest_collection_modifyitems(items):
     """The long tests first: with short ones in the end no worker waits long for the other."""
-    order = {name: place for place, name in enumerate(SHARED + SINGLE)}
+    order = {name: number for number, name in enumerate(SHARED + SINGLE)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
@@ -65,32 +65,32 @@ def pytest_xdist_make_scheduler(config, log):
 @pytest.fixture(scope="session")
 def cifar10() -> Path:
     """The folder of the genuine CIFAR-10: $CIFAR10_DIR, else ./cifar-10."""
-    if not any((place / "test_batch").exists() for place in (GENUINE, GENUINE / "cifar-10-batches-py")):
+    if not any((folder / "test_batch").exists() for folder in (GENUINE, GENUINE / "cifar-10-batches-py")):
         pytest.skip("needs the genuine CIFAR-10 in $CIFAR10_DIR or ./cifar-10")
     return GENUINE
 
 
 @pytest.fixture(scope="session", autouse=True)
 def generated_once():
-    """The stand-in costs seconds to generate, and is the same every time (test_data.py compares it with a fresh one)."""
-    from cifarlib.data import splits
+    """The stand-in costs a second to generate, and is the same every time (test_data.py compares it with a fresh one)."""
+    from cifarlib.data import synthetic
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(splits, "synthetic", functools.cache(splits.synthetic))
+        patch.setattr(synthetic, "synthetic", functools.cache(synthetic.synthetic))
         yield
 
 
 @pytest.fixture(scope="session")
 def load():
-    """load_cifar10 that reads the same images once for all tests; nothing in a Splits may be changed in place."""
-    from cifarlib import load_cifar10
+    """load_splits that reads the same images once for all tests; nothing in a Splits may be changed in place."""
+    from cifarlib import load_splits
 
     loaded = {}
 
     def cached(config: Config):
         key = config.split, config.normalization, config.dataset, config.limit_train, config.limit_val, config.limit_test
         if key not in loaded:
-            loaded[key] = load_cifar10(config)
+            loaded[key] = load_splits(config)
         return loaded[key]
 
     return cached

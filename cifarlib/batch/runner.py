@@ -16,9 +16,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..config import Config, Options
-from ..data.cifar10 import local_cifar10
 from ..errors import InputError
 from ..files import HISTORY, LOG, NOTEBOOK, RECORD, STOP, project_path
+from ..parts import DATASETS, load
 from ..runs.claim import Claim
 from ..runs.record import (FINISHED, check_plan, is_finished, precision_of, read_record, recorded, status_of,
                            write_failure)
@@ -191,12 +191,13 @@ def _exit_code(runs: list[Run], options: Options, codes: dict[str, int], fail_fa
 def check_runs(runs: list[Run], options: Options) -> None:
     """Raise InputError for what can be known to fail before a kernel starts.
 
-    That is a folder named for CIFAR-10 that holds none, and a run folder that holds another run, or one in another
+    That is a folder named for the data that holds none, and a run folder that holds another run, or one in another
     precision than asked for.
     """
     for run in runs:
-        if run.config.dataset != "synthetic" and not (options.resume and is_finished(options.run_folder(run.config))):
-            local_cifar10(run.config.data_dir)
+        locate = DATASETS[run.config.dataset].locate
+        if locate and not (options.resume and is_finished(options.run_folder(run.config))):
+            load(locate)(run.config.data_dir)
     for run in runs if options.resume else ():
         folder, asked = options.run_folder(run.config), run.config.precision
         check_plan(folder, run.config.identity())

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+MANY = 20  # classes: of more, a table has no column each
+
 
 class Tally:
     """Running loss and confusion counts of named classes on `device`; adding a batch never waits for the device."""
@@ -64,5 +66,6 @@ class Scores:
     def row(self, prefix: str, suffix: str = "") -> dict[str, float]:
         """The published column names, e.g. `val_per_class_accuracy_cat` or `test_loss_terminal`."""
         values = {"loss": self.loss, "accuracy": self.accuracy, "per_class_accuracy": self.per_class_accuracy}
-        values |= {f"per_class_accuracy_{name}": value for name, value in zip(self.classes, self.per_class)}
+        if len(self.classes) <= MANY:
+            values |= {f"per_class_accuracy_{name}": value for name, value in zip(self.classes, self.per_class)}
         return {f"{prefix}_{name}{suffix}": value for name, value in values.items()}
