@@ -6,11 +6,11 @@ import pandas as pd
 
 from ..errors import InputError
 from ..files import NOTEBOOK, replacing
-from ..words import duration, knob_value, percent, plain, signed
+from ..words import duration, percent, signed, value_text
 from .knobs import compare
 from .ranking import experiments, overall, paired_tests, top
-from .sentences import _score, conditions, observations, overall_observations
-from .table import KNOBS, LABELS, PUBLISHED_BEST, Table
+from .sentences import conditions, observations, overall_observations, score_text
+from .table import Table, label, shown
 
 MOST_RUNS = 25  # that a README lists one by one
 
@@ -18,9 +18,11 @@ MOST_RUNS = 25  # that a README lists one by one
 def comparison_table(first: Table, second: Table, n: int = 20) -> str:
     """The experiments of both tables side by side as Markdown, the `n` that differ most."""
     both = compare(first, second).sort_values("difference", key=abs, ascending=False, kind="stable").head(n)
+    knobs = [knob for knob in dict.fromkeys([*first.knobs, *second.knobs]) if knob in both and knob != "model_args"]
     return markdown([{
-        "Model": LABELS[row["model"]], "Sizes": plain(row["model_args"]) * (row["model_args"] != "{}"),
-        **{name.capitalize(): "" if knob == "gamma" and row["scheduler"] == "cosine" else knob_value(row[knob]) for knob, name in KNOBS.items()},
+        "Model": first.looks[row["model"]].label,
+        "Sizes": row["model_args"].replace(value_text({}), ""),
+        **{label(knob).capitalize(): shown(knob, row[knob]) if pd.notna(row[knob]) else "" for knob in knobs},
         f"First: `{first.name}`": percent(row["first"]),
         f"Second: `{second.name}`": percent(row["second"]),
         "Difference, points": signed(row["difference"]),
@@ -41,66 +43,73 @@ def markdown(rows: list[dict[str, str]]) -> str:
 
 def runs_table(table: Table, best: pd.DataFrame) -> str:
     """`top` or `overall` as Markdown; where each row is another model, the published best beside ours of the same size."""
-    across, ours = best["model"].nunique() == len(best) > 1, "run" in table.rows and not table.synthetic
-    sizes = table.rows.loc[best.index, "model_args"]
+    across = best["model"].nunique() == len(best) > 1
+    ours = across and "run" in table.rows and table.usual_data
+
+    def published(index) -> str:
+        model, sizes = table.rows.loc[index, ["model", "model_args"]]
+        accuracy = table.looks[model].published_best
+        return percent(accuracy) if ours and accuracy and sizes == value_text({}) else ""
+
     return markdown([{
-        "Model": LABELS[row["model"]] if across else "",
+        "Model": table.looks[row["model"]].label if across else "",
         "Run": f"`{row['name']}`",
-        table.score.capitalize(): _score(table, row["score"]) if table.rank_by != table.tested else "",
+        table.score.capitalize(): score_text(table, row["score"]) if table.rank_by != table.tested else "",
         "Test accuracy": percent(row["test"]),
         "95% interval": f"{100 * row['low']:.2f} to {100 * row['high']:.2f}",
         "Per-class accuracy": percent(row["per_class"]),
         "Mean ± SD (runs)": f"{100 * row['mean']:.2f} ± {100 * row['sd']:.2f} ({row['runs']})" if row["runs"] > 1 else "",
-        "Published best, 80 epochs": percent(PUBLISHED_BEST[row["model"]]) if across and ours and size == "{}" else "",
-    } for (_, row), size in zip(best.iterrows(), sizes)])
+        "Published best, 80 epochs": published(index),
+    } for index, row in best.iterrows()])
 
 
 def experiments_table(table: Table, model: str) -> str:
     """A model's best experiments as Markdown, or why there are none."""
     rows = [{
-        f"{LABELS[model]}: experiment": f"`{row['name']}`",
+        f"{table.looks[model].label}: experiment": f"`{row['name']}`",
         "Rows": str(row["rows"]),
         "Runs": str(row["runs"]),
-        f"Mean {table.score}": _score(table, row["score"]),
+        f"Mean {table.score}": score_text(table, row["score"]),
         "Mean test accuracy": percent(row["test"]),
         "SD, points": f"{100 * row['sd']:.2f}" if row["runs"] > 1 else "",
     } for _, row in experiments(table, model).dropna(subset=["test"]).head(5).iterrows()]
-    return markdown(rows) if rows else f"No run of {LABELS[model]} in this table has a test accuracy."
+    return markdown(rows) if rows else f"No run of {table.looks[model].label} in this table has a test accuracy."
 
 
 def paired_table(table: Table) -> str:
     """`paired_tests` as Markdown, or why there are none."""
     rows = [{
-        "First run": f"`{row['first']}`",
-        "Second run": f"`{row['second']}`",
+        "First run": f"`{table.rows.loc[row['first'], 'name']}`",
+        "Second run": f"`{table.rows.loc[row['second'], 'name']}`",
         "Difference, points": signed(row["difference"]),
         "95% interval": f"{signed(row['low'])} to {signed(row['high'])}",
         "Only first right": str(row["only_first"]),
         "Only second right": str(row["only_second"]),
         "p": f"{row['p']:.2g}",
         "p (Holm)": f"{row['p_holm']:.2g}",
-    } for _, row in paired_tests(table).iterrows()]
-    return markdown(rows) if rows else "No paired comparison: it takes the stored predictions of two of the best runs on the same test images."
+    } for row in paired_tests(table).to_dict("records")]
+    return markdown(rows) if rows else (
+        "No paired comparison: it takes the stored predictions of two of the best runs on the same test images.")
 
 
 def model_section(table: Table, model: str, figures: str = "") -> str:
     """A model's results as Markdown: its chart (if `figures` says where), the best runs, the key observations."""
-    best = top(table, model)
-    chart = f"![{LABELS[model]}: the best runs]({figures}/{model}_top5.png)" if figures else ""
-    shown = [chart, runs_table(table, best)] if len(best) else []
-    return "\n\n".join(filter(None, [f"### Results {LABELS[model]}", *shown, bullets(observations(table, model))]))
+    best, name = top(table, model), table.looks[model].label
+    chart = f"![{name}: the best runs]({figures}/{table.stem(model)}_top5.png)" if figures else ""
+    parts = [chart, runs_table(table, best)] if len(best) else []
+    return "\n\n".join(filter(None, [f"### Results {name}", *parts, bullets(observations(table, model))]))
 
 
 def overall_section(table: Table, figures: str = "") -> str:
-    """As model_section, of the best run of each model; with a single model the chart and the table would repeat its own and are left out."""
+    """As model_section, of the best run of each model; of a single model, its own section has the chart and the table."""
     best = overall(table)
     chart = f"![The best run of each model]({figures}/overall_top5.png)" if figures else ""
-    shown = [chart, runs_table(table, best)] if len(best) > 1 else []
-    return "\n\n".join(filter(None, ["### Overall results", *shown, bullets(overall_observations(table))]))
+    parts = [chart, runs_table(table, best)] if len(best) > 1 else []
+    return "\n\n".join(filter(None, ["### Overall results", *parts, bullets(overall_observations(table))]))
 
 
 def every_run_section(table: Table, folder: str) -> str:
-    """What each run took and reached, with a link to its notebook; empty for more than MOST_RUNS runs, and for a table without times.
+    """What each run took and reached, with a link to its notebook; empty for more than MOST_RUNS runs, or without times.
 
     folder: where the run folders are, as a README sees it.
     """
@@ -112,9 +121,9 @@ def every_run_section(table: Table, folder: str) -> str:
         notebook, score, test = f"{row['run']}/{NOTEBOOK}", row[table.rank_by], row[table.tested]
         rows.append({
             "Run": f"[`{row['run']}`]({folder}/{notebook})" if (table.folder / notebook).exists() else f"`{row['run']}`",
-            table.score.capitalize(): _score(table, score) if pd.notna(score) else row["status"],
+            table.score.capitalize(): score_text(table, score) if pd.notna(score) else row["status"],
             "Test accuracy": percent(test) if pd.notna(test) else "",
-            "Epochs": plain(row["epochs_run"]) if pd.notna(row["epochs_run"]) else "",
+            "Epochs": value_text(row["epochs_run"]) if pd.notna(row["epochs_run"]) else "",
             "Precision": row["precision"] if pd.notna(row["precision"]) else "",
             "Time": duration(row["seconds"]) if pd.notna(row["seconds"]) else "",
         })
