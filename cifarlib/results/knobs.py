@@ -4,9 +4,9 @@ import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from ..errors import InputError
-from .ranking import candidates, ranked
+from .ranking import candidates, experiments, ranked
 from .statistics import decompose, main_effects
-from .table import FIELDS, Table, label, shown
+from .table import FIELDS, Table, idle_when, label, shown
 
 
 def is_switch(values: pd.Series) -> bool:
@@ -20,30 +20,25 @@ def is_number(values: pd.Series) -> bool:
 
 
 def varying(table: Table, model: str) -> list[str]:
-    """The knobs with several values among a model's ranked runs; of two that always change together only the first."""
-    rows = table.runs.query("main and model == @model").drop_duplicates("experiment")
-    found: list[str] = []
+    """The knobs with several values among a model's experiments; of two that always change together only the first."""
+    every, found = experiments(table, model), []
     for knob in table.knobs:
-        levels = rows[knob].nunique()
-        together = (len(rows[[other, knob]].drop_duplicates()) == levels == rows[other].nunique() for other in found)
-        if levels > 1 and not (levels < len(rows) and any(together)):
+        levels = every[knob].nunique()
+        together = (len(every[[other, knob]].drop_duplicates()) == levels == every[other].nunique()
+                    for other in found)
+        if levels > 1 and not (levels < len(every) and any(together)):
             found.append(knob)
     return found
 
 
 def cells(table: Table, model: str) -> pd.DataFrame:
-    """One row a cell of a model's grid: its knobs, score (mean over repeats; NaN without any), chance.
-
-    A run in which a knob does nothing stands at every value that the knob has elsewhere.
-    """
-    rows = table.runs.query("main and model == @model")
+    """One row a cell of a model's grid: an experiment stands at every value of a knob that does nothing in it."""
+    grid = experiments(table, model)
     for knob in table.knobs:
-        idle, values = rows[knob].isna(), rows[[knob]].dropna().drop_duplicates()
+        idle, values = grid[knob].isna(), grid[[knob]].dropna().drop_duplicates()
         if idle.any() and len(values):
-            everywhere = rows[idle].drop(columns=knob).merge(values, how="cross")
-            rows = pd.concat([rows[~idle], everywhere])
-    groups = rows.groupby(table.knobs, dropna=False)
-    return groups.agg(score=(table.rank_by, "mean"), chance=("chance", "all")).reset_index()
+            grid = pd.concat([grid[~idle], grid[idle].drop(columns=knob).merge(values, how="cross")])
+    return grid
 
 
 def importance(table: Table, model: str) -> tuple[pd.Series, str] | None:
@@ -83,41 +78,29 @@ def edges(table: Table, model: str) -> list[str]:
     return warnings
 
 
-def means(table: Table, rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Mean test accuracy, and whether all are at chance, of the rows that agree in the columns `by`."""
-    groups = rows.dropna(subset=[table.tested]).groupby(by, dropna=False)
-    return groups.agg(test=(table.tested, "mean"), chance=("chance", "all")).reset_index()
-
-
 def pairs(table: Table, model: str, knob: str, better, other) -> pd.DataFrame:
-    """Pairs of cells with one value of a knob and with another one, all else equal, and the first one's gain.
+    """Pairs of experiments with one value of a knob and with another one, all else equal, and the first one's gain.
 
     Without pairs entirely at chance. Knobs that do nothing at one of the two values need not be equal.
     """
-    every = means(table, candidates(table, model), table.knobs)
+    every = experiments(table, model).dropna(subset="test")
     sides = [every[every[knob] == value].drop(columns=knob) for value in (better, other)]
-    others = [each for each in table.knobs
-              if each != knob and not (each in FIELDS and knob in FIELDS[each].metadata["idle_when"])]
-    both = sides[0].merge(sides[1], on=others, suffixes=("", "_other")).query("not (chance and chance_other)")
+    alike = [each for each in table.knobs if each != knob and knob not in idle_when(each)]
+    both = sides[0].merge(sides[1], on=alike, suffixes=("", "_other")).query("not (chance and chance_other)")
     return both.assign(gain=both["test"] - both["test_other"])
 
 
-def side_by_side(first: Table, second: Table) -> pd.DataFrame:
-    """Every experiment of two tables: knobs, first and second test accuracy (mean of repeats; NaN without), chance of each.
+def compare(first: Table, second: Table) -> pd.DataFrame:
+    """The experiments of both tables: model, knobs, first and second test accuracy (mean of repeats), difference.
 
     Raises InputError for tables of different data.
     """
-    if first.dataset != second.dataset:
-        raise InputError(f"compare_with: {first.name} is of {first.data} and {second.name} of {second.data}; "
+    if first.data != second.data:
+        raise InputError(f"compare_with: {first.name} is of {first.data.label}, {second.name} of {second.data.label}; "
                          "compare tables of the same data")
     columns = dict.fromkeys(["model", "model_args", *first.knobs, *second.knobs])
     by = [column for column in columns if column in first.rows and column in second.rows]
-    sides = [means(table, table.runs.query("main"), by).rename(columns={"test": name})
-             for table, name in ((first, "first"), (second, "second"))]
-    return sides[0].merge(sides[1], on=by, how="outer", suffixes=("_first", "_second"))
-
-
-def compare(first: Table, second: Table) -> pd.DataFrame:
-    """The experiments that both tables have, as in side_by_side, with the difference from the first to the second."""
-    both = side_by_side(first, second).dropna(subset=["first", "second"])
-    return both.assign(difference=both["second"] - both["first"]).astype({"chance_first": bool, "chance_second": bool})
+    sides = [experiments(table).dropna(subset="test") for table in (first, second)]
+    both = sides[0].merge(sides[1], on=by, suffixes=("_first", "_second"))
+    both = both.rename(columns={"test_first": "first", "test_second": "second"})
+    return both.assign(difference=both["second"] - both["first"])

@@ -1,5 +1,6 @@
 """What a table of runs says, as Markdown."""
 
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -22,7 +23,7 @@ def comparison_table(first: Table, second: Table, n: int = 20) -> str:
     return markdown([{
         "Model": first.looks[row["model"]].label,
         "Sizes": row["model_args"].replace(value_text({}), ""),
-        **{label(knob).capitalize(): shown(knob, row[knob]) if pd.notna(row[knob]) else "" for knob in knobs},
+        **{label(knob).capitalize(): cell(row[knob], partial(shown, knob)) for knob in knobs},
         f"First: `{first.name}`": percent(row["first"]),
         f"Second: `{second.name}`": percent(row["second"]),
         "Difference, points": signed(row["difference"]),
@@ -34,6 +35,11 @@ def bullets(lines) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
+def cell(value, text=str) -> str:
+    """What `text` makes of a value; empty where there is none."""
+    return "" if pd.isna(value) else text(value)
+
+
 def markdown(rows: list[dict[str, str]]) -> str:
     """A Markdown table of at least one row, without its empty columns."""
     heads = [head for head in rows[0] if any(row[head] for row in rows)]
@@ -42,15 +48,11 @@ def markdown(rows: list[dict[str, str]]) -> str:
 
 
 def runs_table(table: Table, best: pd.DataFrame) -> str:
-    """`top` or `overall` as Markdown; where each row is another model, the published best beside ours of the same size."""
+    """`top` or `overall` as Markdown; where each row is another model, with the published best of that size."""
     across = best["model"].nunique() == len(best) > 1
-    ours = across and "run" in table.rows and table.usual_data
-
-    def published(index) -> str:
-        model, sizes = table.rows.loc[index, ["model", "model_args"]]
-        accuracy = table.looks[model].published_best
-        return percent(accuracy) if ours and accuracy and sizes == value_text({}) else ""
-
+    if across and "run" in table.rows and table.usual_data:
+        usual = best["model_args"] == value_text({})
+        best = best.assign(published=best["model"].map(lambda model: table.looks[model].published_best).where(usual))
     return markdown([{
         "Model": table.looks[row["model"]].label if across else "",
         "Run": f"`{row['name']}`",
@@ -58,9 +60,9 @@ def runs_table(table: Table, best: pd.DataFrame) -> str:
         "Test accuracy": percent(row["test"]),
         "95% interval": f"{100 * row['low']:.2f} to {100 * row['high']:.2f}",
         "Per-class accuracy": percent(row["per_class"]),
-        "Mean ± SD (runs)": f"{100 * row['mean']:.2f} ± {100 * row['sd']:.2f} ({row['runs']})" if row["runs"] > 1 else "",
-        "Published best, 80 epochs": published(index),
-    } for index, row in best.iterrows()])
+        "Mean ± SD (runs)": cell(row["sd"], lambda sd: f"{100 * row['mean']:.2f} ± {100 * sd:.2f} ({row['runs']})"),
+        "Published best, 80 epochs": cell(row.get("published"), percent),
+    } for _, row in best.iterrows()])
 
 
 def experiments_table(table: Table, model: str) -> str:
@@ -71,7 +73,7 @@ def experiments_table(table: Table, model: str) -> str:
         "Runs": str(row["runs"]),
         f"Mean {table.score}": score_text(table, row["score"]),
         "Mean test accuracy": percent(row["test"]),
-        "SD, points": f"{100 * row['sd']:.2f}" if row["runs"] > 1 else "",
+        "SD, points": cell(row["sd"], lambda sd: f"{100 * sd:.2f}"),
     } for _, row in experiments(table, model).dropna(subset=["test"]).head(5).iterrows()]
     return markdown(rows) if rows else f"No run of {table.looks[model].label} in this table has a test accuracy."
 
@@ -101,7 +103,7 @@ def model_section(table: Table, model: str, figures: str = "") -> str:
 
 
 def overall_section(table: Table, figures: str = "") -> str:
-    """As model_section, of the best run of each model; of a single model, its own section has the chart and the table."""
+    """As model_section, of the best run of each model; a single model's own section has its chart and table already."""
     best = overall(table)
     chart = f"![The best run of each model]({figures}/overall_top5.png)" if figures else ""
     parts = [chart, runs_table(table, best)] if len(best) > 1 else []
@@ -109,7 +111,7 @@ def overall_section(table: Table, figures: str = "") -> str:
 
 
 def every_run_section(table: Table, folder: str) -> str:
-    """What each run took and reached, with a link to its notebook; empty for more than MOST_RUNS runs, or without times.
+    """What each run took and reached, with a link to its notebook; empty without times and for more than MOST_RUNS.
 
     folder: where the run folders are, as a README sees it.
     """
@@ -118,16 +120,17 @@ def every_run_section(table: Table, folder: str) -> str:
         return ""
     rows = []
     for _, row in runs.sort_values(table.rank_by, ascending=table.lower_is_better, kind="stable").iterrows():
-        notebook, score, test = f"{row['run']}/{NOTEBOOK}", row[table.rank_by], row[table.tested]
+        run, notebook = f"`{row['run']}`", f"{row['run']}/{NOTEBOOK}"
         rows.append({
-            "Run": f"[`{row['run']}`]({folder}/{notebook})" if (table.folder / notebook).exists() else f"`{row['run']}`",
-            table.score.capitalize(): score_text(table, score) if pd.notna(score) else row["status"],
-            "Test accuracy": percent(test) if pd.notna(test) else "",
-            "Epochs": value_text(row["epochs_run"]) if pd.notna(row["epochs_run"]) else "",
-            "Precision": row["precision"] if pd.notna(row["precision"]) else "",
-            "Time": duration(row["seconds"]) if pd.notna(row["seconds"]) else "",
+            "Run": f"[{run}]({folder}/{notebook})" if (table.folder / notebook).exists() else run,
+            table.score.capitalize(): cell(row[table.rank_by], partial(score_text, table)) or row["status"],
+            "Test accuracy": cell(row[table.tested], percent),
+            "Epochs": cell(row["epochs_run"], value_text),
+            "Precision": cell(row["precision"]),
+            "Time": cell(row["seconds"], duration),
         })
-    return f"### Every run\n\n{markdown(rows)}\n\nTogether {duration(runs['seconds'].sum())} of training and validation."
+    together = f"Together {duration(runs['seconds'].sum())} of training and validation."
+    return f"### Every run\n\n{markdown(rows)}\n\n{together}"
 
 
 def readme_section(table: Table, figures: str = "figures", folder: str = ".") -> str:
@@ -136,9 +139,9 @@ def readme_section(table: Table, figures: str = "figures", folder: str = ".") ->
     figures, folder: those of the charts and of the runs, as a README sees them.
     """
     notes = ["What this report assumes or leaves out:", bullets(table.notes)] if table.notes else []
-    parts = [f"**Conditions:** {conditions(table)}", *notes, *(model_section(table, model, figures) for model in table.models),
-             overall_section(table, figures), every_run_section(table, folder)]
-    return "\n\n".join(filter(None, parts))
+    models = [model_section(table, model, figures) for model in table.looks]
+    every = [overall_section(table, figures), every_run_section(table, folder)]
+    return "\n\n".join(filter(None, [f"**Conditions:** {conditions(table)}", *notes, *models, *every]))
 
 
 def rewrite_between_markers(path: str | Path, name: str, text: str) -> bool:
@@ -152,7 +155,7 @@ def rewrite_between_markers(path: str | Path, name: str, text: str) -> bool:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: can't be read ({error}); expected a file with {begin} and {end}") from None
     if old.count(begin) != 1 or old.count(end) != 1 or old.index(begin) > old.index(end):
-        raise InputError(f"{path}: expected {begin} and then {end}, once each; add the two lines where the results belong")
+        raise InputError(f"{path}: expected {begin} and then {end}, once each; add the lines where the results belong")
     new = old[:old.index(begin)] + f"{begin}\n\n{text.strip()}\n\n" + old[old.index(end):]
     if new != old:
         with replacing(path) as part:

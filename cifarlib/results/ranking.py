@@ -19,8 +19,8 @@ from .table import Table, metrics
 def candidates(table: Table, model: str | None = None) -> pd.DataFrame:
     """The runs that compete: under the main conditions, each run once.
 
-    Further seeds of a configuration are repeats, not competitors: the best of five would win by luck. They stand in for a
-    seed that has no score. The published table has no seeds, and each of its rows was trained: there all rows compete, as
+    Further seeds of a configuration are repeats, not competitors: the best of five would win by luck. They stand in for
+    a seed that has no score. The published table has no seeds, and each of its rows was trained: there all compete, as
     in its report.
     """
     rows = table.runs.query("main" if model is None else "main and model == @model")
@@ -38,11 +38,12 @@ def ranked(table: Table, model: str | None = None) -> pd.DataFrame:
 
 
 def top(table: Table, model: str, n: int = 5) -> pd.DataFrame:
-    """The n best runs: model, name, score (the ranking column), test, per_class, low, high (95% Wilson), and their
-    experiment's runs, repeat, mean and sd."""
+    """The n best runs: model, model_args, name, score, test, per_class, low, high (95% Wilson), and their experiment's
+    runs, repeat, mean and sd.
+    """
     best = ranked(table, model).head(n)
-    shown = best[["model", "experiment", "name"]].assign(score=best[table.rank_by], test=best[table.tested],
-                                                         per_class=best[table.per_class])
+    shown = best[["model", "model_args", "experiment", "name"]].assign(
+        score=best[table.rank_by], test=best[table.tested], per_class=best[table.per_class])
     shown["low"], shown["high"] = wilson(best[table.tested], best["images"])
     spread = experiments(table)[["runs", "repeat", "test", "sd"]].rename(columns={"test": "mean"})
     return shown.join(spread, on="experiment")
@@ -50,21 +51,21 @@ def top(table: Table, model: str, n: int = 5) -> pd.DataFrame:
 
 def overall(table: Table) -> pd.DataFrame:
     """`top`'s row for the best run of each model, best first."""
-    best = pd.concat([top(table, model, 1) for model in table.models])
+    best = pd.concat([top(table, model, 1) for model in table.looks])
     return best.sort_values("score", ascending=table.lower_is_better, kind="stable")
 
 
 def experiments(table: Table, model: str | None = None) -> pd.DataFrame:
     """Rows that are one configuration under several names, seeds or repeats, collapsed; best mean score first.
 
-    Columns: model, name (the first run's), rows, runs (with a test accuracy), repeat (`seed`, or `run` where one seed has
-    several), score (mean), test (mean), sd, chance (whether all runs are at chance).
+    Columns: model, knobs, name (the first run's), rows, runs (with a test accuracy), repeat (`seed`, or `run` where one
+    seed has several), score (mean), test (mean), sd, chance (whether all runs are at chance).
     """
     rows = table.rows.query("main" if model is None else "main and model == @model")
     runs = rows[~rows["copy"]].groupby("experiment", sort=False)  # ties keep the table's order
-    every = runs.agg(model=("model", "first"), name=("name", "first"), runs=(table.tested, "count"),
-                     score=(table.rank_by, "mean"), test=(table.tested, "mean"), sd=(table.tested, "std"),
-                     chance=("chance", "all"))
+    every = runs[[*dict.fromkeys(["model", "name", "model_args", *table.knobs])]].first()
+    every = every.join(runs.agg(runs=(table.tested, "count"), score=(table.rank_by, "mean"),
+                                test=(table.tested, "mean"), sd=(table.tested, "std"), chance=("chance", "all")))
     every["rows"] = rows.groupby("experiment").size()
     every["repeat"] = np.where(runs["seed"].nunique() == runs.size(), "seed", "run") if "seed" in rows else "run"
     return every.sort_values("score", ascending=table.lower_is_better, kind="stable")
@@ -86,9 +87,8 @@ def identical_experiments(table: Table) -> int:
 class Noise:
     """How far two runs of one configuration lie apart.
 
-    sd: of a single run's test accuracy; name: `noise`, or `sampling error` where that of the test images has to stand in;
-    text: where it comes from; freedom: the degrees of freedom of `sd`, 0 where it is no estimate; alike: runs that differ by
-    it alone.
+    sd: of a single run's test accuracy; name: `noise`, or `sampling error` where that of the test images has to stand
+    in; text: where it comes from; freedom: the degrees of freedom of `sd`, 0 where it is no estimate.
     """
 
     sd: float
@@ -98,10 +98,11 @@ class Noise:
 
     @property
     def alike(self) -> str:
+        """The runs that differ by it alone."""
         return "runs of one configuration" if self.freedom else "equally good runs tested on separate images"
 
     def margin(self, runs: int = 2) -> float:
-        """What the range of so many single runs (the difference of two) exceeds in 5% of cases; more if few repeats gave `sd`."""
+        """What the range of so many runs (two: their difference) exceeds in 5% of cases; more if few repeats gave `sd`."""
         quantiles = STUDENTIZED_RANGE[min(runs, max(STUDENTIZED_RANGE))]
         return float(np.interp(1 / (self.freedom or np.inf), 1 / FREEDOM, quantiles)) * self.sd
 
@@ -167,10 +168,10 @@ def paired_tests(table: Table, n: int = 3) -> pd.DataFrame:
     """Each model's best run against its next n - 1, and the models' best against each other, on the same test images.
 
     Columns: first, second (rows of the table), difference with low and high (95%), only_first, only_second (images), p,
-    p_holm. Without a model whose best run has no predictions. A test of these runs, not of their configurations: a repeat
-    with another seed would differ too.
+    p_holm. Without a model whose best run has no predictions. A test of these runs, not of their configurations: a
+    repeat with another seed would differ too.
     """
-    best = [best_with(table, read_predictions, model, n) for model in table.models]
+    best = [best_with(table, read_predictions, model, n) for model in table.looks]
     firsts = ranked(table).drop_duplicates("model").index
     best = [rows for rows in best if rows and rows[0][0].name in firsts]
     pairs = [(rows[0], other) for rows in best for other in rows[1:]]

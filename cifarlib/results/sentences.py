@@ -5,11 +5,11 @@ import pandas as pd
 from ..config import Config
 from ..parts import ARCHITECTURES
 from ..words import against, counted, in_words, listed, percent, points, signed
-from .knobs import compare, edges, is_number, is_switch, pairs, side_by_side, varying
-from .ranking import (Noise, finalists, identical_experiments, joint_name, margin_of_means, noise_floor, overall,
-                      paired_tests, ranked, top)
+from .knobs import compare, edges, is_number, is_switch, pairs, varying
+from .ranking import (Noise, experiments, finalists, identical_experiments, joint_name, margin_of_means, noise_floor,
+                      overall, paired_tests, ranked, top)
 from .statistics import selection_bias
-from .table import FIELDS, Table, label, shown
+from .table import FIELDS, Table, idle_when, label, shown
 
 # How the conditions say what is said of every table; of other fields they say what differs from the default.
 PHRASES = {"protocol": "{} protocol", "split": "{} split", "epochs": "up to {} epochs", "batch_size": "batches of {}"}
@@ -17,38 +17,40 @@ PHRASES = {"protocol": "{} protocol", "split": "{} split", "epochs": "up to {} e
 
 def comparison_sentences(first: Table, second: Table) -> list[str]:
     """What differs from the first table to the second, by model."""
-    every, both = side_by_side(first, second), compare(first, second)
+    both = compare(first, second)
     lines = [f"`{table.name}`: {' '.join([conditions(table), *table.notes])}" for table in (first, second)]
-    for table, other in ((first, "second"), (second, "first")):
-        if alone := every[other].isna().sum():
+    for table in (first, second):
+        if alone := len(experiments(table).dropna(subset="test")) - len(both):
             lines.append(f"Only in `{table.name}`: {counted(alone, 'experiment')}.")
     for model, group in both.groupby("model"):
-        change, lost, name = group["difference"], group[["chance_first", "chance_second"]].sum(), first.looks[model].label
+        change, name = group["difference"], first.looks[model].label
         lines.append(f"{name}: {counted(len(group), 'experiment')} in both. From the first to the second the median "
                      f"difference is {signed(change.median())} points, {(change > 0).sum()} are higher; at chance are "
-                     f"{lost['chance_first']} in the first, {lost['chance_second']} in the second.")
+                     f"{group['chance_first'].sum()} in the first, {group['chance_second'].sum()} in the second.")
         if len(ranked(first, model)) and len(ranked(second, model)):
             noise = noise_floor(first, model)
             winners = [f"`{row['name']}` ({percent(row['test'])})"
                        for table in (first, second) for _, row in top(table, model, 1).iterrows()]
             large = counted((change.abs() > noise.margin()).sum(), "difference")
-            lines.append(f"{name}: the first table's {noise.name} ({points(noise.margin())}) is exceeded by {large}; luck "
-                         "alone exceeds it in one of twenty, more often where accuracies are poor. The winners: "
+            lines.append(f"{name}: the first table's {noise.name} ({points(noise.margin())}) is exceeded by {large}; "
+                         "luck alone exceeds it in one of twenty, more often where accuracies are poor. The winners: "
                          f"{', then '.join(winners)}.")
     return lines if len(both) else [*lines, "The two tables have no experiment in common."]
 
 
 def conditions(table: Table) -> str:
     """One sentence: data, what all runs of a model share, hardware, seeds, number of runs."""
-    rows, runs, parts = table.rows[table.rows["main"]], table.runs, [table.data]
-    usual = {field: shown(field, value) for field, value in Config().to_dict().items() if FIELDS[field].default is not None}
+    rows, runs, parts = table.rows[table.rows["main"]], table.runs, [table.data.label]
+    usual = {field: shown(field, value) for field, value in Config().to_dict().items()
+             if FIELDS[field].default is not None}
     for field in [*PHRASES, *(field for field in table.fields if field not in PHRASES)]:
         if field not in table.fields or field in (*table.knobs, "dataset"):
             continue
         models = rows.dropna(subset=field).groupby(field, sort=False)["model"].unique()
         values = [shown(field, value) for value in models.index]
         if len(values) > 1:
-            values = [f"{value} ({listed(table.looks[each].label for each in who)})" for value, who in zip(values, models)]
+            values = [f"{value} ({listed(table.looks[model].label for model in having)})"
+                      for value, having in zip(values, models)]
         if values and (field in PHRASES or values != [usual.get(field)]):
             parts.append(PHRASES.get(field, f"{label(field)}: {{}}").format(" or ".join(values)))
     for column in ("precision", "device"):
@@ -77,7 +79,8 @@ def chance_sentence(table: Table) -> str:
     for knob in table.knobs:
         alike = group[group[knob] == first[knob]]
         if len(alike) < len(group) and alike.index.equals(lost.index):
-            return f"{text}: every {table.looks[first['model']].label} run with {label(knob)} {shown(knob, first[knob])}."
+            model = table.looks[first["model"]].label
+            return f"{text}: every {model} run with {label(knob)} {shown(knob, first[knob])}."
     return text + "."
 
 
@@ -91,8 +94,7 @@ def shared_knobs(table: Table, rows: pd.DataFrame) -> str:
         everywhere = len(values) == n
         where = f" in the {in_words(len(values))} where it acts" if not everywhere else f" in {both}" if n > 1 else ""
         if values.empty:
-            why = " or ".join(f"the {' or '.join(kinds)} {label(other)}"
-                              for other, kinds in FIELDS[knob].metadata["idle_when"].items())
+            why = " or ".join(f"the {' or '.join(values)} {label(other)}" for other, values in idle_when(knob).items())
             lines.append(f"{name} does nothing under {why}.")
         elif is_switch(values) and n > 1:
             users = {n: both, 0: "none"}.get(values.sum(), f"{values.sum()} of {n}")
@@ -143,7 +145,8 @@ def observations(table: Table, model: str) -> list[str]:
     lines += _two_sided(table, model)
     lines += [f"**Edge of the grid:** {text}" for text in edges(table, model)]
     if "precision" in rows and len(kinds := rows["precision"].dropna().unique()) > 1:
-        lines.append(f"**Not like for like:** the runs multiply in {listed(sorted(kinds))}; differences may come from that.")
+        lines.append(f"**Not like for like:** the runs multiply in {listed(sorted(kinds))}; differences may come from "
+                     "that.")
     if len(rows) > 1:
         lines.append(f"**Choice:** {_choice_sentence(table, rows, noise)}")
     return lines
@@ -183,8 +186,9 @@ def _choice_sentence(table: Table, rows: pd.DataFrame, noise: Noise) -> str:
     if not table.rank_by.startswith("test_"):
         highest = rows[table.tested].max()
         gap = highest - rows.iloc[0][table.tested]
-        return (f"by {table.score}; the test images were not used. The highest test accuracy of the {in_words(len(rows))} "
-                f"candidates, {percent(highest)}, is " + (f"{points(gap)} higher." if gap else "the chosen run's."))
+        return (f"by {table.score}; the test images were not used. The highest test accuracy of the "
+                f"{in_words(len(rows))} candidates, {percent(highest)}, is "
+                + (f"{points(gap)} higher." if gap else "the chosen run's."))
     distinct = rows.drop_duplicates(["experiment", table.tested])  # repeats that agree in every digit are one run
     return (f"made by test score among {len(rows)} runs, so the best one's accuracy is too high, by about "
             f"{points(selection_bias(distinct[table.tested], noise.sd))} (bootstrap with the {noise.name}).")
@@ -199,7 +203,8 @@ def overall_observations(table: Table) -> list[str]:
     if len(best) > 1:
         first = best.iloc[0]
         order = ", ".join(f"{labels[row['model']]} {percent(row['test'])}" for _, row in best.iterrows())
-        lines = [f"**Best model:** {labels[first['model']]} with `{first['name']}`, test accuracy {percent(first['test'])}.",
+        lines = [f"**Best model:** {labels[first['model']]} with `{first['name']}`, test accuracy "
+                 f"{percent(first['test'])}.",
                  f"**Ranking** by {table.score}, with test accuracies: {order}."]
         if (tied := best["score"] == first["score"]).sum() > 1:
             names = listed(labels[model] for model in best.loc[tied, "model"])
@@ -210,24 +215,19 @@ def overall_observations(table: Table) -> list[str]:
         winners = table.rows.loc[best.index].set_index("model")
         for field in [*(field for field in table.fields if field not in table.knobs), "precision"]:
             if field in winners and winners[field].nunique() > 1:
-                values = listed(f"{shown(field, value)} for {labels[model]}" for model, value in winners[field].dropna().items())
+                theirs = winners[field].dropna().items()
+                values = listed(f"{shown(field, value)} for {labels[model]}" for model, value in theirs)
                 lines.append(f"**Not like for like:** the winners' {label(field)}: {values}.")
     if missing:
         lines.append(f"**Missing:** the table has no ranked run of {listed(missing)}.")
-    rows = table.rows[table.rows["main"]]
-    configurations, seeded, runs = (len(rows.drop_duplicates([c for c in columns if c in rows])) for columns in (
-        ["experiment"], ["experiment", "seed"], ["experiment", "seed", "study", "run"]))
-    kinds = [f"{in_words(n)} {text}" for n, text in (
-        (seeded - configurations, "with a further seed"),
-        (runs - seeded, "with the same seed in another study" if "seed" in rows else "in a run of its own"),
-        (len(rows) - runs, "under another name, for a knob that does nothing there")) if n]
-    if kinds:
-        lines.append(f"**Experiments:** {len(rows)} rows are {counted(configurations, 'experiment')}; "
-                     f"the others repeat one: {listed(kinds)}.")
+    rows = experiments(table)["rows"]
+    if rows.sum() > len(rows):
+        lines.append(f"**Experiments:** {rows.sum()} rows are {counted(len(rows), 'experiment')}; "
+                     "the others repeat one.")
     if same := identical_experiments(table):
         lines.append(f"**Same digits:** {counted(same, 'experiment')} {'repeats' if same == 1 else 'repeat'} another's "
-                     "metrics in every digit: what tells them apart had no effect (a weight decay too small to change a "
-                     "float32 weight, for one).")
+                     "metrics in every digit: what tells them apart had no effect (a weight decay too small to change "
+                     "a float32 weight, for one).")
     return [*lines, f"**Chance:** {chance_sentence(table)}"]
 
 
@@ -243,7 +243,7 @@ def gap_sentence(table: Table, first: pd.Series, second: pd.Series) -> str:
 
 
 def paired_sentences(table: Table) -> list[str]:
-    """The models' best runs against each other, image by image; corrected for all of `paired_tests`, within a model too."""
+    """The models' best runs against each other, image by image; p is corrected for all of `paired_tests`."""
     lines = []
     for test in paired_tests(table).to_dict("records"):
         models = table.rows.loc[[test["first"], test["second"]], "model"]

@@ -30,8 +30,8 @@ def wilson(accuracy, n, z: float = Z):
 def selection_bias(scores, sd: float) -> float:
     """How much the highest of `scores` overstates its own run's expected score.
 
-    By a parametric bootstrap with noise of `sd` around the scores, which are noisy already: too low where the true values
-    are equal, too high where one is well ahead.
+    By a parametric bootstrap with noise of `sd` around the scores, which are noisy already: too low where the true
+    values are equal, too high where one is well ahead.
     """
     scores = np.asarray(scores, float)
     scores = scores[scores >= scores.max() - 6 * sd]  # the rest can't win

@@ -13,18 +13,19 @@ import pandas as pd
 from ..config import CHECKPOINTS, PUBLISHED_KNOBS, Config, from_text
 from ..errors import InputError
 from ..files import TABLE, project_path
-from ..parts import ARCHITECTURES, DATASETS, Architecture, architectures
+from ..parts import ARCHITECTURES, DATASETS, Architecture, Dataset, architectures
 from ..words import counted, listed, some, value_text
 from .statistics import wilson
 
 FIELDS = {spec.name: spec for spec in dataclasses.fields(Config)}
+CONDITIONS = Config.names_of("condition")
 KNOBS = sorted(PUBLISHED_KNOBS, key=lambda name: (float, str, bool).index(FIELDS[name].type))
 NEEDED = ("Modelname", "Full_Modelname", *KNOBS, "test_accuracy_best_val_acc", "test_per_class_accuracy_best_val_acc")
 TEXT = ("study", "run", "Modelname", "Full_Modelname", "data_fingerprint")  # even where it looks like a number
 MEASURED = ("seconds", "parameters", "test_images")
-# What beside the metrics tells no configurations apart.
-BOOKKEEPING = (*TEXT, *MEASURED, "Group", "status", "shared_with", "error", "commit", "epochs_run", "precision", "device",
-               "train_images", "val_images", *(f"epoch_{checkpoint}" for checkpoint in CHECKPOINTS))
+# What beside fields and metrics every table may have: it tells no configurations apart.
+BOOKKEEPING = (*TEXT, *MEASURED, "Group", "status", "shared_with", "error", "commit", "epochs_run", "precision",
+               "device", "train_images", "val_images", *(f"epoch_{checkpoint}" for checkpoint in CHECKPOINTS))
 
 
 def label(field: str) -> str:
@@ -37,15 +38,20 @@ def shown(field: str, value) -> str:
     return "all" if field in FIELDS and FIELDS[field].type is int and value == 0 else value_text(value)
 
 
+def idle_when(knob: str) -> dict[str, tuple[str, ...]]:
+    """The values of other fields with which a knob does nothing."""
+    return FIELDS[knob].metadata["idle_when"] if knob in FIELDS else {}
+
+
 @dataclass(frozen=True)
 class Table:
     """A checked table of runs.
 
-    rows: a row a cell. Beside the file's columns, or in their place: every field of the configuration, empty where it does
-    nothing in that row; `name` (without what all rows share); `experiment` (equal for cells that are one configuration);
-    `copy` (the row repeats another row's run); `condition` (of its data, as text); `main` (that condition is the one its
-    model is ranked under); `images` (of the test) and `chance` (no better than guessing). notes: a sentence for everything
-    left out or assumed. rank_by: the column that ranks; fields: the columns that may tell configurations apart.
+    rows: a row a cell, with the file's columns and these: every field of the configuration, empty where it does nothing
+    in the row; `name` (without what all rows share); `experiment` (equal for cells that are one configuration); `copy`
+    (the row repeats another row's run); `condition` (of the data, as text); `main` (its model is ranked under this
+    condition); `images` (of the test); `chance` (no better than guessing). notes: a sentence for everything left out or
+    assumed. rank_by: the column that ranks. fields: the columns that may tell configurations apart.
     """
 
     rows: pd.DataFrame
@@ -57,7 +63,7 @@ class Table:
 
     @property
     def checkpoint(self) -> str:
-        """The checkpoint whose scores rank; the columns of the last epoch name none."""
+        """The one whose scores rank; the columns of the last epoch name none."""
         return next((c for c in CHECKPOINTS if self.rank_by.endswith(c)), "terminal")
 
     @property
@@ -69,13 +75,13 @@ class Table:
         return f"test_per_class_accuracy_{self.checkpoint}"
 
     @property
-    def lower_is_better(self) -> bool:
-        return "loss" in self.score  # rank_by may name the checkpoint best_val_loss
-
-    @property
     def score(self) -> str:
         """What the ranking column measures, e.g. `validation accuracy`."""
         return self.rank_by.removesuffix(f"_{self.checkpoint}").replace("_", " ").replace("val ", "validation ")
+
+    @property
+    def lower_is_better(self) -> bool:
+        return "loss" in self.score  # rank_by may name the checkpoint best_val_loss
 
     @property
     def ranking(self) -> str:
@@ -91,38 +97,24 @@ class Table:
         """Label, colour and marker of each model."""
         return architectures(self.rows["model"])
 
-    @property
-    def models(self) -> list[str]:
-        return list(self.looks)
-
     def stem(self, model: str) -> str:
         """What the names of a model's files begin with."""
         return model if model in ARCHITECTURES else re.sub(r"[^\w.]+", "-", self.looks[model].label)
 
     @property
-    def dataset(self) -> str:
-        return self.rows["dataset"].iloc[0]
-
-    @property
-    def data(self) -> str:
-        """What texts call the dataset."""
-        return DATASETS[self.dataset].label
+    def data(self) -> Dataset:
+        return DATASETS[self.rows["dataset"].iloc[0]]
 
     @property
     def usual_data(self) -> bool:
-        """Whether the dataset is the published report's."""
-        return self.dataset == FIELDS["dataset"].default
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return DATASETS[self.dataset].classes
+        """Whether the images are those of the published report."""
+        return self.data is DATASETS[FIELDS["dataset"].default]
 
     @cached_property
     def knobs(self) -> list[str]:
         """The published knobs, and the fields that vary among the ranked runs of a model."""
-        groups = self.rows[self.rows["main"]].groupby("model")[list(self.fields)]
-        varied = groups.nunique().max() > 1
-        return [*KNOBS, *(field for field in self.fields if varied[field] and field not in KNOBS)]
+        levels = self.rows[self.rows["main"]].groupby("model")[list(self.fields)].nunique().max()
+        return [*KNOBS, *(field for field in self.fields if levels[field] > 1 and field not in KNOBS)]
 
 
 def read_table(path: str | Path, rank_by: str = "auto", study: str = "") -> Table:
@@ -168,7 +160,8 @@ def check_table(frame: pd.DataFrame, rank_by: str = "auto", study: str = "", fol
     fields = _fields(frame, configs, notes)
     table = Table(_described(frame, configs, fields), (), folder, rank_by, name, tuple(fields))
     if missing := [column for column in (table.tested, table.per_class) if column not in frame]:
-        raise InputError(f"rank_by: {rank_by} goes with {listed(missing)}, which the table lacks; rank by another checkpoint")
+        raise InputError(f"rank_by: {rank_by} goes with {listed(missing)}, which the table lacks; "
+                         "rank by another checkpoint")
     return dataclasses.replace(table, rows=_marked(table, notes), notes=tuple(notes))
 
 
@@ -180,7 +173,8 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     for column in frame[measured + numbers].select_dtypes(exclude="number"):
         text = frame[column].astype(str).str.extract(r"^\s*(\d+%|\d+,\d+%?|\d+\.\d+%)\s*$", expand=False).dropna()
         if len(text):
-            raise InputError(f"{column}: {text.iloc[0]} is no number; write a decimal point, and fractions, not percent")
+            raise InputError(f"{column}: {text.iloc[0]} is no number; write a decimal point, and fractions instead of "
+                             "percent")
     frame[measured] = frame[measured].apply(pd.to_numeric, errors="coerce").replace([np.inf, -np.inf], np.nan)
     for column in (column for column in measured if "accuracy" in column):
         low, high = frame[column].min(), frame[column].max()
@@ -191,17 +185,16 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
         if column in frame or default:
             values = frame.get(column, pd.Series(default, frame.index)).astype(object)
             frame[column] = values.where(values.notna(), default).astype(str)
-    return frame.drop(columns="seed") if "seed" in frame and frame["seed"].isna().all() else frame  # as if there were none
+    return frame.drop(columns=[column for column in frame if column not in NEEDED and frame[column].isna().all()])
 
 
 def metrics(frame: pd.DataFrame) -> list[str]:
     """The columns of accuracies and losses."""
-    return [column for column in frame if column.startswith(("test_", "train_", "val_"))
-            and ("accuracy" in column or "loss" in column)]
+    return [column for column in frame if re.match("(test|train|val)_.*(accuracy|loss)", column)]
 
 
 def _usable(frame: pd.DataFrame, notes: list[str]) -> tuple[pd.DataFrame, pd.Series]:
-    """The rows that can be shown, with their configurations; adds a note for each reason to leave rows out."""
+    """The rows that can be shown, and their configurations; adds a note for each reason to leave rows out."""
 
     def leave_out(bad: pd.Series, why: str) -> None:
         nonlocal frame
@@ -225,49 +218,50 @@ def _usable(frame: pd.DataFrame, notes: list[str]) -> tuple[pd.DataFrame, pd.Ser
 
 
 def _configuration(row: dict) -> Config | str:
-    """The configuration of a row, or what is wrong with it; where a column or its value is missing, a field is as usual."""
-    values, empty = {}, set()
+    """The configuration of a row, or what is wrong with it; a field without a value is as usual, but for KNOBS."""
+    values = {}
     for name, spec in FIELDS.items():
         value = row.get("Modelname" if name == "model" else name)
-        text = "" if value is None or pd.isna(value) else str(value).strip()
+        text = "" if pd.isna(value) else str(value).strip()
         if text.lower() in (spec.metadata["choices"] or ()):
             text = text.lower()
         if text and spec.metadata["role"] != "place":
             values[name] = text.removesuffix(".0") if spec.type is int else text
-        else:
-            empty.add(name)
     try:
         config = Config(**{name: from_text(text, FIELDS[name]) for name, text in values.items()})
     except InputError as error:
         return str(error)
-    missing = [label(name) for name in ("model", *KNOBS) if name in empty - config.idle()]
+    missing = [label(name) for name in ("model", *KNOBS) if name not in {*values, *config.idle()}]
     return f"without {listed(missing)}" if missing else config
 
 
 def _fields(frame: pd.DataFrame, configs: pd.Series, notes: list[str]) -> list[str]:
     """The columns that may tell configurations apart; adds a note for those that are no field of a configuration.
 
-    A field that every row leaves to its protocol follows from that and counts as one with it.
+    A field that every row leaves to its protocol follows from that, and is not counted beside it.
     """
-    conditions = Config.names_of("condition")
-    known = [name for name in [*conditions, *Config.names_of("knob"), "model_args"] if name in frame]
-    known = [name for name in known if FIELDS[name].default is not None or name in conditions
-             or any(getattr(config, name) != config.usual(FIELDS[name]) for config in configs)]
-    others = [column for column in frame if frame[column].astype(str).nunique() > 1
-              and column not in (*FIELDS, *BOOKKEEPING, *metrics(frame))]
+    def left_to_protocol(name: str) -> bool:
+        spec = FIELDS[name]
+        return spec.default is None and all(getattr(config, name) == config.usual(spec) for config in configs)
+
+    known = [name for name in [*CONDITIONS, *Config.names_of("knob"), "model_args"]
+             if name in frame and (name in CONDITIONS or not left_to_protocol(name))]
+    others = [column for column in frame if column not in (*FIELDS, *BOOKKEEPING, *metrics(frame))
+              and frame[column].astype(str).nunique() > 1]
     for column in others:
-        notes.append(f"{column} is no field of a configuration, yet it varies: rows that differ in it rank as different "
-                     "configurations. If it changes no result, remove the column.")
+        notes.append(f"{column} is no field of a configuration, yet it varies: rows that differ in it rank as "
+                     "different configurations. If it changes no result, remove the column.")
     return known + others
 
 
 def _described(frame: pd.DataFrame, configs: pd.Series, fields: list[str]) -> pd.DataFrame:
-    """The rows with every field of their configurations, empty where it does nothing, and their names in charts and texts."""
-    names = ["model", "model_args", *Config.names_of("knob", "condition"), *(["seed"] if "seed" in frame else [])]
+    """The rows with every field of their configurations, and their names in charts and texts."""
+    names = ["model", "model_args", *Config.names_of("knob"), *CONDITIONS, *(["seed"] if "seed" in frame else [])]
     values = pd.DataFrame([config.to_dict() | dict.fromkeys(config.idle()) for config in configs], frame.index)[names]
+    values = values.where(values.notna(), np.nan).infer_objects()
     values["model_args"] = values["model_args"].map(value_text)
-    for column in (column for column in fields if column not in FIELDS):
-        values[column] = frame[column] if frame[column].notna().all() else frame[column].astype(object).fillna("").astype(str)
+    for column in (column for column in fields if column not in FIELDS and frame[column].hasnans):
+        values[column] = frame[column].astype(object).fillna("").astype(str)
     shared = {name for name in set(names) - set(PUBLISHED_KNOBS) if values[name].nunique(dropna=False) == 1}
     values["name"] = [config.name_without(shared) if name == config.cell_name else name
                       for config, name in zip(configs, frame["Full_Modelname"])]
@@ -276,7 +270,7 @@ def _described(frame: pd.DataFrame, configs: pd.Series, fields: list[str]) -> pd
 
 def _ranking_column(rows: pd.DataFrame, rank_by: str, notes: list[str]) -> str:
     default = "val_accuracy_best_val_acc"
-    if rank_by == "auto" and default in rows and rows[default].notna().any():
+    if rank_by == "auto" and default in rows:
         rank_by = default
     elif rank_by == "auto":
         rank_by = "test_accuracy_best_val_acc"
@@ -292,13 +286,19 @@ def _ranking_column(rows: pd.DataFrame, rank_by: str, notes: list[str]) -> str:
 
 
 def _marked(table: Table, notes: list[str]) -> pd.DataFrame:
-    """The rows with the derived columns that Table names; adds a note for what they leave out of the ranking."""
+    """The rows with the derived columns that Table names; adds a note for what they leave out of the ranking.
+
+    Raises InputError for rows that contradict each other.
+    """
     rows = table.rows
     images = rows.get("test_images", pd.Series(10_000, rows.index))
-    rows = rows.assign(images=images.where(images.between(1, 1e9), 10_000).astype(int), condition=_condition(rows))
-    rows["chance"] = rows[table.tested].isna() | (rows[table.tested] <= wilson(1 / len(table.classes), rows["images"])[1])
-    identity = [*Config.names_of("knob", "model"), *(field for field in table.fields if field not in FIELDS), "condition"]
-    rows["experiment"] = [" ".join(map(str, key)) for key in rows[identity].to_numpy()]
+    rows["images"] = images.where(images.between(1, 1e9), 10_000).astype(int)
+    lucky = wilson(1 / len(table.data.classes), rows["images"])[1]
+    rows["chance"] = rows[table.tested].isna() | (rows[table.tested] <= lucky)
+    rows["condition"] = _condition(rows)
+    others = [field for field in table.fields if field not in FIELDS]
+    identity = rows[[*Config.names_of("model", "knob"), *others, "condition"]]
+    rows["experiment"] = [" ".join(map(str, values)) for values in identity.to_numpy()]
     _tell_apart(rows, notes)
     rows["copy"] = _copies(rows, notes)
     rows["main"] = _main(rows, table.looks, notes)
@@ -310,32 +310,35 @@ def _marked(table: Table, notes: list[str]) -> pd.DataFrame:
 
 
 def _condition(rows: pd.DataFrame) -> list[str]:
-    """What runs must share to be ranked together: how their data are split and limited, and that these are the same images.
+    """What runs must share to be ranked together: how their data are split and limited, and that it is the same data.
 
     The fingerprint is of the training images too, so it is compared among runs with equally many of them.
     """
-    same = Config.names_of("condition")
+    key = rows[CONDITIONS]
     if "data_fingerprint" in rows:
-        prints = rows.groupby([*same, "limit_train"])["data_fingerprint"]
-        usual = prints.transform(lambda column: next(iter(column.mode()), None))
-        rows = rows.assign(data_fingerprint=rows["data_fingerprint"].where(rows["data_fingerprint"] != usual, ""))
-        same = [*same, "data_fingerprint"]
-    return [" | ".join(map(str, key)) for key in rows[same].fillna("").to_numpy()]
+        prints = rows["data_fingerprint"].fillna("")
+        usual = prints.groupby([rows[name] for name in (*CONDITIONS, "limit_train")]).transform(lambda p: p.mode()[0])
+        key = key.assign(other=prints.where(prints != usual, ""))
+    return [" | ".join(map(str, values)) for values in key.to_numpy()]
 
 
 def _tell_apart(rows: pd.DataFrame, notes: list[str]) -> None:
-    """Make runs that agree in every field but are in folders of different names an experiment each, with a note.
+    """Make runs that agree in every field, but whose folders have different names, an experiment each, with a note.
 
-    Something tells them apart that the table has no column for, so they are no repeats.
+    They are no repeats: something that the table has no column for tells them apart.
     """
-    keys = ["experiment", *(column for column in ("study", "seed") if column in rows)]
-    names = rows["run"].where(rows["run"] != "") if "run" in rows else pd.Series(None, rows.index, dtype=object)
-    unlike = names.groupby([rows[key] for key in keys]).transform("nunique") > 1
+    same = [column for column in ("experiment", "study", "seed") if column in rows]
+    if (twice := rows.duplicated([*same, "Full_Modelname", *(["run"] if "run" in rows else [])], keep=False)).any():
+        raise InputError(f"{some(rows.loc[twice, 'Full_Modelname'].unique())}: named twice with different results; "
+                         "expected one row a cell and seed; tell repeats apart by a seed or a study, or remove one")
+    if "run" not in rows:
+        return
+    unlike = rows["run"].replace("", None).groupby([rows[column] for column in same]).transform("nunique") > 1
     if unlike.any():
-        rows.loc[unlike, "experiment"] += " " + rows.loc[unlike, "run"]
-        notes.append(f"{counted(unlike.sum(), 'row')} of different runs agree in every field that the table has, and rank as "
-                     f"different configurations: {some(rows.loc[unlike, 'run'])}. Add a column for what tells them apart; "
-                     "if they are repeats, give each a seed of its own, or a study.")
+        rows.loc[unlike, "experiment"] += " " + rows["run"]
+        notes.append(f"{counted(unlike.sum(), 'row')} of different runs agree in every field that the table has, and "
+                     f"rank as different configurations: {some(rows.loc[unlike, 'run'])}. Add a column for what tells "
+                     "them apart; if they are repeats, give each a seed of its own, or a study.")
 
 
 def _copies(rows: pd.DataFrame, notes: list[str]) -> pd.Series:
@@ -351,8 +354,8 @@ def _copies(rows: pd.DataFrame, notes: list[str]) -> pd.Series:
     if "seed" in rows:
         again = rows[~copy].duplicated(["experiment", "seed", *metrics(rows)]).reindex(rows.index, fill_value=False)
         if again.any():
-            notes.append(f"{counted(again.sum(), 'row')} {'repeats' if again.sum() == 1 else 'repeat'} a run of another "
-                         "study in every digit; each run counts once.")
+            notes.append(f"{counted(again.sum(), 'row')} {'repeats' if again.sum() == 1 else 'repeat'} a run of "
+                         "another study in every digit; each run counts once.")
         copy |= again
     return copy
 
@@ -360,14 +363,14 @@ def _copies(rows: pd.DataFrame, notes: list[str]) -> pd.Series:
 def _main(rows: pd.DataFrame, looks: dict[str, Architecture], notes: list[str]) -> pd.Series:
     """Whether a row is of the condition under which its model is ranked: the one with the most experiments."""
     main = pd.Series(True, rows.index)
-    conditions = [name for name in [*Config.names_of("condition"), "data_fingerprint"] if name in rows]
+    conditions = [name for name in (*CONDITIONS, "data_fingerprint") if name in rows]
     for model, group in rows.groupby("model"):
         main[group.index] = group["condition"] == group.groupby("condition")["experiment"].nunique().idxmax()
-        ranked, others = group[main[group.index]], group[~main[group.index]]
+        ours, others = group[main[group.index]].iloc[0], group[~main[group.index]]
         if len(others):
-            ours = {name: shown(name, value) for name, value in ranked[conditions].iloc[0].items()}
-            theirs = {name: sorted({shown(name, value) for value in others[name]} - {ours[name]}) for name in conditions}
-            how = "; ".join(f"{label(name)} {' or '.join(values)}, not {ours[name]}" for name, values in theirs.items() if values)
-            notes.append(f"{looks[model].label}: {counted(len(others), 'row')} under other conditions ({how}) do not enter "
-                         f"the ranking: {some(others['name'])}.")
+            differing = [name for name in conditions if (others[name] != ours[name]).any()]
+            how = "; ".join(f"{label(name)} {' or '.join(shown(name, value) for value in others[name].unique())}, "
+                            f"not {shown(name, ours[name])}" for name in differing)
+            notes.append(f"{looks[model].label}: {counted(len(others), 'row')} under other conditions ({how}) do not "
+                         f"enter the ranking: {some(others['name'])}.")
     return main

@@ -86,7 +86,8 @@ def finalists(table: Table) -> Figure | str:
         values = runs.loc[runs["experiment"] == experiment, table.tested]
         axis.plot(values, np.full(len(values), y), linestyle="none", alpha=0.75, markersize=6,
                   **look_of(table.looks[row["model"]]))
-        axis.errorbar(row["test"], y + 0.22, xerr=row["sd"], fmt="D", color="black", markersize=4, capsize=3, linewidth=1)
+        axis.errorbar(row["test"], y + 0.22, xerr=row["sd"], fmt="D", color="black", markersize=4, capsize=3,
+                      linewidth=1)
         label = f"{row['name']}:  {percent(row['test'])}, SD {100 * row['sd']:.2f}, n {row['runs']}"
         axis.annotate(label, (0, y - 0.27), (4, 0), ("axes fraction", "data"), "offset points", va="center",
                       fontsize=min(8.5, 1000 / len(label)))
@@ -110,7 +111,7 @@ def finalists(table: Table) -> Figure | str:
 def all_runs(table: Table) -> Figure:
     """Every run's test accuracy, runs at chance included."""
     runs, untested = table.runs.dropna(subset=[table.tested]), table.runs[table.tested].isna()
-    figure, axis = new_figure(1.3 + 0.75 * len(table.models))
+    figure, axis = new_figure(1.3 + 0.75 * len(table.looks))
     labels = []
     for y, (model, look) in enumerate(table.looks.items()):
         mine, without = runs[runs["model"] == model], (untested & (table.runs["model"] == model)).sum()
@@ -120,7 +121,7 @@ def all_runs(table: Table) -> Figure:
                               (True, dict(marker="x", color=GREY, linewidths=0.8))):
             chosen = mine[mine["chance"] == chance]
             axis.scatter(chosen[table.tested], chosen["y"], s=18, alpha=0.6, **style)
-    axis.axvline(1 / len(table.classes), color=GREY, linewidth=1, linestyle="--")
+    axis.axvline(1 / len(table.data.classes), color=GREY, linewidth=1, linestyle="--")
     axis.set(yticks=range(len(labels)), yticklabels=labels, xlim=(0, 1), ylim=(len(labels) - 0.5, -0.5),
              xlabel=f"test accuracy (dashed: guessing{'; crosses: runs at chance' if runs['chance'].any() else ''})")
     percent_ticks(axis.xaxis)

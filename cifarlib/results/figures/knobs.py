@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ...words import listed, percent, points
 from .. import knobs, ranking, statistics
-from ..table import FIELDS, Table, label, shown
+from ..table import Table, idle_when, label, shown
 from .style import LIGHT, WIDTH, jitter, look_of, new_figure, percent_ticks, styled, titled
 
 MOST_LEVELS = 12  # of a knob: more have no room on an axis
@@ -57,8 +57,7 @@ def scores_by_knob(table: Table, model: str) -> Figure | str:
     note = f"A point a {'configuration, by one seed' if len(ranking.finalists(table)) else 'run'}; bars: medians; "
     note += "numbers: the best" + ("." if table.lower_is_better else ", in percent.")
     for knob in groups:
-        where = [value for kinds in FIELDS[knob].metadata["idle_when"].values() for value in kinds] if knob in FIELDS else []
-        if where:
+        if where := [value for values in idle_when(knob).values() for value in values]:
             note += f" {label(knob).capitalize()}: without {' and '.join(where)} runs, where it does nothing."
     return titled(figure, f"{look.label}: {title}", note, table)
 
@@ -77,7 +76,8 @@ def heatmap(table: Table, model: str) -> Figure | str:
     """Best score at each pair of values of two knobs, a panel for each value of a third one."""
     import seaborn  # a fifth of a second, which the notebooks of runs needn't wait for
 
-    grid, name, chosen = knobs.cells(table, model).dropna(subset="score"), table.looks[model].label, heatmap_knobs(table, model)
+    grid, name = knobs.cells(table, model).dropna(subset="score"), table.looks[model].label
+    chosen = heatmap_knobs(table, model)
     if len(chosen) < 2:
         return f"no two knobs take 2 to {MOST_LEVELS} values for {name}"
     if table.lower_is_better:
@@ -112,14 +112,15 @@ def heatmap(table: Table, model: str) -> Figure | str:
     at = dict(zip(best.index.names, best.idxmax()))
     best_cell = ", ".join(f"{label(knob)} {shown(knob, at[knob])}" for knob in chosen)
     title = f"{name}: {table.score} {percent(highest)} at best ({best_cell})"
-    note = f"Best over the other knobs, in percent; of repeats their mean.{' Grey: at chance.' if best.min() < lowest else ''}"
+    note = "Best over the other knobs, in percent; of repeats their mean."
+    note += " Grey: at chance." if best.min() < lowest else ""
     return titled(figure, title, note, table)
 
 
 @styled
 def importance(table: Table) -> Figure | str:
     """Fractions of the score's variance by knob and pair of knobs, a panel a model."""
-    found = {model: fractions for model in table.models if (fractions := knobs.importance(table, model))}
+    found = {model: fractions for model in table.looks if (fractions := knobs.importance(table, model))}
     if not found:
         return "no model has a grid in which two knobs vary and enough cells were run"
     figure, axes = new_figure(4.2, 1, len(found), width=WIDTH if len(found) > 1 else 7, squeeze=False)
@@ -148,7 +149,7 @@ def importance(table: Table) -> Figure | str:
 @styled
 def expected_best(table: Table) -> Figure | str:
     """Expected best score among k random runs."""
-    scores = {model: ranking.candidates(table, model)[table.rank_by].dropna() for model in table.models}
+    scores = {model: ranking.candidates(table, model)[table.rank_by].dropna() for model in table.looks}
     scores = {model: values for model, values in scores.items() if len(values) > 4}
     if not scores or table.lower_is_better:
         return "no model has five accuracies to draw from"
@@ -164,4 +165,5 @@ def expected_best(table: Table) -> Figure | str:
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     percent_ticks(axis.yaxis)
     axis.legend(loc="lower right")
-    return titled(figure, f"Random runs needed to come within one point of the grid's best: {listed(heads)}", table=table)
+    title = f"Random runs needed to come within one point of the grid's best: {listed(heads)}"
+    return titled(figure, title, table=table)

@@ -6,10 +6,11 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ...parts import architectures
 from ...words import counted, listed, percent, points
 from .. import ranking, statistics
 from ..table import Table
-from .style import (BLUE, GREY, TRAIN, VALIDATION, legend_above, look_of, new_figure, percent_ticks, styled, titled, whiskers)
+from .style import GREY, TRAIN, VALIDATION, legend_above, look_of, new_figure, percent_ticks, styled, titled, whiskers
 
 MOST_CLASSES = 20  # that a chart shows one by one
 
@@ -97,7 +98,8 @@ def confusion(matrix, classes: tuple[str, ...], title: str = "", table: Table | 
         axis.set(xticks=range(len(classes)), yticks=range(len(classes)), yticklabels=classes)
         axis.set_xticklabels(classes, rotation=40, ha="right", rotation_mode="anchor")
     axis.grid(visible=False)
-    figure.colorbar(image, ax=axis, format=lambda value, _: f"{100 * value:.0f}%", label="share of the true class", shrink=0.8)
+    figure.colorbar(image, ax=axis, format=lambda value, _: f"{100 * value:.0f}%", label="share of the true class",
+                    shrink=0.8)
     wrong = fractions * (1 - np.eye(len(matrix)))
     i, j = np.unravel_index(wrong.argmax(), wrong.shape)
     message = "no mistakes"
@@ -107,58 +109,43 @@ def confusion(matrix, classes: tuple[str, ...], title: str = "", table: Table | 
 
 
 @styled
-def per_class(accuracies, n_per_class, classes: tuple[str, ...]) -> Figure:
-    """Accuracy of each class of one run with its 95% Wilson interval; of more than MOST_CLASSES, the weakest.
+def per_class(accuracies: dict[str, list[float]], n_per_class, classes: tuple[str, ...],
+              table: Table | None = None) -> Figure:
+    """Accuracy of each class with its 95% Wilson interval; of more than MOST_CLASSES, the first model's weakest.
 
-    accuracies: fractions; n_per_class: test images a class, one number or a list.
+    accuracies: fractions by model; n_per_class: test images a class, one number or a list.
     """
-    values = np.asarray(accuracies, float)
-    worst, best = (f"{classes[i]} ({percent(values[i])})" for i in (np.nanargmin(values), np.nanargmax(values)))
-    chosen = np.argsort(values)[:MOST_CLASSES] if len(classes) > MOST_CLASSES else np.arange(len(classes))
-    values, n = values[chosen], np.broadcast_to(n_per_class, values.shape)[chosen]
+    shown = np.sort(np.argsort(next(iter(accuracies.values())))[:MOST_CLASSES])
     figure, axis = new_figure(3.8, width=8.5)
-    _class_points(axis, np.arange(len(values)), values, n, marker="o", color=BLUE)
-    for x, value in enumerate(values):
-        axis.annotate(f"{100 * value:.1f}", (x, value), (6, 0), textcoords="offset points", fontsize=7.5, va="center")
-    _class_axis(axis, [classes[i] for i in chosen])
-    return titled(figure, f"best at {best}, weakest at {worst}", "Whiskers: 95% Wilson intervals.")
-
-
-def _class_points(axis, x, values, n, **style) -> None:
-    interval = whiskers(values, *statistics.wilson(values, np.maximum(n, 1)))
-    axis.errorbar(x, values, yerr=interval, linestyle="none", capsize=3, markersize=6, **style)
-
-
-def _class_axis(axis, names) -> None:
-    axis.set_xticks(range(len(names)), names, rotation=0 if len(names) <= 10 else 60)
-    axis.set(ylabel="test accuracy of the class", xlim=(-0.5, len(names) - 0.3))
+    heads, shifts = [], np.linspace(-0.2, 0.2, len(accuracies)) if len(accuracies) > 1 else [0]
+    n = np.broadcast_to(np.maximum(n_per_class, 1), len(classes))[shown]
+    looks = table.looks if table else architectures(accuracies)
+    for shift, (model, values) in zip(shifts, accuracies.items()):
+        values, look = np.asarray(values, float)[shown], looks[model]
+        interval = whiskers(values, *statistics.wilson(values, n))
+        axis.errorbar(np.arange(len(shown)) + shift, values, yerr=interval, linestyle="none", capsize=3, markersize=6,
+                      label=look.label, **look_of(look))
+        worst = np.nanargmin(values)
+        heads.append(f"{look.label} at {classes[shown[worst]]} ({percent(values[worst])})")
+    axis.set_xticks(range(len(shown)), [classes[i] for i in shown], rotation=60 * (len(shown) > 10))
+    axis.set(ylabel="test accuracy of the class", xlim=(-0.5, len(shown) - 0.3))
     axis.grid(axis="x", visible=False)
     percent_ticks(axis.yaxis)
-
-
-@styled
-def class_accuracies(table: Table) -> Figure | str:
-    """Accuracy of each class for the best run of each model."""
-    columns = [f"test_per_class_accuracy_{name}_{table.checkpoint}" for name in table.classes]
-    rows = table.rows.loc[ranking.overall(table).index].reindex(columns=["model", "images", *columns]).dropna()
-    if len(table.classes) > MOST_CLASSES:
-        return _too_many(table)
-    if rows.empty:
-        return "the table has no accuracy of each class"
-    figure, axis = new_figure(3.8, width=8.5)
-    heads, shifts = [], np.linspace(-0.2, 0.2, len(rows)) if len(rows) > 1 else [0]
-    for shift, (_, row) in zip(shifts, rows.iterrows()):
-        values, look = row[columns].to_numpy(float), table.looks[row["model"]]
-        _class_points(axis, np.arange(len(values)) + shift, values, rows["images"].min() / len(values), label=look.label,
-                      **look_of(look))
-        heads.append(f"{look.label} at {table.classes[values.argmin()]} ({percent(values.min())})")
-    _class_axis(axis, table.classes)
     legend_above(axis)
     return titled(figure, f"weakest class: {listed(heads)}", "Whiskers: 95% Wilson intervals.", table)
 
 
-def _too_many(table: Table) -> str:
-    return f"{table.data} has {len(table.classes)} classes, more than the {MOST_CLASSES} that a chart shows one by one"
+def class_accuracies(table: Table) -> Figure | str:
+    """Accuracy of each class for the best run of each model."""
+    names = table.data.classes
+    if len(names) > MOST_CLASSES:
+        return f"{table.data.label} has {len(names)} classes, more than a chart shows one by one"
+    columns = [f"test_per_class_accuracy_{name}_{table.checkpoint}" for name in names]
+    rows = table.rows.loc[ranking.overall(table).index].reindex(columns=["model", "images", *columns]).dropna()
+    if rows.empty:
+        return "the table has no accuracy of each class"
+    accuracies = rows.set_index("model")[columns].T.to_dict("list")
+    return per_class(accuracies, rows["images"].min() / len(names), names, table)
 
 
 def confusion_of_best(table: Table, model: str) -> Figure | str:
@@ -166,8 +153,8 @@ def confusion_of_best(table: Table, model: str) -> Figure | str:
     if not (found := ranking.best_with(table, ranking.read_predictions, model)):
         return _no_predictions(table, model)
     labels, logits = found[0][1]
-    matrix = statistics.confusion_matrix(labels, logits.argmax(axis=1), len(table.classes))
-    return confusion(matrix, table.classes, table.looks[model].label, table)
+    matrix = statistics.confusion_matrix(labels, logits.argmax(axis=1), len(table.data.classes))
+    return confusion(matrix, table.data.classes, table.looks[model].label, table)
 
 
 def _no_predictions(table: Table, model: str) -> str:
@@ -177,7 +164,8 @@ def _no_predictions(table: Table, model: str) -> str:
 @styled
 def calibration(table: Table) -> Figure | str:
     """Reliability diagram of each model's best run, with the share of images in each bin."""
-    found = {model: pair[0][1] for model in table.models if (pair := ranking.best_with(table, ranking.read_predictions, model))}
+    found = {model: ranking.best_with(table, ranking.read_predictions, model) for model in table.looks}
+    found = {model: best[0][1] for model, best in found.items() if best}
     if not found:
         return "no predictions of the best runs beside the table"
     figure, axes = new_figure(4.3, 2, len(found), width=max(5.5, 3.4 * len(found)), sharex=True, sharey="row",
@@ -215,7 +203,7 @@ def confidently_wrong(table: Table, model: str, images: tuple | None, n: int = 1
     if not (found := ranking.best_with(table, ranking.read_predictions, model)):
         return _no_predictions(table, model)
     labels, logits = found[0][1]
-    name, classes = table.looks[model].label, table.classes
+    name, classes = table.looks[model].label, table.data.classes
     if images is None:
         return "CIFAR-10 is not here; data_dir may name its folder"
     pixels, true = images

@@ -13,13 +13,13 @@ from matplotlib.ticker import MaxNLocator
 from ...parts import Architecture
 from ..table import Table
 
-TRAIN, VALIDATION, BLUE, GREY, LIGHT = "#56B4E9", "#D55E00", "#0072B2", "#666666", "#DDDDDD"
+TRAIN, VALIDATION, GREY, LIGHT = "#56B4E9", "#D55E00", "#666666", "#DDDDDD"
 STYLE = {"font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8,
          "xtick.labelsize": 8, "ytick.labelsize": 8, "axes.spines.top": False, "axes.spines.right": False,
          "axes.axisbelow": True, "axes.grid": True, "grid.color": "#E6E6E6", "legend.frameon": False,
          "hatch.color": "white", "hatch.linewidth": 0.8, "svg.hashsalt": "cifarlib", "figure.dpi": 100}
 WIDTH = 10  # inches
-styled = matplotlib.rc_context(STYLE)  # decorates a function that draws with STYLE and leaves the caller's settings alone
+styled = matplotlib.rc_context(STYLE)  # decorates a function that draws with STYLE; the caller's settings stay
 
 
 @styled
@@ -58,7 +58,7 @@ def look_of(row: Architecture) -> dict[str, str]:
 def titled(figure: Figure, title: str, note: str = "", table: Table | None = None) -> Figure:
     """The figure with what it shows above it, and how to read it below; data other than the usual are named first."""
     characters = int(figure.get_size_inches()[0] * 9.6)
-    data = f"{table.data}. " if table and not table.usual_data else ""
+    data = f"{table.data.label}. " if table and not table.usual_data else ""
     title = data + title[0].upper() + title[1:]
     figure.suptitle(_wrapped(title, characters), x=0.01, ha="left", fontsize=11.5, fontweight="bold")
     if note:
@@ -105,6 +105,6 @@ def log_ticks(axis) -> None:
         ticks = [tick for tick in ticks if low <= tick <= high]
         if len(ticks) >= 3:
             break
-    axis.set_xticks(ticks, [f"{tick / 1e6:.4g}M" if tick >= 1e6 else f"{tick / 1e3:.4g}k" if tick >= 1e4 else f"{tick:.4g}"
-                            for tick in ticks])
+    axis.set_xticks(ticks, [f"{t / 1e6:.4g}M" if t >= 1e6 else f"{t / 1e3:.4g}k" if t >= 1e4 else f"{t:.4g}"
+                            for t in ticks])
     axis.minorticks_off()

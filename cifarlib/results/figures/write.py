@@ -15,8 +15,8 @@ from .style import save
 PER_MODEL = {"top5": best.top5, "knobs": knobs.scores_by_knob, "heatmap": knobs.heatmap,
              "learning_curves": one_run.curves_of_best, "confusion": one_run.confusion_of_best}
 PER_TABLE = {"overall_top5": best.overall_top5, "all_runs": best.all_runs, "finalists": best.finalists,
-             "importance": knobs.importance, "expected_best": knobs.expected_best, "per_class": one_run.class_accuracies,
-             "calibration": one_run.calibration, "cost": best.cost}
+             "importance": knobs.importance, "expected_best": knobs.expected_best,
+             "per_class": one_run.class_accuracies, "calibration": one_run.calibration, "cost": best.cost}
 KINDS = (*PER_MODEL, "wrong", *PER_TABLE, "comparison")
 
 
@@ -48,6 +48,7 @@ def _drawn(table: Table, kind: str, images, other: Table | None) -> Iterator[tup
         yield kind, PER_TABLE[kind](table) if len(ranking.ranked(table)) else "no run in this table can be ranked"
     else:
         draw = partial(one_run.confidently_wrong, images=images) if kind == "wrong" else PER_MODEL[kind]
-        for model, row in architectures([*ARCHITECTURES, *table.models]).items():
-            ranked = len(ranking.ranked(table, model))
-            yield f"{table.stem(model)}_{kind}", draw(table, model) if ranked else f"no ranked {row.label} run in this table"
+        for model, row in architectures([*ARCHITECTURES, *table.looks]).items():
+            any_ranked = len(ranking.ranked(table, model)) > 0
+            drawn = draw(table, model) if any_ranked else f"no ranked {row.label} run in this table"
+            yield f"{table.stem(model)}_{kind}", drawn
