@@ -187,8 +187,10 @@ class Config(_Fields):
     precision: str = setting("auto", "auto takes bf16 where the hardware is fast at it", role="place",
                              choices=("auto", "fp32", "bf16"))
     limit_train: int = setting(0, "use only so many training images (0 takes all)", label="training images", minimum=0)
-    limit_val: int = setting(0, "use only so many validation images (0 takes all)", role="condition", minimum=0)
-    limit_test: int = setting(0, "use only so many test images (0 takes all)", role="condition", minimum=0)
+    limit_val: int = setting(0, "use only so many validation images (0 takes all)", role="condition", minimum=0,
+                             label="validation images")
+    limit_test: int = setting(0, "use only so many test images (0 takes all)", role="condition", minimum=0,
+                              label="test images")
     model_args: dict = setting({}, "sizes of the model other than the published ones, as name: value", role="model",
                                label="model sizes")
 
@@ -198,11 +200,12 @@ class Config(_Fields):
         object.__setattr__(self, "given", self.to_dict())  # every field, None where it is left to the protocol
         for spec in dataclasses.fields(self):
             if getattr(self, spec.name) is None:
-                object.__setattr__(self, spec.name, self._usual(spec))
+                object.__setattr__(self, spec.name, self.usual(spec))
         if self.split == "published" and not DATASETS[self.dataset].published_split:
-            raise InputError(f"split: the published one is of CIFAR-10's batches, which {self.dataset} doesn't have; set split stratified")
+            raise InputError("split: the published one is of CIFAR-10's batches, which "
+                             f"{self.dataset} doesn't have; set split stratified")
 
-    def _usual(self, spec: dataclasses.Field) -> Any:
+    def usual(self, spec: dataclasses.Field) -> Any:
         """The value that a field takes where nothing is said: its default, or the protocol's."""
         value = PROTOCOLS[self.protocol][spec.name] if spec.default is None else spec.default
         return value(self) if callable(value) else value
@@ -254,7 +257,11 @@ class Config(_Fields):
     @property
     def cell_name(self) -> str:
         """The published name of a cell of its grid, gamma included; whatever differs from the default is appended."""
-        return self._name(self.idle() - {"gamma"})
+        return self.name_without(set())
+
+    def name_without(self, fields: set[str]) -> str:
+        """The cell's name without some of the fields, such as those that all runs of a table share."""
+        return self._name(self.idle() - {"gamma"} | fields)
 
     @property
     def run_name(self) -> str:
@@ -271,10 +278,10 @@ class Config(_Fields):
 
         specs = {spec.name: spec for spec in dataclasses.fields(self) if spec.name not in left_out}
         published = [part(specs[name]) for name in PUBLISHED_KNOBS if name in specs]
-        sizes = [f"{name}_{_in_name(value)}" for name, value in self.model_args.items()]
+        sizes = [f"{name}_{_in_name(value)}" for name, value in self.model_args.items() if "model_args" in specs]
         unusual = [part(specs[name]) for name in self.names_of("knob", "condition", "repeat")
                    if name in specs and name not in PUBLISHED_KNOBS
-                   and getattr(self, name) not in (self._usual(specs[name]), "auto")]
+                   and getattr(self, name) not in (self.usual(specs[name]), "auto")]
         return "_".join([short_name(self.model), *published, *sizes, *unusual])
 
 

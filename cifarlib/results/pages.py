@@ -7,7 +7,7 @@ import statistics
 from ..config import CHECKPOINTS, Config, Options
 from ..files import project_path
 from ..parts import ARCHITECTURES, PROTOCOLS, architecture
-from ..words import duration, percent
+from ..words import duration, percent, value_text
 from .markdown import comparison_table, markdown, rewrite_between_markers
 from .ranking import overall
 from .table import Table, read_table
@@ -54,7 +54,7 @@ def studies_section(tables: list[Table]) -> str:
             run = table.rows.loc[index]
             rows.append({
                 "Study": f"[{table.name}](executed/{table.name}/README.md)",
-                "Model": architecture(best["model"]).label + " (small)" * (run["model_args"] != "{}"),
+                "Model": table.looks[best["model"]].label + " (small)" * (run["model_args"] != value_text({})),
                 "Protocol": run["protocol"],
                 "Epochs": str(run["epochs_run"]),
                 "Test accuracy": percent(best["test"]),
