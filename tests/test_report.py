@@ -78,7 +78,7 @@ def test_the_committed_charts_and_notebooks_show_what_the_committed_runs_give(st
         assert (tmp_path / svg).read_bytes() == (ROOT / "figures" / study / svg).read_bytes(), "run `make report` and commit what it changes"
     shown = [output.get("data", {}).get("text/markdown") for cell in nbformat.read(ROOT / "executed" / study / "results.ipynb", 4).cells
              for output in cell.get("outputs", [])]
-    assert {*(model_section(table, model) for model in table.models), overall_section(table)} <= set(shown)
+    assert {*(model_section(table, model) for model in table.looks), overall_section(table)} <= set(shown)
 
 
 @pytest.mark.parametrize("path", EXECUTED, ids=lambda path: "/".join(path.parts[-3:-1]))
@@ -103,7 +103,7 @@ def test_an_absolute_data_folder_is_not_published_with_a_notebook(tmp_path, monk
         Path(command[-1]).touch()
         return subprocess.CompletedProcess(command, 0, stderr="")
 
-    monkeypatch.setattr(report.subprocess, "run", run)
+    monkeypatch.setattr(launch.subprocess, "run", run)
     monkeypatch.delenv("CIFAR10_DIR", raising=False)
     for place in (str(tmp_path), "here"):
         launch.execute_notebook("results.ipynb", {"data_dir": place}, tmp_path)
@@ -116,7 +116,7 @@ def test_a_notebook_that_breaks_off_leaves_the_complete_one(code, message, tmp_p
         Path(command[-1]).write_text("half of it")
         return subprocess.CompletedProcess(command, code, stderr="cifarlib: broke off" if code == 2 else "broke off")
 
-    monkeypatch.setattr(report.subprocess, "run", run)
+    monkeypatch.setattr(launch.subprocess, "run", run)
     (tmp_path / "results.ipynb").write_text("all of it")
     with pytest.raises(InputError, match=message):
         launch.execute_notebook("results.ipynb", {"data_dir": ""}, tmp_path)
