@@ -77,7 +77,7 @@ def test_the_committed_charts_and_notebooks_show_what_the_committed_runs_give(st
         assert (tmp_path / svg).read_bytes() == (ROOT / "figures" / study / svg).read_bytes(), "run `make report` and commit what it changes"
     shown = [output.get("data", {}).get("text/markdown") for cell in nbformat.read(ROOT / "executed" / study / "results.ipynb", 4).cells
              for output in cell.get("outputs", [])]
-    assert {*(model_section(table, model) for model in table.models), overall_section(table)} <= set(shown)
+    assert {*(model_section(table, model) for model in table.looks), overall_section(table)} <= set(shown)
 
 
 @pytest.mark.parametrize("path", EXECUTED, ids=lambda path: "/".join(path.parts[-3:-1]))

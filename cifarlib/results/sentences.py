@@ -3,7 +3,6 @@
 import pandas as pd
 
 from ..config import Config
-from ..parts import ARCHITECTURES
 from ..words import against, counted, in_words, listed, percent, points, signed
 from .knobs import compare, edges, is_number, is_switch, pairs, varying
 from .ranking import (Noise, experiments, finalists, identical_experiments, joint_name, margin_of_means, noise_floor,
@@ -195,11 +194,10 @@ def _choice_sentence(table: Table, rows: pd.DataFrame, noise: Noise) -> str:
 
 
 def overall_observations(table: Table) -> list[str]:
-    """Key observations across models; says which models are missing and where conditions differ."""
+    """Key observations across models; says which models have no rank and where conditions differ."""
     best, lines = overall(table), []
-    published = {model: row for model, row in ARCHITECTURES.items() if row.published_best}
-    missing = [row.label for model, row in (published | table.looks).items() if model not in set(best["model"])]
     labels = {model: look.label for model, look in table.looks.items()}
+    missing = [name for model, name in labels.items() if model not in set(best["model"])]
     if len(best) > 1:
         first = best.iloc[0]
         order = ", ".join(f"{labels[row['model']]} {percent(row['test'])}" for _, row in best.iterrows())
@@ -219,7 +217,7 @@ def overall_observations(table: Table) -> list[str]:
                 values = listed(f"{shown(field, value)} for {labels[model]}" for model, value in theirs)
                 lines.append(f"**Not like for like:** the winners' {label(field)}: {values}.")
     if missing:
-        lines.append(f"**Missing:** the table has no ranked run of {listed(missing)}.")
+        lines.append(f"**Missing:** no run of {listed(missing)} can be ranked.")
     rows = experiments(table)["rows"]
     if rows.sum() > len(rows):
         lines.append(f"**Experiments:** {rows.sum()} rows are {counted(len(rows), 'experiment')}; "

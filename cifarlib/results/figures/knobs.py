@@ -103,7 +103,7 @@ def heatmap(table: Table, model: str) -> Figure | str:
             text.set_color("black" if face[:3] @ (0.299, 0.587, 0.114) > 0.46 else "white")
         for i, j in np.argwhere(values.isna()):
             axis.text(j + 0.5, i + 0.5, "not run", ha="center", va="center", fontsize=8)
-        axis.set(xlabel=label(x), ylabel="", title=shown(panel[0], value) if panel else "")
+        axis.set(xlabel=label(x), ylabel="", title=f"{label(panel[0])} {shown(panel[0], value)}" if panel else "")
         axis.tick_params(length=2, rotation=0)
     axes[0, 0].invert_yaxis()  # all of them: they share it
     axes[0, 0].set_ylabel(label(y))
