@@ -81,8 +81,8 @@ class Dataset:
     label: how texts call them; reader: a function of the folder that the user names, or "", to (images uint8
     (N, 3, 32, 32), labels int64 (N,), test images, test labels, a text: the dataset's name, then whatever tells this
     content from another); locate: a function of the same to the folder of the files, or None while they are to be
-    downloaded, which raises InputError for a named folder without them; published_split: whether the published split,
-    CIFAR-10's batches 1 to 4 and batch 5, means something.
+    downloaded, that raises InputError for a named folder without them; published_split: whether it has the published
+    split, CIFAR-10's batches 1 to 4 and batch 5.
     """
 
     label: str
@@ -93,10 +93,12 @@ class Dataset:
 
 
 DATASETS = {
-    "cifar10": Dataset("CIFAR-10", CIFAR10_CLASSES, "cifarlib.data.cifar:read_cifar10", "cifarlib.data.cifar:local_cifar10",
-                       published_split=True),
-    "cifar100": Dataset("CIFAR-100", CIFAR100_CLASSES, "cifarlib.data.cifar:read_cifar100", "cifarlib.data.cifar:local_cifar100"),
-    "synthetic": Dataset("SYNTHETIC DATA, NOT CIFAR-10", CIFAR10_CLASSES, "cifarlib.data.synthetic:synthetic", published_split=True),
+    "cifar10": Dataset("CIFAR-10", CIFAR10_CLASSES, "cifarlib.data.cifar:read_cifar10",
+                       "cifarlib.data.cifar:local_cifar10", published_split=True),
+    "cifar100": Dataset("CIFAR-100", CIFAR100_CLASSES, "cifarlib.data.cifar:read_cifar100",
+                        "cifarlib.data.cifar:local_cifar100"),
+    "synthetic": Dataset("SYNTHETIC DATA, NOT CIFAR-10", CIFAR10_CLASSES, "cifarlib.data.synthetic:synthetic",
+                         published_split=True),
     "auto": Dataset("CIFAR-10 or its stand-in", CIFAR10_CLASSES, "cifarlib.data.cifar:cifar10_or_stand_in",
                     "cifarlib.data.cifar:local_cifar10", published_split=True),
 }

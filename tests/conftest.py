@@ -1,12 +1,12 @@
-"""What the tests share: no network, no tracking, one thread, the stand-in generated once, and CIFAR-10 where it is there."""
+"""What the tests share: no network, no tracking, one thread, one stand-in, and CIFAR-10 where it is there."""
 
 import functools
 import os
 from pathlib import Path
 
-# Set before torch is imported, and inherited by child processes. Tiny models gain nothing from more threads, and the same
-# number of them everywhere gives the same sums. Where a run has more of them after all, those that wait sleep: they spin by default,
-# and all workers and their runs share the cores. A proxy that isn't there keeps every request from leaving this machine.
+# Set before torch is imported, and inherited by child processes. Tiny models gain nothing from more threads, and the
+# same number of them everywhere gives the same sums. Where a run has more of them after all, those that wait sleep: they
+# spin by default, and all workers and their runs share the cores. A proxy that isn't there keeps requests here.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("WANDB_MODE", "disabled")
@@ -31,8 +31,8 @@ TINY = {
 def tiny(model: str = "vit", **changes) -> Config:
     """A run of a second or less on the stand-in; everything in it is the same on every machine."""
     sizes = {"batch_size": 16, "limit_train": 48, "limit_val": 40, "limit_test": 40, "epochs": 2, "learning_rate": 0.01}
-    return Config(**{"model": model, "model_args": TINY.get(model, {}), "dataset": "synthetic", "device": "cpu", "precision": "fp32",
-                     **sizes, **changes})
+    return Config(**{"model": model, "model_args": TINY.get(model, {}), "dataset": "synthetic", "device": "cpu",
+                     "precision": "fp32", **sizes, **changes})
 
 
 # Files of tests that take seconds each: some around one cluster, server or project, in the others each by itself.
@@ -72,7 +72,7 @@ def cifar10() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def generated_once():
-    """The stand-in costs a second to generate, and is the same every time (test_data.py compares it with a fresh one)."""
+    """The stand-in takes a second to generate and is the same every time (test_data.py compares it with another)."""
     from cifarlib.data import synthetic
 
     with pytest.MonkeyPatch.context() as patch:
@@ -88,7 +88,8 @@ def load():
     loaded = {}
 
     def cached(config: Config):
-        key = config.split, config.normalization, config.dataset, config.limit_train, config.limit_val, config.limit_test
+        limits = config.limit_train, config.limit_val, config.limit_test
+        key = config.dataset, config.split, config.normalization, *limits
         if key not in loaded:
             loaded[key] = load_splits(config)
         return loaded[key]

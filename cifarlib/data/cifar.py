@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100: their files found or downloaded, verified, opened once and then mapped into memory; without torch.
+"""CIFAR-10's and CIFAR-100's files: found or downloaded, verified, opened once, then mapped into memory; without torch.
 
 Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 """
@@ -29,8 +29,8 @@ PIXELS = 3 * 32 * 32  # bytes of an image
 class Archive:
     """A published archive of pickled batches: 50,000 training images, then 10,000 test images.
 
-    name: as texts call it; batches: the folder in it; label_key: what a batch calls its labels; md5: of each batch, in order. The
-    MD5s are torchvision's (a test compares them): without its import a run starts two seconds earlier.
+    name: as texts call it; batches: the folder in it; label_key: what a batch calls its labels; md5: of each batch, in
+    order. The MD5s are torchvision's (a test compares them): without its import a run starts two seconds earlier.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Archive:
         return *self.arrays(self.find(data_dir)), " ".join([self.key.lower(), *self.md5.values()])
 
     def find(self, data_dir: str = "") -> Path:
-        """The folder of the batches: in `data_dir`, in $CIFAR10_DIR, in ./cifar-10, or a fresh download into ./cifar-10.
+        """The folder of the batches: `data_dir`, $CIFAR10_DIR, ./cifar-10, or a fresh download into ./cifar-10.
 
         Raises InputError if a folder that was named holds no batches, or the download fails.
         """
@@ -66,8 +66,9 @@ class Archive:
             if named:
                 if found := self._batches_in(project_path(named)):
                     return found
-                raise InputError(f"{source}: no {self.name} in {named}; expected {self.batches}/ or its {', '.join(self.md5)} there; "
-                                 f"name the right folder, or none to search ./{self.home} and else download")
+                raise InputError(f"{source}: no {self.name} in {named}; expected {self.batches}/ or its "
+                                 f"{', '.join(self.md5)} there; name the right folder, or none to search ./{self.home} "
+                                 "and else download")
         return self._batches_in(project_path(self.home))
 
     def _batches_in(self, folder: Path) -> Path | None:
@@ -81,8 +82,7 @@ class Archive:
         """
         import torchvision.datasets
 
-        home = project_path(self.home)
-        timeout = socket.getdefaulttimeout()
+        home, timeout = project_path(self.home), socket.getdefaulttimeout()
         try:
             home.mkdir(parents=True, exist_ok=True)
             with (home / ".lock").open("w") as lock:
@@ -96,18 +96,18 @@ class Archive:
         # no network, a broken-off transfer, a full or read-only disk
         except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
             reason = " ".join(str(error).split())
-            raise InputError(f"{self.name} could not be downloaded into {home} ({reason}); download {self.home}-python.tar.gz elsewhere "
-                             f"and unpack it there, name its folder (data_dir or ${self.key}_DIR), or take the stand-in "
-                             "(dataset synthetic)")
+            raise InputError(f"{self.name} could not be downloaded into {home} ({reason}); download "
+                             f"{self.home}-python.tar.gz elsewhere and unpack it there, name its folder (data_dir or "
+                             f"${self.key}_DIR), or take the stand-in (dataset synthetic)")
         finally:
             socket.setdefaulttimeout(timeout)
         return home / self.batches
 
     def arrays(self, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(images uint8 (50000, 3, 32, 32), labels int64 (50000,), test images, test labels) from the batches in `folder`.
+        """(images uint8 (50000, 3, 32, 32), labels int64 (50000,), test images, test labels) of a folder's batches.
 
-        The first call keeps what it read beside the batches, if it may write there; later ones map that file into memory as long
-        as no batch has changed. Raises InputError for a missing or damaged batch.
+        The first call keeps what it read beside the batches, if it may write there; later ones map that file into
+        memory as long as no batch has changed. Raises InputError for a missing or damaged batch.
         """
         stamp = self._stamp(folder)
         content = _kept(folder / CACHE, stamp)
@@ -115,29 +115,30 @@ class Archive:
             content = np.concatenate([*self._opened(folder), stamp])
             with suppress(OSError), replacing(folder / CACHE) as part:
                 content.tofile(part)
-        count = (len(content) - len(stamp)) // (PIXELS + 1)  # of images: the pixels of all, the labels of all, the stamp
-        images, labels = content[:count * PIXELS].reshape(count, 3, 32, 32), content[count * PIXELS:-len(stamp)].astype(np.int64)
+        count = (len(content) - len(stamp)) // (PIXELS + 1)  # of images: first all pixels, then all labels, the stamp
+        images = content[:count * PIXELS].reshape(count, 3, 32, 32)
+        labels = content[count * PIXELS:-len(stamp)].astype(np.int64)
         train = count * 5 // 6
         return images[:train], labels[:train], images[train:], labels[train:]
 
     def _stamp(self, folder: Path) -> np.ndarray:
         """Size and time of change of each batch, digested: uint8 (16,)."""
-        states = [(folder / name).stat() if (folder / name).exists() else None for name in self.md5]
-        text = repr([(state.st_size, state.st_mtime_ns) if state else None for state in states])
+        states = [path.stat() for path in map(folder.joinpath, self.md5) if path.exists()]
+        text = repr([(state.st_size, state.st_mtime_ns) for state in states])
         return np.frombuffer(hashlib.md5(text.encode()).digest(), np.uint8)
 
     def _opened(self, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels and labels of all batches in a row, uint8. A pickle is code: every file's MD5 is checked before it is opened."""
+        """Pixels and labels of all batches, uint8. A pickle is code: its MD5 is checked before it is opened."""
         pixels, labels = [], []
         for name, wanted in self.md5.items():
             try:
                 blob = (folder / name).read_bytes()
             except OSError as error:
-                raise InputError(f"{name} in {folder} can't be read ({error.strerror}); expected {', '.join(self.md5)} of {self.name} "
-                                 "in one folder; unpack them again") from None
+                raise InputError(f"{name} in {folder} can't be read ({error.strerror}); expected "
+                                 f"{', '.join(self.md5)} there; unpack {self.name} again") from None
             if hashlib.md5(blob).hexdigest() != wanted:
-                raise InputError(f"{name} in {folder} is damaged (its MD5 is not {wanted}); remove it and unpack or download "
-                                 f"{self.name} again")
+                raise InputError(f"{name} in {folder} is damaged (its MD5 is not {wanted}); remove it and unpack or "
+                                 f"download {self.name} again")
             batch = pickle.loads(blob, encoding="latin1")
             pixels.append(batch["data"].reshape(-1))
             labels.append(np.array(batch[self.label_key], np.uint8))

@@ -20,8 +20,8 @@ SPLIT_SEED = 10  # of the stratified split: the same for every run, whatever the
 class Split:
     """Images of one split with the constants that normalize them.
 
-    images: uint8 (N, 3, 32, 32); labels: int64 (N,); mean, std: float32 (3,), of pixels in [0, 1], all on one device; classes: the
-    names that the labels stand for.
+    images: uint8 (N, 3, 32, 32); labels: int64 (N,); mean, std: float32 (3,), of pixels in [0, 1], all on one device;
+    classes: the names that the labels stand for.
     """
 
     images: Tensor
@@ -36,7 +36,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Splits:
-    """The three splits, the name of the dataset that was read, and a fingerprint of exactly these images in this order."""
+    """The three splits, the dataset that was read, and a fingerprint of exactly these images in this order."""
 
     train: Split
     validation: Split
@@ -54,7 +54,7 @@ class Splits:
 def load_splits(config: Config) -> Splits:
     """The splits that `config` asks for, on its device.
 
-    Raises InputError if the data can't be had, is damaged, is not what a dataset's reader should give, or is less than one batch.
+    Raises InputError if the data can't be had, is damaged, is not what a reader should give, or is less than one batch.
     """
     device = pick_device(config.device)
     images, labels, test_images, test_labels, content = load(DATASETS[config.dataset].reader)(config.data_dir)
@@ -75,23 +75,24 @@ def load_splits(config: Config) -> Splits:
     digest = hashlib.sha256(content.encode())
     for indices in (train, validation, test):
         digest.update(indices.astype("<i8").tobytes() + b"|")
-    return Splits(split(images, labels, train), split(images, labels, validation), split(test_images, test_labels, test),
-                  content.split()[0], digest.hexdigest()[:12])
+    return Splits(split(images, labels, train), split(images, labels, validation),
+                  split(test_images, test_labels, test), content.split()[0], digest.hexdigest()[:12])
 
 
 def _check(config: Config, images: np.ndarray, labels: np.ndarray) -> None:
     """Raise InputError unless a reader gave what parts.Dataset asks for."""
-    count, classes = len(labels), len(config.classes)
-    fit = images.dtype == np.uint8 and images.shape == (count, 3, 32, 32) and labels.dtype == np.int64
-    if not fit or count == 0 or labels.min() < 0 or labels.max() >= classes:
-        raise InputError(f"dataset: the reader of {config.dataset} gave {images.dtype} images {images.shape} and {count} {labels.dtype} "
-                         f"labels; expected uint8 (N, 3, 32, 32) and N int64 labels from 0 to {classes - 1}")
+    count, last = len(labels), len(config.classes) - 1
+    as_arrays = images.dtype == np.uint8 and images.shape == (count, 3, 32, 32) and labels.dtype == np.int64
+    if not as_arrays or count == 0 or labels.min() < 0 or labels.max() > last:
+        raise InputError(f"dataset: the reader of {config.dataset} gave {images.dtype} images {images.shape} and "
+                         f"{count} {labels.dtype} labels; expected uint8 (N, 3, 32, 32) and N int64 up to {last}")
 
 
 def split_indices(labels: np.ndarray, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the training and of the validation images.
 
-    `published` takes CIFAR-10's batches 1-4 and batch 5; `stratified` draws a fifth of each class for validation, with a fixed seed.
+    `published` takes CIFAR-10's batches 1-4 and batch 5; `stratified` validates on a fifth of each class, drawn with a
+    fixed seed.
     """
     if split == "published":
         return np.arange(40_000), np.arange(40_000, 50_000)

@@ -10,9 +10,9 @@ COLOURS = np.array([[0, 34, 55], [0, 34, -55], [34, 55, 0], [34, -55, 0], [55, 0
 def synthetic(data_dir: str = "") -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, str]:
     """What parts.Dataset asks of a reader, in CIFAR-10's shape and sizes, the same in every call; it needs no folder.
 
-    A class is a square of one of five colours, plain or striped. It lies at a random position on a noisy background, and half of the
-    time in its colour's negative: so neither pixels nor their mean tell classes apart, and a linear model hardly learns what networks
-    soon do.
+    A class is a square in one of five colours, plain or striped. It lies at a random position on a noisy background,
+    half of the time in its colour's negative: so neither single pixels nor their mean tell classes apart, and a linear
+    model hardly learns what networks soon do.
     """
     rng = np.random.default_rng(VERSION)
     noise = rng.integers(-24, 25, size=(1000, 3, 32, 32), dtype=np.int8).view(np.uint8)
