@@ -26,8 +26,9 @@ SIZES = {"depth": 1, "dim": 32, "heads": 1, "head_dim": 8, "mlp_dim": 16}
 TINY = {"dataset": "synthetic", "limit_train": 512, "limit_val": 100, "limit_test": 100, "model_args": SIZES,
         "early_stopping_patience": 10_000}
 ARGUMENTS = [str(EPOCHS), "32", "vit", "step", "True", "0.001", "0.0001", "0.97"]
-RUN = Config(model="vit", epochs=EPOCHS, batch_size=32, scheduler="step", augmentation=True, learning_rate=0.001,
-             weight_decay=0.0001, gamma=0.97, **TINY).run_name
+CONFIG = Config(model="vit", epochs=EPOCHS, batch_size=32, scheduler="step", augmentation=True, learning_rate=0.001,
+                weight_decay=0.0001, gamma=0.97, **TINY)
+RUN = CONFIG.run_name
 OPTIONS = ["--wandb_mode", "disabled"]
 for name, value in TINY.items():
     OPTIONS += [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
@@ -222,7 +223,7 @@ def test_an_array_with_a_throttle_and_a_failing_cell(cluster, project, submit):
 
 
 def test_scancel_stops_a_job_for_good(cluster, project, submit):
-    folder = project / "executed/cancelled" / RUN.replace(f"epochs_{EPOCHS}", "epochs_5000")
+    folder = project / "executed/cancelled" / CONFIG.replace(epochs=5000).run_name
     job_id = submit("run_cluster.sh", "5000", *ARGUMENTS[1:], *OPTIONS, "--study", "cancelled")
     wait_for_epochs(folder, 2)
     assert processes(job_id, cluster)

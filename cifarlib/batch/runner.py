@@ -31,7 +31,7 @@ from .launch import notebook_path, start_notebook
 from .resources import Slots
 
 LAST_LINES = 20  # of a failed run's log, kept in its record
-NO_PROGRESS = 76  # the exit code of a stop before any run ended or finished an epoch: starting in the same way may end in the same way
+NO_PROGRESS = 76  # exit code of a stop before any run ended or finished an epoch: another start may get no further
 POLL = 2.0  # seconds between two looks at runs that other runners train
 
 
