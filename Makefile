@@ -1,7 +1,8 @@
 # `make demo` and `make test` set everything up in .venv first; nothing is installed elsewhere.
 PYTHON ?= python3
 BIN := .venv/bin
-# the committed studies that README.md reports
+# the committed studies, in the order of the front page's table; the published table of runs, for those that are compared with it, is not
+# part of this repository: make report PUBLISHED=FILE
 STUDIES := published_resnet cnn_10_epochs resnet_24_epochs equal_compute
 
 .PHONY: help setup demo test lab report clean-demo
@@ -27,11 +28,13 @@ demo: setup  ## train a mini-grid of all three models and draw its charts
 test: setup  ## run all tests
 	$(BIN)/python -m pytest
 
-report: setup  ## redraw the studies' charts and rewrite the README from the committed runs and measurements
+report: setup  ## redraw the studies' charts and rewrite the pages' tables from the committed runs and measurements
 	for study in $(STUDIES); do \
-	  $(BIN)/python -m cifarlib results --runs executed/$$study/runs.csv --figures figures/$$study --readme README.md --section $$study || exit; \
+	  $(BIN)/python -m cifarlib results --runs executed/$$study/runs.csv --figures figures/$$study --readme executed/$$study/README.md || exit; \
 	done
-	$(BIN)/python -m cifarlib bench --no-measure --readme README.md
+	$(BIN)/python -m cifarlib bench --no-measure --readme executed/throughput/README.md
+	$(BIN)/python -m cifarlib bench --no-measure --folder executed/throughput/without_bf16 --readme executed/throughput/README.md --section without_bf16
+	$(BIN)/python -m cifarlib pages $(STUDIES) $(if $(PUBLISHED),--compare-with $(PUBLISHED))
 
 lab: setup  ## open JupyterLab
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/explore.ipynb

@@ -1,4 +1,7 @@
-"""The commands: `python -m cifarlib train | grid | status | runs | results | bench`; bad input is one line on stderr and exit code 2."""
+"""The commands: `python -m cifarlib train | grid | status | runs | results | bench | pages`.
+
+Bad input is one line on stderr and exit code 2.
+"""
 
 import argparse
 import dataclasses
@@ -7,10 +10,11 @@ import os
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
-from .batch.kernel import BAD_INPUT, BROKEN
-from .config import Config, Options
+from .batch.kernel import BAD_INPUT, BROKEN, is_broken
+from .config import Config, Options, from_text, nearest
 from .errors import InputError, Stated
 from .files import RECORD, TABLE, project_path
 
@@ -18,15 +22,29 @@ from .files import RECORD, TABLE, project_path
 PUBLISHED_FLAGS = {
     "data_dir": ("-d", "--base_dataset_path"), "epochs": ("-e", "--num_epochs"), "batch_size": ("-b",),
     "model": ("-m", "--model_type"), "scheduler": ("-s",), "augmentation": ("-a", "--data_augmentation"),
-    "learning_rate": ("-l",), "weight_decay": ("-w",), "gamma": ("-g",), "val_freq": ("-f",), "early_stopping_patience": ("-p",),
+    "learning_rate": ("-l",), "weight_decay": ("-w",), "gamma": ("-g",), "val_freq": ("-f",),
+    "early_stopping_patience": ("-p",),
 }
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that shows defaults, has one line for an error, and takes no abbreviations: slurm/common.sh refuses --no-resume by its full name."""
+    """argparse that shows defaults, has one line for an error, and takes no abbreviations.
+
+    slurm/common.sh refuses --no-resume, which it knows by its full name.
+    """
 
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
+
+    def parse_known_args(self, *arguments):
+        """As argparse's, with an error for what is unknown that names a known option like it."""
+        options, unknown = super().parse_known_args(*arguments)
+        if unknown:
+            known = [option[2:] for option in self._option_string_actions if option.startswith("--")]
+            shorts = {spec.metadata["short"]: spec.name for spec in dataclasses.fields(Config) if spec.name in known}
+            near = unknown[0].startswith("-") and nearest(unknown[0].strip("-").partition("=")[0], known, shorts)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}" + (f" (did you mean --{near}?)" if near else ""))
+        return options, unknown
 
     def error(self, message: str):
         self.exit(BAD_INPUT, f"cifarlib: {message}; see `{self.prog} --help`\n")
@@ -34,28 +52,31 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    options = make_parser().parse_args(arguments)
     try:
+        options = make_parser().parse_args(arguments)
         return options.command(options)
     except Stated as error:
         print(f"cifarlib: {error}", file=sys.stderr)
         return BAD_INPUT
-    except OSError as error:
-        print(f"cifarlib: {error.filename or 'output'}: {error.strerror}; it can't be written or read: is it yours, is there room?",
-              file=sys.stderr)
+    except (ImportError, OSError) as error:
+        if is_broken(type(error).__name__, str(error)):
+            text = BROKEN.format(error)
+        else:
+            text = (f"{error.filename or 'output'}: {error.strerror or error}; it can't be written or read: "
+                    "is it yours, is there room?")
+        print(f"cifarlib: {text}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("cifarlib: interrupted", file=sys.stderr)
         return 130
-    except ImportError as error:
-        print(f"cifarlib: {BROKEN.format(error)}", file=sys.stderr)
-        return BAD_INPUT
 
 
 def make_parser() -> Parser:
     """The parser of all commands; each sets `command` to the function that runs it."""
-    parser = Parser(prog="python -m cifarlib", description="CIFAR-10 research workbook: runs, grids of runs and their tables.")
+    parser = Parser(prog="python -m cifarlib", description="CIFAR-10 research workbook: runs, grids, tables, charts.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+    no_checkpoints = dict(dest="checkpoints", action="store_const", const="none", default=argparse.SUPPRESS,
+                          help="the same as --checkpoints none")
 
     def add(run, **texts) -> Parser:
         command = commands.add_parser(run.__name__, **texts)
@@ -63,25 +84,25 @@ def make_parser() -> Parser:
         return command
 
     command = add(train, help="train and test one run",
-                  description="Execute the experiment notebook with papermill; the last line printed is the run folder.")
+                  description="Execute the experiment notebook by papermill; the last line printed is the run folder.")
     add_fields(command, Config)
     add_fields(command, Options)
-    add_no_checkpoints(command)
+    command.add_argument("--no-checkpoints", **no_checkpoints)
     command.add_argument("--dry-run", action="store_true", help="only check the values and print the run folder")
 
     command = add(grid, help="train the runs of a grid file",
                   description="Train every run of a grid; what is done is skipped, what was cut off goes on.")
     command.add_argument("file", help="a grid file such as parameters/demo.yaml")
-    command.add_argument("--jobs", type=whole, default=0, help="runs at a time; 0 goes by cores and memory, or the cards' memory")
-    command.add_argument("--only", default="", metavar="NAME=VALUE,...", help="only the cells with these values; empty takes all")
+    command.add_argument("--jobs", type=whole, default=0, help="runs at a time; 0: as many as there is room for")
+    command.add_argument("--only", default="", metavar="NAME=VALUE,...", help="only the cells with these values")
     command.add_argument("--retry-failed", action="store_true", help="try failed runs again")
     command.add_argument("--fail-fast", action="store_true", help="stop at the first failure")
-    command.add_argument("--chunk", default="1/1", metavar="I/N", help="only every Nth run from the Ith: the share of one of N tasks")
+    command.add_argument("--chunk", default="1/1", metavar="I/N", help="every Nth run from the Ith, for one of N tasks")
     command.add_argument("--no-wait", action="store_true", help="end without waiting for runs that other runners train")
     command.add_argument("--dry-run", action="store_true", help="only print what there is to do")
     command.add_argument("--write-sets", metavar="DIR", help="only write the cells as grid files of 50 each into DIR")
-    add_fields(command, Options, skip=("study",), checkpoints="best")  # a grid of the published size would keep 300 GB otherwise
-    add_no_checkpoints(command)
+    add_fields(command, Options, skip=("study",), checkpoints="best")  # all of the published grid would be 300 GB
+    command.add_argument("--no-checkpoints", **no_checkpoints)
     command.add_argument("--study", help="the study's name; by default the file's")
     add_fields(command, Config, overrides=True)
 
@@ -95,34 +116,39 @@ def make_parser() -> Parser:
     command.add_argument("--executed_dir", default=Options.executed_dir, help="folder of all studies")
 
     command = add(results, help="draw the charts of a table of runs",
-                  description="Execute the results notebook for a table of runs; the last line printed is the HTML report.")
-    command.add_argument("--runs", required=True, metavar="FILE", help="runs.csv of a study, or a table in the published format")
-    command.add_argument("--figures", default="", metavar="DIR", help="folder for the charts; figures/ beside the table if empty")
-    command.add_argument("--rank-by", default="auto", metavar="COLUMN", help="column that ranks; auto takes validation accuracy if it is there")
+                  description="Execute the results notebook for a table; the last line printed is the HTML report.")
+    command.add_argument("--runs", required=True, metavar="FILE", help="runs.csv, or a table in the published format")
+    command.add_argument("--figures", default="", metavar="DIR", help="folder for the charts; empty: beside the table")
+    command.add_argument("--rank-by", default="auto", metavar="COLUMN", help="column that ranks; auto: by validation")
     command.add_argument("--study", default="", help="only the rows of this study")
     command.add_argument("--compare-with", default="", metavar="FILE", help="a second table to compare with")
-    command.add_argument("-d", "--data_dir", default="", help="folder of the CIFAR-10 batches, to show mistaken test images")
-    command.add_argument("--readme", default="", metavar="FILE", help="rewrite a section of this file, between its markers")
-    command.add_argument("--section", default="results", metavar="NAME", help="that section: <!-- NAME:begin --> to <!-- NAME:end -->")
-    command.add_argument("--report", default="", metavar="DIR", help="folder for the executed notebook and its HTML; the table's own if empty")
+    command.add_argument("-d", "--data_dir", default="", help="folder of CIFAR-10, to show mistaken test images")
+    command.add_argument("--readme", default="", metavar="FILE", help="rewrite a section of this file")
+    command.add_argument("--section", default="results", metavar="NAME", help="the section after <!-- NAME:begin -->")
+    command.add_argument("--report", default="", metavar="DIR", help="folder for notebook and HTML; empty: the table's")
 
     command = add(bench, help="measure how fast this machine trains",
                   description="Execute the throughput notebook; the last line printed is the file of the measurements.")
     command.add_argument("--models", default="cnn,resnet,vit", metavar="NAME,...", help="models to measure")
-    command.add_argument("--rounds", type=lambda text: whole(text, 1), default=5, help="times each measurement is taken")
+    command.add_argument("--rounds", type=lambda text: whole(text, 1), default=5, help="times that each is measured")
     command.add_argument("--share", type=float, default=1.0, help="part of the usual number of images a round")
-    command.add_argument("--dataset", default="cifar10", metavar="cifar10|synthetic|auto", help="images; their content hardly matters here")
-    command.add_argument("-d", "--data_dir", default="", help="folder of the CIFAR-10 batches")
+    command.add_argument("--dataset", default="cifar10", help="cifar10, synthetic or auto")
+    command.add_argument("-d", "--data_dir", default="", help="folder of CIFAR-10")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    command.add_argument("--folder", default="executed/throughput", metavar="DIR", help="folder for throughput.json and the executed notebook")
+    command.add_argument("--folder", default="executed/throughput", metavar="DIR", help="folder for the measurements")
     command.add_argument("--figures", default="figures", metavar="DIR", help="folder for the chart")
-    command.add_argument("--readme", default="", metavar="FILE", help="rewrite this file's throughput section, between its markers")
-    command.add_argument("--no-measure", action="store_true", help="take the measurements that the folder holds already")
+    command.add_argument("--readme", default="", metavar="FILE", help="rewrite a section of this file")
+    command.add_argument("--section", default="throughput", metavar="NAME", help="section after <!-- NAME:begin -->")
+    command.add_argument("--no-measure", action="store_true", help="take the measurements that are there already")
+
+    command = add(pages, help="rewrite the tables of this project's pages from code and committed runs")
+    command.add_argument("studies", nargs="+", metavar="STUDY", help="a folder in executed/, for the front page")
+    command.add_argument("--compare-with", default="", metavar="FILE", help="a second table, for the studies' pages")
     return parser
 
 
-def add_fields(parser: argparse.ArgumentParser, cls: type, skip: tuple[str, ...] = (), overrides: bool = False, **defaults) -> None:
-    """An option for every field of a dataclass; as `overrides` they replace what a grid file says, and are absent by default.
+def add_fields(parser: Parser, cls: type, skip: tuple[str, ...] = (), overrides: bool = False, **defaults) -> None:
+    """An option for every field of a dataclass; as `overrides` they replace what a grid file says, and have no default.
 
     defaults: those that differ from the dataclass's.
     """
@@ -130,20 +156,18 @@ def add_fields(parser: argparse.ArgumentParser, cls: type, skip: tuple[str, ...]
     for spec in dataclasses.fields(cls):
         if spec.name in skip:
             continue
+        help, default = spec.metadata["help"], {} if spec.type is dict else defaults.get(spec.name, spec.default)
+        if overrides:
+            default = argparse.SUPPRESS
+        elif default is None:
+            help, default = f"{help} (default: the protocol's)", argparse.SUPPRESS
         if spec.type is bool:
             kind = {"action": argparse.BooleanOptionalAction}
-        elif spec.type is dict:
-            kind = {"type": json_object, "metavar": "JSON"}
         else:
-            kind = {"type": spec.type, "metavar": "|".join(spec.metadata["choices"] or [spec.type.__name__.upper()])}
-        default = argparse.SUPPRESS if overrides else {} if spec.type is dict else defaults.get(spec.name, spec.default)
-        group.add_argument(*PUBLISHED_FLAGS.get(spec.name, ()), f"--{spec.name}", dest=spec.name, default=default, help=spec.metadata["help"], **kind)
-
-
-def add_no_checkpoints(parser: argparse.ArgumentParser) -> None:
-    """The short way to say that no weights stay."""
-    parser.add_argument("--no-checkpoints", dest="checkpoints", action="store_const", const="none", default=argparse.SUPPRESS,
-                        help="the same as --checkpoints none")
+            values = spec.metadata["choices"] or ["JSON" if spec.type is dict else spec.type.__name__.upper()]
+            kind = {"type": partial(from_text, spec=spec), "metavar": "|".join(values)}
+        flags = *PUBLISHED_FLAGS.get(spec.name, ()), f"--{spec.name}"
+        group.add_argument(*flags, dest=spec.name, default=default, help=help, **kind)
 
 
 def whole(text: str, minimum: int = 0) -> int:
@@ -153,24 +177,11 @@ def whole(text: str, minimum: int = 0) -> int:
     return int(text)
 
 
-def json_object(text: str) -> dict:
-    """A mapping written as JSON, e.g. {"depth": 2}; that it is a mapping, Config checks."""
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"not JSON ({error}): {text!r}")
-
-
-def fields_of(cls: type, options: argparse.Namespace) -> dict:
-    """The options that are fields of `cls` and were given or have a default."""
-    return {spec.name: getattr(options, spec.name) for spec in dataclasses.fields(cls) if hasattr(options, spec.name)}
-
-
 def train(arguments: argparse.Namespace) -> int:
-    config, options = Config(**fields_of(Config, arguments)), Options(**fields_of(Options, arguments))
+    config, options = (cls(**cls.among(vars(arguments))) for cls in (Config, Options))
+    from .batch.grid import distinct_runs
     from .batch.resources import Slots
     from .batch.runner import check_runs, run_all
-    from .batch.grid import distinct_runs
 
     runs = distinct_runs([config])
     if arguments.dry_run:
@@ -188,15 +199,15 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def grid(arguments: argparse.Namespace) -> int:
+    from .batch.grid import chunk, distinct_runs, read_grid, select, write_sets
     from .batch.resources import Slots
     from .batch.runner import check_runs, run_all, wanted
-    from .batch.grid import chunk, distinct_runs, read_grid, select, write_sets
 
-    cells = select(read_grid(arguments.file, fields_of(Config, arguments)), arguments.only)
+    cells = select(read_grid(arguments.file, Config.among(vars(arguments))), arguments.only)
     if arguments.write_sets:
         print(*write_sets(cells, Path(arguments.write_sets)), sep="\n")
         return 0
-    options = Options(**{**fields_of(Options, arguments), "study": arguments.study or Path(arguments.file).stem})
+    options = Options(**{**Options.among(vars(arguments)), "study": arguments.study or Path(arguments.file).stem})
     runs = chunk(distinct_runs(cells), arguments.chunk)
     left = [run.config for run in runs if wanted(run, options, arguments.retry_failed)]
     slots = Slots.of_this_machine(arguments.jobs, left or [Config()])
@@ -212,14 +223,15 @@ def grid(arguments: argparse.Namespace) -> int:
 
 
 def forecast(runs, left: list[Config], options: Options, jobs: int) -> str:
-    """What a grid amounts to: cells, distinct runs, how many are done, failed and pending, and the time that those `left` may take."""
-    from .runs.study import STATUSES, epochs_left, time_left
+    """What a grid amounts to: cells, distinct runs, how they stand, and the time that those `left` may take."""
     from .runs.record import status_of
+    from .runs.study import STATUSES, epochs_left, time_left
 
     counts = Counter(status_of(options.run_folder(run.config)) for run in runs)
     states = ", ".join(f"{counts[name]} {name}" for name in STATUSES)
     cells = sum(len(run.cells) for run in runs)
-    todo = [(config, epochs_left(options.run_folder(config), config) if options.resume else config.epochs) for config in left]
+    todo = [(config, epochs_left(options.run_folder(config), config) if options.resume else config.epochs)
+            for config in left]
     return (f"{cells} cell{'s' * (cells != 1)}, {len(runs)} distinct run{'s' * (len(runs) != 1)}: {states}\n"
             + time_left(todo, project_path(options.executed_dir), jobs))
 
@@ -253,8 +265,8 @@ def runs(arguments: argparse.Namespace) -> int:
 def results(arguments: argparse.Namespace) -> int:
     from .results.report import make_report
 
-    parameters = {name: getattr(arguments, name) for name in ("runs", "figures", "rank_by", "study", "compare_with", "data_dir")}
-    report = make_report(parameters, arguments.report)
+    names = ("runs", "figures", "rank_by", "study", "compare_with", "data_dir")
+    report = make_report({name: getattr(arguments, name) for name in names}, arguments.report)
     if arguments.readme:
         rewrite_readme(arguments)
     print(report)
@@ -269,7 +281,8 @@ def bench(arguments: argparse.Namespace) -> int:
         raise InputError(f"{path}: no measurements there; take them first, without --no-measure")
     if not arguments.no_measure:
         names = ("rounds", "share", "dataset", "data_dir", "device", "figures")
-        parameters = {name: getattr(arguments, name) for name in names} | {"models": arguments.models.split(","), "output": str(path)}
+        parameters = {name: getattr(arguments, name) for name in names}
+        parameters |= {"models": arguments.models.split(","), "output": str(path)}
         execute_notebook("throughput.ipynb", parameters, project_path(arguments.folder))
     if arguments.readme:
         from .bench.report import readme_section
@@ -279,8 +292,17 @@ def bench(arguments: argparse.Namespace) -> int:
             section = readme_section(json.loads(project_path(path).read_text()))
         except (OSError, ValueError, KeyError, TypeError):
             raise InputError(f"{path}: no measurements there; take them first, without --no-measure")
-        rewrite_between_markers(arguments.readme, "throughput", section)
+        rewrite_between_markers(arguments.readme, arguments.section, section)
     print(path)
+    return 0
+
+
+def pages(arguments: argparse.Namespace) -> int:
+    from .results.pages import rewrite_comparisons, rewrite_pages
+
+    rewrite_pages(arguments.studies, PUBLISHED_FLAGS)
+    if arguments.compare_with:
+        rewrite_comparisons(arguments.studies, arguments.compare_with)
     return 0
 
 

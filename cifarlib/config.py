@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import hashlib
 import json
 import math
 import re
@@ -11,41 +12,46 @@ from typing import Any, Self
 
 from .errors import InputError
 from .files import project_path
-from .parts import ARCHITECTURES, DATASETS, OPTIMIZERS, PROTOCOLS, is_own, source_digest
+from .parts import ARCHITECTURES, DATASETS, OPTIMIZERS, PROTOCOLS, architecture, is_own, short_name, source_digest
 
 SCHEDULES = ("exponential", "step", "cosine")
 CHECKPOINTS = ("best_val_acc", "best_val_loss", "terminal")
 PUBLISHED_KNOBS = ("augmentation", "scheduler", "learning_rate", "weight_decay", "gamma")  # in the order of the names
+LONGEST_NAME = 200  # bytes of a run's name; file systems take 255
 
 
-def setting(default, help, *, role="knob", short=None, label=None, idle_when=None, choices=None, minimum=None, above=None,
-            maximum=None, pattern=None):
-    """A dataclass field with all there is to say of it; options, checks, names, tables, charts and texts derive from it.
+def setting(default, help, *, role="knob", short=None, label=None, idle_when=None, choices=None, own=False,
+            minimum=None, above=None, maximum=None, pattern=None):
+    """A dataclass field with all there is to say of it; options, checks, names, tables, charts, texts derive from it.
 
-    A default of None leaves the value to the protocol. role: `model` (it and its sizes); `knob`, whose values may compete in one ranking;
-    `condition`, which all runs of a ranking share; `repeat`, the seed; `place`, which says where a run is computed or kept and
-    changes no result. short: its name in the names of runs; label: its name in charts and texts; idle_when: the values of other
-    fields with which it does nothing; the others limit its values.
+    A default of None leaves the value to the protocol. role: `model` (it and its sizes); `knob`, whose values may
+    compete in one ranking; `condition`, which all runs of a ranking share; `repeat`, the seed; `place`, which says
+    where a run is computed or kept and changes no result. short: its name in the names of runs; label: its name in
+    charts and texts; idle_when: the values of other fields with which it does nothing; own: beside the choices it may
+    name a part of the user's own; the others limit its values.
     """
-    metadata = dict(help=help, role=role, short=short, label=label, idle_when=idle_when or {}, choices=choices,
+    metadata = dict(help=help, role=role, short=short, label=label, idle_when=idle_when or {}, choices=choices, own=own,
                     minimum=minimum, above=above, maximum=maximum, pattern=pattern)
     if isinstance(default, dict):
         return field(default_factory=dict, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-def checked(name: str, value: Any, spec: dataclasses.Field) -> Any:
+def checked(value: Any, spec: dataclasses.Field) -> Any:
     """`value` as the field's type, or InputError with what was expected."""
     if value is None and spec.default is None:
         return None
-    limits, kind = spec.metadata, spec.type
+    name, limits, kind = spec.name, spec.metadata, spec.type
     if isinstance(value, Path) and kind is str:
         value = str(value)
     value = typed(name, value, kind)
     if kind is float and not math.isfinite(value):
         raise InputError(f"{name}: expected a finite number, got {value!r}")
-    if limits["choices"] and value not in limits["choices"]:
-        raise InputError(f"{name}: expected one of {', '.join(limits['choices'])}, got {value!r}")
+    if limits["choices"] and value not in limits["choices"] and not (limits["own"] and is_own(value)):
+        own = ", file.py:Class or package.module:Class" if limits["own"] else ""
+        near = nearest(value, limits["choices"])
+        raise InputError(f"{name}: expected one of {', '.join(limits['choices'])}{own}, got {value!r}"
+                         + (f"; did you mean {near}?" if near else ""))
     if limits["pattern"] and not re.fullmatch(limits["pattern"], value):
         raise InputError(f"{name}: expected {limits['help']}, got {value!r}")
     if limits["minimum"] is not None and value < limits["minimum"]:
@@ -79,18 +85,34 @@ def _type_hint(value, kind) -> str:
     return " (a string)" if isinstance(value, str) else ""
 
 
+def from_text(text: str, spec: dataclasses.Field) -> Any:
+    """The value of a field that `text` on a command line says, a mapping as JSON. Raises InputError if it says none."""
+    read = {int: int, float: float, bool: lambda text: {"true": True, "false": False}[text.lower()], dict: json.loads}
+    try:
+        value = read.get(spec.type, str)(text)
+    except (ValueError, KeyError):
+        as_json = " as JSON" if spec.type is dict else ""
+        raise InputError(f"{spec.name}: expected {_EXPECTED[spec.type]}{as_json}, got {text!r}") from None
+    return checked(value, spec)
+
+
 class _Fields:
     """Checks every field of a dataclass and builds it from a mapping in which unknown names are errors."""
 
     def __post_init__(self):
         for spec in dataclasses.fields(self):
-            object.__setattr__(self, spec.name, checked(spec.name, getattr(self, spec.name), spec))
+            object.__setattr__(self, spec.name, checked(getattr(self, spec.name), spec))
 
     @classmethod
     def from_dict(cls, values: dict) -> Self:
         """Raises InputError on unknown names (with the nearest known one) and on values that don't fit."""
         check_names(values, cls)
         return cls(**values)
+
+    @classmethod
+    def among(cls, values: dict) -> dict:
+        """Those of `values` whose names are fields."""
+        return {spec.name: values[spec.name] for spec in dataclasses.fields(cls) if spec.name in values}
 
 
 def check_names(names, *classes) -> None:
@@ -100,36 +122,47 @@ def check_names(names, *classes) -> None:
 
 
 def check_known(names, known, shorts=None) -> None:
-    """Raise InputError for the first of `names` that is none of the `known` ones; shorts: short form to the name it stands for."""
+    """Raise InputError for the first of `names` that is none of the `known` ones; shorts: names by their short form."""
     for name in names:
         if name not in known:
-            near = (shorts or {}).get(name) or next(iter(difflib.get_close_matches(str(name), known, n=1)), "")
+            near = nearest(name, known, shorts)
             hint = f"did you mean {near}?" if near else f"known are {', '.join(known)}"
             raise InputError(f"unknown parameter {name!r}; {hint}")
+
+
+def nearest(name, known, shorts=None) -> str:
+    """The one of the `known` names that somebody meant: by its short form, or the most similar one; "" if none is."""
+    return (shorts or {}).get(name) or next(iter(difflib.get_close_matches(str(name).lower(), known, n=1)), "")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(_Fields):
     """One run. Field names are the YAML keys, the notebook's parameters, the long options and the JSON keys.
 
-    Fields whose default is None may be left to the protocol; once built, every field has a value. Raises InputError for a wrong
-    type or a value out of range.
+    Fields whose default is None may be left to the protocol; once built, every field has a value. Raises InputError for
+    a wrong type or a value out of range.
     """
 
-    model: str = setting("resnet", f"architecture: {', '.join(ARCHITECTURES)}, or a class of your own as file.py:Class or "
-                         "package.module:Class", role="model")
+    model: str = setting("resnet", "architecture, or a class of your own as file.py:Class or package.module:Class",
+                         role="model", choices=ARCHITECTURES, own=True)
     epochs: int = setting(80, "passes over the training split", minimum=1)
     batch_size: int = setting(256, "images a step", minimum=2)
     scheduler: str = setting("cosine", "learning-rate schedule", choices=SCHEDULES)
     augmentation: bool = setting(False, "flip, rotate and crop the training images at random", short="aug")
     learning_rate: float = setting(0.001, "learning rate of the first epoch", short="lr", above=0, maximum=10)
-    weight_decay: float = setting(0.001, "decoupled weight decay", short="wd", minimum=0, maximum=10)
+    weight_decay: float = setting(0.001, "weight decay: decoupled by adamw and muon, in the gradient by sgd",
+                                  short="wd", minimum=0, maximum=10)
     gamma: float = setting(0.97, "decay factor of the exponential and step schedules", above=0, maximum=1,
                            idle_when={"scheduler": ("cosine",)})
     optimizer: str = setting("adamw", "optimizer; adamw is AdamW with amsgrad", choices=OPTIMIZERS)
-    val_freq: int = setting(1, "validate every so many epochs (the last one always)", label="epochs between validations", minimum=1)
-    early_stopping_patience: int = setting(20, "stop after so many validations without a lower validation loss", short="patience",
-                                           label="patience", minimum=1)
+    momentum: float = setting(0.9, "Nesterov momentum of sgd and muon", minimum=0, maximum=0.9999,
+                              idle_when={"optimizer": ("adamw",)})
+    label_smoothing: float = setting(0.0, "part of each label spread evenly over all classes, in the training loss",
+                                     minimum=0, maximum=0.99)
+    val_freq: int = setting(1, "validate every so many epochs (the last one always)", minimum=1,
+                            label="epochs between validations")
+    early_stopping_patience: int = setting(20, "stop after so many validations without a lower validation loss",
+                                           short="patience", label="patience", minimum=1)
     seed: int = setting(100, "seed of the weights, the order of images, augmentation and dropout", role="repeat",
                         minimum=0, maximum=2**31)
     protocol: str = setting("corrected", "what the fields left open are: as corrected, or as published with its faults",
@@ -139,49 +172,51 @@ class Config(_Fields):
                                  choices=("dataset", "imagenet"))
     decayed: str = setting(None, "what weight decay acts on: weight matrices and kernels, or all weights",
                            label="decayed weights", choices=("matrices", "all"))
-    schedule_steps: int = setting(None, "steps of the learning-rate schedule an epoch", label="schedule steps an epoch", minimum=1)
-    cosine_period: int = setting(None, "schedule steps in which the cosine falls from the highest rate to zero", minimum=1,
-                                 idle_when={"scheduler": ("exponential", "step")})
+    schedule_steps: int = setting(None, "steps of the learning-rate schedule an epoch", label="schedule steps an epoch",
+                                  minimum=1)
+    cosine_period: int = setting(None, "schedule steps in which the cosine falls from the highest rate to zero",
+                                 minimum=1, idle_when={"scheduler": ("exponential", "step")})
     softmax_in_loss: bool = setting(None, "take the training loss of the softmax output, as if that were logits",
                                     label="softmax in the loss")
-    dataset: str = setting("cifar10", "images; auto takes the synthetic stand-in where CIFAR-10 can't be had", role="condition",
-                           choices=DATASETS)
-    data_dir: str = setting("", "folder of the images' files; empty searches $CIFAR10_DIR and ./cifar-10, then downloads",
-                            role="place")
+    dataset: str = setting("cifar10", "images; auto takes the synthetic stand-in where CIFAR-10 can't be had",
+                           role="condition", choices=DATASETS)
+    data_dir: str = setting("", "folder of the images' files; empty searches $CIFAR10_DIR and ./cifar-10, then "
+                            "downloads", role="place")
     device: str = setting("auto", "auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:N or mps", role="place",
                           pattern=r"auto|cpu|mps|cuda(:(0|[1-9]\d?))?")
     precision: str = setting("auto", "auto takes bf16 where the hardware is fast at it", role="place",
                              choices=("auto", "fp32", "bf16"))
     limit_train: int = setting(0, "use only so many training images (0 takes all)", label="training images", minimum=0)
-    limit_val: int = setting(0, "use only so many validation images (0 takes all)", role="condition", minimum=0)
-    limit_test: int = setting(0, "use only so many test images (0 takes all)", role="condition", minimum=0)
-    model_args: dict = setting({}, "sizes of the model other than the published ones, as name: value", role="model", label="model sizes")
+    limit_val: int = setting(0, "use only so many validation images (0 takes all)", role="condition", minimum=0,
+                             label="validation images")
+    limit_test: int = setting(0, "use only so many test images (0 takes all)", role="condition", minimum=0,
+                              label="test images")
+    model_args: dict = setting({}, "sizes of the model other than the published ones, as name: value", role="model",
+                               label="model sizes")
 
     def __post_init__(self):
-        object.__setattr__(self, "_given", {spec.name: getattr(self, spec.name) for spec in dataclasses.fields(self)})
         super().__post_init__()
-        self._check_model()
+        self._check_model_args()
+        object.__setattr__(self, "given", self.to_dict())  # every field, None where it is left to the protocol
         for spec in dataclasses.fields(self):
             if getattr(self, spec.name) is None:
-                object.__setattr__(self, spec.name, self._usual(spec))
+                object.__setattr__(self, spec.name, self.usual(spec))
         if self.split == "published" and not DATASETS[self.dataset].published_split:
-            raise InputError(f"split: the published one is of CIFAR-10's batches, which {self.dataset} doesn't have; set split stratified")
+            raise InputError("split: the published one is of CIFAR-10's batches, which "
+                             f"{self.dataset} doesn't have; set split stratified")
 
-    def _usual(self, spec: dataclasses.Field) -> Any:
+    def usual(self, spec: dataclasses.Field) -> Any:
         """The value that a field takes where nothing is said: its default, or the protocol's."""
         value = PROTOCOLS[self.protocol][spec.name] if spec.default is None else spec.default
         return value(self) if callable(value) else value
 
-    def _check_model(self) -> None:
-        if self.model not in ARCHITECTURES and not is_own(self.model):
-            near = difflib.get_close_matches(self.model.lower(), ARCHITECTURES, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise InputError(f"model: expected one of {', '.join(ARCHITECTURES)}, file.py:Class or package.module:Class, "
-                             f"got {self.model!r}{hint}")
-        known = ARCHITECTURES[self.model].sizes if self.model in ARCHITECTURES else self.model_args
+    def _check_model_args(self) -> None:
+        sizes = architecture(self.model).sizes
         for name in self.model_args:
-            if name not in known:
-                raise InputError(f"model_args: {self.model} has no {name!r}; known are {', '.join(known)}")
+            if sizes is not None and name not in sizes:
+                raise InputError(f"model_args: {self.model} has no {name!r}; known are {', '.join(sizes)}")
+            if not (isinstance(name, str) and name.isidentifier()):
+                raise InputError(f"model_args: expected names of arguments of {self.model}, got {name!r}")
         try:
             json.dumps(self.model_args, allow_nan=False)
         except (TypeError, ValueError):
@@ -193,13 +228,18 @@ class Config(_Fields):
         """The names of the dataset's classes."""
         return DATASETS[self.dataset].classes
 
+    @classmethod
+    def names_of(cls, *roles: str) -> list[str]:
+        """The fields that have one of these roles."""
+        return [spec.name for spec in dataclasses.fields(cls) if spec.metadata["role"] in roles]
+
     def to_dict(self) -> dict:
         """Every field as plain JSON values."""
         return dataclasses.asdict(self)
 
     def replace(self, **changes) -> "Config":
-        """A copy with some fields changed, checked again; fields that were left to the protocol are left to it again."""
-        return Config(**{**self._given, **changes})
+        """A copy with some fields changed, checked again; what was left to the protocol is left to it again."""
+        return Config(**{**self.given, **changes})
 
     def idle(self) -> set[str]:
         """Fields that do nothing in this run, such as gamma under the cosine schedule."""
@@ -207,42 +247,60 @@ class Config(_Fields):
                 if any(getattr(self, name) in values for name, values in spec.metadata["idle_when"].items())}
 
     def identity(self) -> dict:
-        """What tells this run's result from another's: all fields but the idle ones and the places, and the user's own code."""
-        left_out = self.idle() | {spec.name for spec in dataclasses.fields(self) if spec.metadata["role"] == "place"}
-        own = {f"{name}_source": source_digest(value) for name, value in (("model", self.model),) if is_own(value)}
-        return {name: value for name, value in (self.to_dict() | own).items() if name not in left_out}
+        """What tells this run's result from another's: all fields but idle ones and places, and the user's own code."""
+        left_out = self.idle() | set(self.names_of("place"))
+        values = {name: value for name, value in self.to_dict().items() if name not in left_out}
+        sources = {f"{spec.name}_source": source_digest(getattr(self, spec.name)) for spec in dataclasses.fields(self)
+                   if spec.metadata["own"] and is_own(getattr(self, spec.name))}
+        return values | sources
 
     @property
     def cell_name(self) -> str:
         """The published name of a cell of its grid, gamma included; whatever differs from the default is appended."""
-        return self._name(self.idle() - {"gamma"})
+        return self.name_without(set())
+
+    def name_without(self, fields: set[str]) -> str:
+        """The cell's name without some of the fields, such as those that all runs of a table share."""
+        return self._name(self.idle() - {"gamma"} | fields)
 
     @property
     def run_name(self) -> str:
         """The cell's name without idle fields: cells that are one experiment share it. Names the run folder."""
-        return self._name(self.idle())
+        name = self._name(self.idle())
+        if len(name.encode()) <= LONGEST_NAME:
+            return name
+        start = name.encode()[:LONGEST_NAME - 9].decode(errors="ignore")
+        return f"{start}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
     def _name(self, left_out: set[str]) -> str:
-        named = {name: getattr(self, name) for name in PUBLISHED_KNOBS} | self.model_args  # then what is not as usual
-        shorts = {}
-        for spec in dataclasses.fields(self):
-            value, shorts[spec.name] = getattr(self, spec.name), spec.metadata["short"] or spec.name
-            if spec.metadata["role"] in ("knob", "condition", "repeat") and value not in (self._usual(spec), "auto"):
-                named.setdefault(spec.name, value)
-        values = {name: re.sub(r"[^\w.]+", "-", str(value)).strip("-") for name, value in named.items() if name not in left_out}
-        return "_".join([self.model.rpartition(":")[2], *(f"{shorts.get(name, name)}_{value}" for name, value in values.items())])
+        def part(spec: dataclasses.Field) -> str:
+            return f"{spec.metadata['short'] or spec.name}_{_in_name(getattr(self, spec.name))}"
+
+        specs = {spec.name: spec for spec in dataclasses.fields(self) if spec.name not in left_out}
+        published = [part(specs[name]) for name in PUBLISHED_KNOBS if name in specs]
+        sizes = [f"{name}_{_in_name(value)}" for name, value in self.model_args.items() if "model_args" in specs]
+        unusual = [part(specs[name]) for name in self.names_of("knob", "condition", "repeat")
+                   if name in specs and name not in PUBLISHED_KNOBS
+                   and getattr(self, name) not in (self.usual(specs[name]), "auto")]
+        return "_".join([short_name(self.model), *published, *sizes, *unusual])
+
+
+def _in_name(value) -> str:
+    """A value as the name of a file may have it: `0.001`, `-1`, `step`, `8-8-16` for a list."""
+    return str(value) if isinstance(value, (int, float)) else re.sub(r"[^\w.]+", "-", str(value)).strip("-")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(_Fields):
     """Where a run is kept and how it is tracked: nothing here changes its result."""
 
-    study: str = setting("single", "a study's name: letters, digits, '.', '_' and '-'", pattern=r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+    study: str = setting("single", "a study's name: letters, digits, '.', '_' and '-'",
+                         pattern=r"[A-Za-z0-9_][A-Za-z0-9._-]*")
     executed_dir: str = setting("executed", "folder of all studies", pattern=".+")
     wandb_mode: str = setting("auto", "auto is online if logged in, else offline",
                               choices=("auto", "online", "offline", "disabled"))
-    checkpoints: str = setting("all", "weights that stay when a run is finished: all three, the best by validation accuracy, or none",
-                               choices=("all", "best", "none"))
+    checkpoints: str = setting("all", choices=("all", "best", "none"), help="weights that stay when a run is finished: "
+                               "all three, the best by validation accuracy, or none")
     resume: bool = setting(True, "continue an interrupted run; else train it again from the start")
 
     def run_folder(self, config: Config) -> Path:

@@ -1,7 +1,5 @@
 """Numbers, names and lists as a text has them."""
 
-import json
-
 import numpy as np
 
 
@@ -52,18 +50,10 @@ def some(names) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def knob_value(value) -> str:
-    """A knob's value as the runs' names have it: 1e-05, 0.001, step; on or off."""
+def value_text(value) -> str:
+    """A field's value as the runs' names have it, 1e-05, 80 or step; on or off; a model's sizes, default for none."""
     if isinstance(value, (bool, np.bool_)):
         return "on" if value else "off"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {size}" for name, size in value.items()) or "default"
     return value if isinstance(value, str) else f"{value:g}"
-
-
-def plain(value) -> str:
-    """`80` for 80.0, and a model's sizes without JSON's signs."""
-    if isinstance(value, float):
-        return f"{value:g}"
-    try:
-        return ", ".join(f"{k} {v}" for k, v in json.loads(value).items()) or "default"
-    except (TypeError, ValueError, AttributeError):  # no JSON, or JSON of something else
-        return str(value)

@@ -24,18 +24,19 @@ TINY = {
     "cnn": {"channels": [4, 4, 8, 8, 8, 8], "hidden": [16, 16, 16]},
     "resnet": {"widths": [8, 8, 16, 16], "depths": [1, 1, 1, 1]},
     "vit": {"patch": 8, "dim": 16, "depth": 2, "heads": 2, "head_dim": 8, "mlp_dim": 24},
+    "vgg": {"depth": 11, "widths": [8, 8, 16, 16, 16]},
 }
 
 
 def tiny(model: str = "vit", **changes) -> Config:
     """A run of a second or less on the stand-in; everything in it is the same on every machine."""
     sizes = {"batch_size": 16, "limit_train": 48, "limit_val": 40, "limit_test": 40, "epochs": 2, "learning_rate": 0.01}
-    return Config(**{"model": model, "model_args": TINY[model], "dataset": "synthetic", "device": "cpu",
+    return Config(**{"model": model, "model_args": TINY.get(model, {}), "dataset": "synthetic", "device": "cpu",
                      "precision": "fp32", **sizes, **changes})
 
 
-# Files of tests that take seconds each: in the first two around one cluster or server, in the others each by itself.
-SHARED = ["test_slurm", "test_jupyterlab"]
+# Files of tests that take seconds each: some around one cluster, server or project, in the others each by itself.
+SHARED = ["test_slurm", "test_jupyterlab", "test_toy_parts"]
 SINGLE = ["test_torture", "test_batch", "test_notebooks", "test_report", "test_cli", "test_figures", "test_bench"]
 
 

@@ -16,8 +16,9 @@ import pytest
 import results_tables as made
 
 from cifarlib import words
+from cifarlib.parts import CIFAR10_CLASSES as CLASSES
 from cifarlib.results import ranking, statistics, table as tables
-from cifarlib.results.figures import best as best_charts, knobs as knob_charts, one_run as run_charts, style, write
+from cifarlib.results.figures import best as best_charts, knobs as knob_charts, one_run as run_charts, write
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "notebooks" / "results.ipynb"
@@ -57,7 +58,7 @@ def test_a_model_has_its_colour_everywhere(study):
     for figure in (best_charts.top5(study, "vit"), best_charts.overall_top5(study)):
         colours = [matplotlib.colors.to_hex(bar.get_facecolor()).upper() for bar in figure.axes[0].patches[0::2]]
         models = ["vit"] * 5 if len(colours) == 5 else ranking.overall(study)["model"].tolist()
-        assert colours == [style.COLOURS[model] for model in models]
+        assert colours == [study.looks[model].colour for model in models]
 
 
 def test_every_figure_fits_and_no_text_is_clipped_or_overlaps(study):
@@ -90,8 +91,8 @@ def _collisions(figure) -> list[str]:
 
 def test_the_same_table_gives_the_same_bytes_and_small_files(study, tmp_path):
     here = write.write_figures(study, tmp_path / "here", "knobs")
-    code = ("import sys; from cifarlib import figures, results; "
-            "figures.write_figures(tables.read_table(sys.argv[1]), sys.argv[2], 'knobs')")
+    code = ("import sys; from cifarlib.results import table; from cifarlib.results.figures import write; "
+            "write.write_figures(table.read_table(sys.argv[1]), sys.argv[2], 'knobs')")
     subprocess.run([sys.executable, "-c", code, study.folder, tmp_path / "there"], check=True, cwd=ROOT,
                    env={**os.environ, "PYTHONHASHSEED": "7"})
     for path in [path.with_suffix(suffix) for path in here for suffix in (".png", ".svg")]:
@@ -160,11 +161,10 @@ def test_validated_now_and_then():
 def test_confusion_and_per_class_of_one_run():
     matrix = np.eye(10, dtype=int) * 90
     matrix[3, 5] = 10
-    assert "10.00% of cat images are taken for dog" in run_charts.confusion(matrix).get_suptitle()
-    assert "No mistakes" in run_charts.confusion(np.eye(10)).get_suptitle()
-    figure = run_charts.per_class([0.9] * 9 + [0.5], 1000)
-    assert "weakest at truck (50.00%)" in figure.get_suptitle().replace("\n", " ")
-    assert not _collisions(figure)
+    assert "10.00% of cat images are taken for dog" in run_charts.confusion(matrix, CLASSES).get_suptitle()
+    assert "No mistakes" in run_charts.confusion(np.eye(10), CLASSES).get_suptitle()
+    figure = run_charts.per_class({"my_nets.py:SmallNet": [0.9] * 9 + [0.5]}, 1000, CLASSES)
+    assert figure.get_suptitle() == "Weakest class: SmallNet at truck (50.00%)" and not _collisions(figure)
 
 
 def test_a_perfect_run_of_few_images_has_a_chart():

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from cifarlib.batch.grid import chunk, distinct_runs, read_grid, select, write_sets
 from cifarlib.cli import main
 from cifarlib.config import Config
 from cifarlib.errors import InputError
-from cifarlib.batch.grid import chunk, distinct_runs, read_grid, select, write_sets
 
 PARAMETERS = Path(__file__).parent.parent / "parameters"
 
@@ -22,8 +22,8 @@ def write(tmp_path, text):
 def published_order():
     """The 864 published cells, as the described system orders them."""
     decades = (0.01, 0.001, 0.0001, 1e-05)
-    return itertools.product(("resnet", "cnn", "vit"), ("exponential", "step", "cosine"), (False, True), decades, decades,
-                             (0.95, 0.97, 0.99))
+    return itertools.product(("resnet", "cnn", "vit"), ("exponential", "step", "cosine"), (False, True), decades,
+                             decades, (0.95, 0.97, 0.99))
 
 
 def test_published_grid_has_the_864_cells_in_order():
@@ -52,11 +52,24 @@ def test_committed_sets_are_what_the_command_writes(tmp_path, capsys):
     assert [len(read_grid(path)) for path in committed] == [50] * 17 + [14]
 
 
-@pytest.mark.parametrize("shared", [{"epochs": 3, "model": "vit", "model_args": {"depth": 1}, "dataset": "synthetic"},
-                                    {"split": "published"}, {"protocol": "published"}, {"protocol": "published", "split": "stratified"}])
-def test_sets_keep_what_every_cell_shares(tmp_path, shared):
-    cells = [Config(seed=seed, **shared) for seed in (1, 2)]
-    assert read_grid(write_sets(cells, tmp_path)[0]) == cells
+@pytest.mark.parametrize("shared", [
+    {"epochs": 3, "model": "vit", "model_args": {"depth": 1}, "dataset": "synthetic"}, {"model": "nets.py:Net"},
+    {"split": "published"}, {"protocol": "published"}, {"protocol": "published", "split": "stratified"},
+])
+def test_sets_keep_what_every_cell_shares_and_leave_the_rest_open(tmp_path, shared):
+    cells = [Config(**shared), Config(**{**shared, "epochs": 4, "normalization": "imagenet"})]
+    (path,) = write_sets(cells, tmp_path)
+    assert read_grid(path) == cells and "cosine_period" not in path.read_text()
+    assert [cell.given for cell in read_grid(path)] == [cell.given for cell in cells]
+
+
+def test_any_field_may_be_an_axis(tmp_path):
+    text = """
+        product: {batch_size: [64, 128], dataset: [cifar10, synthetic], softmax_in_loss: [false, true], epochs: [1, 2]}
+        rows: [{model: [cnn, nets.py:Net]}, {model: resnet, model_args: [{}, {depths: [1, 1, 1, 1]}]}]"""
+    cells = read_grid(write(tmp_path, text))
+    assert len(cells) == 64 == len(distinct_runs(cells))
+    assert cells[-1].run_name.endswith("_depths_1-1-1-1_epochs_2_batch_size_128_softmax_in_loss_True_dataset_synthetic")
 
 
 def test_an_override_counts_as_if_it_stood_in_the_file(tmp_path):
@@ -69,7 +82,8 @@ def test_product_varies_its_last_list_fastest_and_rows_join_it(tmp_path):
     cells = read_grid(write(tmp_path, "fixed: {epochs: 3}\nproduct: {model: [cnn, vit], gamma: [0.9, 0.8]}\n"))
     assert [(cell.model, cell.gamma, cell.epochs) for cell in cells] == [
         ("cnn", 0.9, 3), ("cnn", 0.8, 3), ("vit", 0.9, 3), ("vit", 0.8, 3)]
-    cells = read_grid(write(tmp_path, "product: {seed: [1, 2]}\nrows: [{model: cnn}, {model: vit, model_args: {depth: 2}}]\n"))
+    text = "product: {seed: [1, 2]}\nrows: [{model: cnn}, {model: vit, model_args: {depth: 2}}]\n"
+    cells = read_grid(write(tmp_path, text))
     assert [(cell.model, cell.seed, cell.model_args) for cell in cells] == [
         ("cnn", 1, {}), ("cnn", 2, {}), ("vit", 1, {"depth": 2}), ("vit", 2, {"depth": 2})]
 
@@ -88,7 +102,7 @@ def test_a_row_may_take_over_another_with_changes(tmp_path):
     ("fixed: {learning_rate: 1e-4}", "YAML needs the dot"),
     ("fixed: {modle: cnn}", "did you mean model"),
     ("fixed: {model: [unclosed", "is not YAML"),
-    ("product: {epochs: [1, 2]}", "makes another study"),
+    ("product: {lr: [0.1, 0.2]}", "did you mean learning_rate"),
     ("product: {model: []}", "model is a list without values"),
     ("rows: [{model: resnet, seed: []}, {model: cnn}]", "seed is a list without values"),
     ("rows: []", "rows is a list without values"),
@@ -106,24 +120,50 @@ def test_a_missing_grid_file_is_one_clear_line(tmp_path):
         read_grid(tmp_path / "none.yaml")
 
 
-def test_cells_of_one_run_that_differ_in_more_than_its_name_says_are_an_error(tmp_path):
-    path = write(tmp_path, "rows: [{gamma: 0.95, epochs: 10}, {gamma: 0.97, epochs: 20}]")
-    with pytest.raises(InputError, match="lr_0.001_wd_0.001 differ in epochs: 10 and 20; make two studies"):
-        distinct_runs(read_grid(path))
-    with pytest.raises(InputError, match="differ in limit_train: 3840 and 640"):
-        distinct_runs(read_grid(PARAMETERS / "demo.yaml", {"model": "cnn", "model_args": {}}))
+def test_a_cell_given_twice_is_one_run(tmp_path):
+    cells = read_grid(write(tmp_path, "rows: [{learning_rate: [0.1, 0.01]}, {learning_rate: 0.1, seed: [100, 101]}]"))
+    runs = distinct_runs(cells)
+    assert len(cells) == 4 and [len(run.cells) for run in runs] == [2, 1, 1]
+
+
+@pytest.mark.parametrize("rows, field", [
+    ("{model: [one.py:Net, other.py:Net]}", "model is 'one.py:Net' and 'other.py:Net'"),
+    ("{model: n.py:Net, model_args: [{k: a b}, {k: a-b}]}", "model_args is {'k': 'a b'} and {'k': 'a-b'}"),
+    ("{model: n.py:Net, model_args: {seed: 1}}, {model: n.py:Net, seed: 1}", "seed is 100 and 1"),
+    ("{dataset: [auto, cifar10]}", "dataset is 'auto' and 'cifar10'"),
+])
+def test_different_runs_of_one_name_are_one_line(tmp_path, monkeypatch, rows, field):
+    monkeypatch.chdir(tmp_path)
+    for name in ("one.py", "other.py", "n.py"):
+        Path(name).write_text("")
+    with pytest.raises(InputError, match="^two different runs would be called ") as caught:
+        distinct_runs(read_grid(write(tmp_path, f"rows: [{rows}]")))
+    assert f"{field}; rename one, or make two studies of them" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_only_selects_cells():
     cells = read_grid(PARAMETERS / "published.yaml")
-    chosen = select(cells, "model=cnn,scheduler=step,augmentation=true,learning_rate=1e-4")
+    chosen = select(cells, "model=cnn,scheduler=step,augmentation=true,learning_rate=1e-4,split=stratified")
     assert len(chosen) == 12
     assert {(c.model, c.scheduler, c.augmentation, c.learning_rate) for c in chosen} == {("cnn", "step", True, 0.0001)}
-    with pytest.raises(InputError, match="did you mean model"):
-        select(cells, "modle=cnn")
-    for nothing in ("model=vgg", "model=cnn,model=vit"):
-        with pytest.raises(InputError, match="no cell"):
-            select(cells, nothing)
+
+
+@pytest.mark.parametrize("wanted, message", [
+    ("modle=cnn", "unknown parameter 'modle'; did you mean model?"),
+    ("lr=0.1", "unknown parameter 'lr'; did you mean learning_rate?"),
+    ("model=ResNet", "got 'ResNet'; did you mean resnet?"),
+    ("augmentation=yes", "augmentation: expected true or false, got 'yes'"),
+    ("learning_rate=abc", "learning_rate: expected a number, got 'abc'"),
+    ("epochs", "epochs: expected a whole number, got ''"),
+    ("batch_size=1", "batch_size: expected at least 2, got 1"),
+    ("model=n.py:Net", "no cell of the grid matches; there model is resnet, cnn, vit"),
+    ("model=cnn,gamma=0.5", "no cell of the grid matches; there model is resnet, cnn, vit; gamma is 0.95, 0.97, 0.99"),
+    ("model=cnn,model=vit", "no cell of the grid matches; there model is resnet, cnn, vit"),
+])
+def test_only_checks_values_as_a_configuration_does(wanted, message):
+    with pytest.raises(InputError) as caught:
+        select(read_grid(PARAMETERS / "published.yaml"), wanted)
+    assert str(caught.value).endswith(message)
 
 
 def test_chunks_are_disjoint_and_together_everything():
@@ -132,6 +172,6 @@ def test_chunks_are_disjoint_and_together_everything():
     names = [run.name for part in chunks for run in part]
     assert sorted(names) == sorted(run.name for run in runs) and {len(part) for part in chunks} == {33, 34}
     assert all({run.config.model for run in part} == {"cnn", "resnet", "vit"} for part in chunks)
-    for share in ("0/2", "3/2", "1", "x/y", "²/²"):
+    for fraction in ("0/2", "3/2", "1", "x/y", "²/²"):
         with pytest.raises(InputError, match="--chunk"):
-            chunk(runs, share)
+            chunk(runs, fraction)

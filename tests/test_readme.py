@@ -1,7 +1,6 @@
-"""What README.md promises and other tests don't need: its commands, its flags, its links, its script, its committed runs."""
+"""What the README pages promise: commands, links, scripts, the generated parts, the committed runs."""
 
 import dataclasses
-import itertools
 import os
 import re
 import shlex
@@ -11,81 +10,160 @@ from pathlib import Path
 import pandas
 import pytest
 import results_tables as made
+import torch
 import yaml
 from conftest import tiny
 
-from cifarlib import cli
-from cifarlib.results import ranking, table as tables
-from cifarlib.config import CHECKPOINTS, Config, Options, check_names
-from cifarlib.batch.grid import distinct_runs, read_grid, select
-from cifarlib.words import percent
+from cifarlib import build_model, cli, fit, load_cifar10
+from cifarlib.batch.grid import distinct_runs, read_grid
+from cifarlib.config import Config, Options, check_names
+from cifarlib.results import report
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-PROSE = re.sub(r"^```.*?^```", "", README, flags=re.DOTALL | re.MULTILINE)
-KEPT = [name for name in re.findall(r"^!/executed/(\w+)/$", (ROOT / ".gitignore").read_text(), re.MULTILINE) if name != "throughput"]
-GRIDS = {"demo": 6, "finalists": 15, "equal_compute": 6, "resnet_24_epochs": 13, "published_resnet": 5, "cnn_10_epochs": 3, "published": 672}
+MAKEFILE = (ROOT / "Makefile").read_text()
+STUDIES = re.search(r"^STUDIES := (.+)$", MAKEFILE, re.MULTILINE)[1].split()
+IGNORED = (ROOT / ".gitignore").read_text()
+KEPT = [name for name in re.findall(r"^!/executed/(\w+)/$", IGNORED, re.MULTILINE) if name != "throughput"]
+FOLDERS = [".", "parameters", "notebooks", "cifarlib", "cifarlib/slurm", "executed", "executed/throughput",
+           *(f"executed/{name}" for name in STUDIES)]
+PAGES = {str(Path(folder, "README.md")): (ROOT / folder / "README.md").read_text() for folder in FOLDERS}
+GRIDS = {"demo": 6, "finalists": 15, "equal_compute": 6, "resnet_24_epochs": 13, "published_resnet": 5,
+         "cnn_10_epochs": 3, "published": 672}
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def without_code(text):
+    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGES[page], re.DOTALL | re.MULTILINE)
 
 
 def commands():
-    """The words after `python -m cifarlib` of every command in README.md and in the Makefile."""
-    lines = "".join(blocks("bash")).splitlines() + [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", PROSE)]
-    lines += (ROOT / "Makefile").read_text().replace("$(BIN)/", "").replace("$$study", KEPT[0]).replace("|| exit; \\", "").splitlines()
-    words = [tuple(shlex.split(line, comments=True)[3:]) for line in lines if re.match(r"\s*python -m cifarlib ", line)]
-    return [each for each in dict.fromkeys(words) if "--help" not in each]
+    """The words of every command line on a page, in code within its text, and in the Makefile."""
+    lines = [line for page in PAGES for block in blocks(page, "bash") for line in block.splitlines()]
+    prose = "".join(map(without_code, PAGES.values()))
+    lines += [" ".join(code.split()) for code in re.findall(r"`((?:python -m|make) [^`]+)`", prose)]
+    lines += [line.replace("$$study", STUDIES[0]) for line in recipe("report")]
+    words = (tuple(shlex.split(line.replace("&&", ";"), comments=True)) for line in lines)
+    return [each for each in dict.fromkeys(words) if each]
+
+
+def recipe(target):
+    """The command lines of a target of the Makefile."""
+    lines = re.search(rf"^{target}:.*\n((?:\t.+\n)+)", MAKEFILE, re.MULTILINE)[1]
+    lines = re.sub(r"\$\(if .*\)", "", lines.replace("$(BIN)/", "").replace("$(STUDIES)", " ".join(STUDIES)))
+    return [line.strip().removesuffix("|| exit; \\") for line in lines.splitlines() if "python -m cifarlib" in line]
 
 
 def study(words):
-    parsed = cli.make_parser().parse_args(words)
+    parsed = cli.make_parser().parse_args(words[3:])
     return parsed.study or Path(parsed.file).stem
 
 
 COMMANDS = commands()
-STUDIES = [words for words in COMMANDS if words[0] == "grid" and study(words) in KEPT]
+TRAINED = [words for words in COMMANDS if words[:4] == ("python", "-m", "cifarlib", "grid") and study(words) in KEPT]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """The working directory: copies of the pages, links to whatever lies beside them, and the front page's network."""
+    for page, text in PAGES.items():
+        (tmp_path / page).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / page).write_text(text)
+        for path in (ROOT / page).parent.iterdir():
+            if not path.name.startswith(".") and not (tmp_path / page).with_name(path.name).exists():
+                (tmp_path / page).with_name(path.name).symlink_to(path)
+    (tmp_path / "my_nets.py").write_text(blocks("README.md", "python")[0])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_every_command_can_be_given(words, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    parsed = cli.make_parser().parse_args(words)
-    if words[0] == "train":
-        assert Config(**cli.fields_of(Config, parsed)) and Options(**cli.fields_of(Options, parsed))
-    if words[0] == "grid":
-        assert select(read_grid(parsed.file, cli.fields_of(Config, parsed)), parsed.only)
+def test_every_command_can_be_given(words, project):
+    match words:
+        case ["python", "-m", "cifarlib", *arguments] if arguments and "STUDY" not in arguments:
+            cli.make_parser().parse_args(arguments)
+            if arguments[0] in ("train", "grid") and "--write-sets" not in arguments:
+                assert cli.main([*arguments, "--dry-run"]) == 0
+        case ["python", "-c", code]:
+            exec(code.partition(";")[0])
+        case ["papermill", notebook, _, "-f", values, *pairs]:
+            assert Path(notebook).is_file()
+            check_names([*yaml.safe_load(Path(values).read_text()), *pairs[1::3]], Config, Options)
+        case ["make", target, *_]:
+            assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE)
+        case ["bash" | "sbatch", *rest]:
+            assert Path(next(word for word in rest if not word.startswith("-"))).is_file()
+        case _:
+            assert words[0] in ("python", "conda", "pip", "module", "export", "source", "squeue", "tail")
 
 
-def test_the_flags_are_those_of_the_table():
-    rows = re.findall(r"^\| `(-\w)` \| `(\w+)`(?: \(`(--\w+)`\))? \|", README, re.MULTILINE)
-    assert {name: tuple(filter(None, (short, long))) for short, name, long in rows} == cli.PUBLISHED_FLAGS
-    others = re.search(r"the commands take both\. `([^`]+)`", README.replace("\n", " "))[1].split()
-    names = {spec.name for cls in (Config, Options) for spec in dataclasses.fields(cls)} - cli.PUBLISHED_FLAGS.keys()
-    assert sorted(others) == sorted(f"--{name}" if name != "resume" else "--no-resume" for name in names)
+def anchors(text):
+    """The names that GitHub gives to a page's headings."""
+    heads = re.findall(r"^#+ (.+)$", without_code(text), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads]
 
 
-def test_links_within_the_page_lead_somewhere():
-    heads = [re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in re.findall(r"^#+ (.+)$", PROSE, re.MULTILINE)]
-    links = re.findall(r"\]\(#([^)]+)\)", PROSE)
-    assert links and [link for link in links if heads.count(link) != 1] == []
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", without_code(PAGES[page])):
+        place, _, anchor = link.partition("#")
+        path = (ROOT / page).parent / place if place else ROOT / page
+        assert path.exists(), link
+        assert not anchor or anchors(path.read_text()).count(anchor) == 1, link
+
+
+def test_the_front_page_is_short_and_leads_to_every_other():
+    assert len(PAGES["README.md"].splitlines()) <= 250
+    links = re.findall(r"\]\(([^)#]+)", PAGES["README.md"])
+    assert PAGES.keys() - {"README.md"} <= set(links)
+
+
+def test_the_generated_parts_are_what_the_commands_give(project, monkeypatch):
+    """Without the notebooks; and with the published table where it is at hand."""
+    monkeypatch.setattr(report, "make_report", lambda *_: "results.html")
+    first, *others = recipe("report")
+    lines = [*(first.replace("$$study", name) for name in STUDIES), *others]
+    if published := os.environ.get("PUBLISHED_RUNS"):
+        lines.append(f"{lines[-1]} --compare-with {published}")
+    for line in lines:
+        assert cli.main(shlex.split(line)[3:]) == 0
+    changed = [page for page, text in PAGES.items() if (project / page).read_text() != text]
+    assert changed == [], "run `make report` and commit what it changes"
 
 
 def test_the_script_trains(capsys):
     """As it stands, but for the sizes of its model and data."""
-    script, changed = re.subn(r"^config = Config\(", "config = tiny(", blocks("python")[0], flags=re.MULTILINE)
-    assert changed == 1
-    exec(script, {"tiny": tiny})
+    script, = blocks("notebooks/README.md", "python")
+    assert script.count("config = Config(") == 1
+    exec(script.replace("config = Config(", "config = tiny("), {"tiny": tiny})
     accuracies = [float(word) for word in capsys.readouterr().out.split()]
     assert len(accuracies) == 10 + 1 and all(0 <= accuracy <= 1 for accuracy in accuracies)
+
+
+def test_the_weights_of_a_run_are_loaded(tmp_path):
+    script, = blocks("executed/README.md", "python")
+    assert script.count('"executed/STUDY/RUN"') == 1
+    record = next(ROOT.glob("executed/resnet_24_epochs/*/record.json"))
+    shutil.copy(record, tmp_path)
+    torch.save(build_model(Config(seed=1)).state_dict(), tmp_path / "best_val_acc.pt")
+    exec(script.replace("executed/STUDY/RUN", str(tmp_path)), names := {})
+    assert torch.equal(names["model"].fc.weight, build_model(Config(seed=1)).fc.weight)
+
+
+def test_the_network_of_the_front_page_trains(project):
+    config = tiny().replace(model="my_nets.py:SmallNet", model_args={"width": 4}, epochs=1)
+    history = fit(model := build_model(config), load_cifar10(config), config)
+    assert len(history.rows) == 1 and model.head.in_features == 8
 
 
 def test_the_parameters_of_one_run_are_a_runs():
     values = yaml.safe_load((ROOT / "parameters" / "experiment.yaml").read_text())
     check_names(values, Config, Options)
-    config, options = ({spec.name: values[spec.name] for spec in dataclasses.fields(cls) if spec.name in values} for cls in (Config, Options))
-    assert Config(**config).epochs == 80 and Config(**config).augmentation and Options(**options)
+    config, options = (cls(**{spec.name: values[spec.name] for spec in dataclasses.fields(cls) if spec.name in values})
+                       for cls in (Config, Options))
+    assert config.epochs == 80 and config.augmentation and options.study == "single"
 
 
 def test_every_grid_has_the_runs_that_it_is_for():
@@ -97,16 +175,22 @@ def test_every_grid_has_the_runs_that_it_is_for():
     assert {cell.seed for cell in read_grid(files["finalists"])} == {100, 101, 102, 103, 104}
 
 
+@pytest.mark.parametrize("page", ["README.md", "parameters/README.md"])
+def test_the_grid_file_on_the_page_is_one(page, tmp_path):
+    (tmp_path / "grid.yaml").write_text(blocks(page, "yaml")[0])
+    assert len(distinct_runs(read_grid(tmp_path / "grid.yaml"))) == 12
+
+
 def test_each_kept_study_has_its_command():
-    assert {study(words) for words in STUDIES} == set(KEPT)
+    assert {study(words) for words in TRAINED} == set(KEPT)
 
 
-@pytest.mark.parametrize("words", STUDIES, ids=" ".join)
+@pytest.mark.parametrize("words", TRAINED, ids=" ".join)
 def test_committed_runs_count_as_done(words, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    assert cli.main([*words, "--dry-run"]) == 0
+    assert cli.main([*words[3:], "--dry-run"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "nothing is left to do"
-    assert cli.main([*words, "--dry-run", "--study", "never_trained"]) == 0
+    assert cli.main([*words[3:], "--dry-run", "--study", "never_trained"]) == 0
     assert " 0 done," in capsys.readouterr().out
 
 
@@ -119,52 +203,4 @@ def test_the_committed_table_is_what_the_committed_records_give(name, tmp_path, 
     table = tmp_path / name / "runs.csv"
     assert capsys.readouterr().out.splitlines()[-1] == str(table)
     assert table.read_bytes() == (ROOT / "executed" / name / "runs.csv").read_bytes()
-    assert set(made.table(models=("cnn",))) <= set(pandas.read_csv(table)), "the made-up tables have columns that no run has"
-
-
-def test_the_results_so_far_are_the_best_runs():
-    """Of each study whose section a row leads to: the best run of each model, as the results notebook ranks them."""
-    rows = re.findall(r"^\| \[[^|]+\]\(#([\w-]+)\)[^|]* \| (\w+) \| ([^|]+) \|", README, re.MULTILINE)
-    shown = {}
-    for anchor, protocol, accuracies in rows:
-        section = next(part for part in README.split("\n## ")[1:] if part.splitlines()[0].lower().replace(" ", "-") == anchor)
-        shown[re.search(r"^<!-- (\w+):begin -->", section, re.MULTILINE)[1]] = protocol, accuracies
-    tables = {name: tables.read_table(ROOT / "executed" / name) for name in shown}
-    assert shown.keys() == set(re.search(r"^STUDIES := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split())
-    assert shown == {name: (table.rows["protocol"].iloc[0], ", ".join(f"{tables.LABELS[row['model']]} {percent(row['test'])}" for _, row in
-                                                                      ranking.overall(table).iterrows())) for name, table in tables.items()}
-
-
-def test_the_parity_table_is_the_runs():
-    """Ours from the committed table, beside the mean of what is shown as published; that is checked where the published table is at hand."""
-    runs = pandas.read_csv(ROOT / "executed" / "published_resnet" / "runs.csv").set_index(["scheduler", "learning_rate"])
-    section = README.partition("## Parity with")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| (\w+), (0\.\d+), [a-z ]+ \| ([\d.%, *]+) \| ([\d.]+)% \| ([\d.]+)% \| ([+-][\d.]+) \|$", section, re.MULTILINE)
-    cells = list(dict.fromkeys((scheduler, float(rate)) for scheduler, rate, *_ in rows))
-    assert set(cells) == set(runs.index) and len(rows) == len(cells) * len(CHECKPOINTS)
-    published = os.environ.get("PUBLISHED_RUNS") and pandas.read_csv(os.environ["PUBLISHED_RUNS"]).query("Modelname == 'resnet' and augmentation")
-    for (scheduler, rate, theirs, mean, ours, difference), (cell, name) in zip(rows, itertools.product(cells, CHECKPOINTS)):
-        shown = [float(accuracy) for accuracy in re.findall(r"[\d.]+", theirs)]
-        assert (scheduler, float(rate)) == cell and ours == f"{100 * runs.loc[cell, f'test_accuracy_{name}']:.2f}"
-        assert float(mean) == pytest.approx(sum(shown) / len(shown), abs=0.011) and float(difference) == pytest.approx(float(ours) - float(mean), abs=0.011)
-        if published is not None and len(published):
-            same = published.query("scheduler == @scheduler and learning_rate == @cell[1]")
-            same = same.query("weight_decay == 0.001") if scheduler == "cosine" else same.query("gamma == 0.97")
-            assert shown == sorted((100 * same[f"test_accuracy_{name}"]).round(2))
-            bold = re.findall(r"\*\*([\d.]+)%", theirs)
-            assert bold == [f"{100 * value:.2f}" for value in same.query("weight_decay == 0.001")[f"test_accuracy_{name}"] if scheduler != "cosine"]
-
-
-def test_the_tables_of_short_studies_are_the_runs():
-    """Written by hand: accuracies by schedule and learning rate, means where there are several seeds."""
-    def tested(name):
-        return (100 * pandas.read_csv(ROOT / "executed" / name / "runs.csv").groupby(["scheduler", "learning_rate"])["test_accuracy_best_val_acc"]
-                .mean()).round(2).to_dict()
-
-    shown = re.findall(r"^\| (0\.\d+), (\w+) \| ([\d.]+)% \|", README.partition("## CNN at 10 epochs")[2], re.MULTILINE)
-    assert {(scheduler, float(rate)): float(accuracy) for rate, scheduler, accuracy in shown} == tested("cnn_10_epochs")
-    section = README.partition("## ResNet at 24 epochs")[2]
-    rates = [float(rate) for rate in re.search(r"^\| test accuracy \| (.+) \|$", section, re.MULTILINE)[1].split(" | ")]
-    rows = re.findall(r"^\| (cosine|exponential|step) \| (.+) \|$", section, re.MULTILINE)
-    shown = {(scheduler, rate): float(cell.partition("%")[0]) for scheduler, cells in rows for rate, cell in zip(rates, cells.split(" | "))}
-    assert shown == tested("resnet_24_epochs")
+    assert set(made.table(models=("cnn",))) <= set(pandas.read_csv(table)), "no run has these"

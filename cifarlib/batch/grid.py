@@ -9,13 +9,14 @@
       - {model: cnn, learning_rate: 1.0e-4, seed: [100, 101, 102]}   # a list in a row is a small product of its own
 """
 
+import dataclasses
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from ..config import Config, check_names
+from ..config import Config, check_names, from_text
 from ..errors import InputError
 from ..files import replacing
 
@@ -45,7 +46,10 @@ class Run:
 
 
 def read_grid(path: str | Path, overrides: dict | None = None) -> list[Config]:
-    """The cells of a grid file in order, each with the `overrides`. Raises InputError for a file that isn't one, or values that don't fit."""
+    """The cells of a grid file in order, each with the `overrides`.
+
+    Raises InputError for a file that isn't one, or values that don't fit.
+    """
     try:
         content = yaml.load(Path(path).read_text(), _Loader)
     except OSError as error:
@@ -56,20 +60,16 @@ def read_grid(path: str | Path, overrides: dict | None = None) -> list[Config]:
         raise InputError(f"{path}: expected the sections {', '.join(SECTIONS)} and nothing else")
     for name, kind in SECTIONS.items():
         if not isinstance(content.get(name, kind()), kind):
-            raise InputError(f"{path}: {name} should be a {'mapping of names to values' if kind is dict else 'list of mappings'}")
+            wanted = "mapping of names to values" if kind is dict else "list of mappings"
+            raise InputError(f"{path}: {name} should be a {wanted}")
     fixed, product, rows = (content.get(name, kind()) for name, kind in SECTIONS.items())
     if not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{path}: each of the rows should be a mapping of names to values")
     empty = [name for name, value in content.items() if not value]
     if empty := empty or [name for values in (product, *rows) for name, value in values.items() if value == []]:
         raise InputError(f"{path}: {empty[0]} is a list without values; give it one, or leave it out")
-    values = [{**fixed, **cell} for row in rows or [{}] for cell in _combinations({**product, **row})]
-    names = [Config.from_dict(cell).cell_name for cell in values]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"{path}: two cells are called {twice}; cells of one grid differ in model, scheduler, augmentation, "
-                         "learning_rate, weight_decay, gamma, model_args or seed, anything else makes another study")
-    return [Config.from_dict({**cell, **(overrides or {})}) for cell in values]
+    cells = [{**fixed, **cell} for row in rows or [{}] for cell in _combinations({**product, **row})]
+    return [Config.from_dict({**cell, **(overrides or {})}) for cell in cells]
 
 
 def _combinations(values: dict) -> list[dict]:
@@ -79,46 +79,44 @@ def _combinations(values: dict) -> list[dict]:
 
 
 def distinct_runs(cells: list[Config]) -> list[Run]:
-    """The runs that a grid needs: cells that differ only in knobs that do nothing share one, trained as the first of them.
+    """The runs that a grid needs: cells that are equal, or differ only in what does nothing, share one.
 
-    Raises InputError if cells of one run's name differ in more.
+    Raises InputError for different runs of one name, which would share a folder.
     """
     groups: dict[str, list[Config]] = {}
     for cell in cells:
         groups.setdefault(cell.run_name, []).append(cell)
     for name, (first, *others) in groups.items():
         for other in others:
-            mine, theirs = first.identity(), other.identity()
-            if knob := next((knob for knob in mine if mine[knob] != theirs[knob]), None):
-                raise InputError(f"two cells of the run {name} differ in {knob}: {mine[knob]!r} and {theirs[knob]!r}; make two studies of them")
+            one, two = first.identity(), other.identity()
+            if field := next((field for field in one if one[field] != two.get(field)), None):
+                raise InputError(f"two different runs would be called {name}: their {field} is {one[field]!r} and "
+                                 f"{two.get(field)!r}; rename one, or make two studies of them")
     return [Run(group[0], tuple(group)) for group in groups.values()]
 
 
 def select(cells: list[Config], wanted: str) -> list[Config]:
-    """The cells that match `wanted`, such as `model=cnn,scheduler=step`. Raises InputError for unknown names or no match."""
+    """The cells that match `wanted`, such as `model=cnn,scheduler=step`.
+
+    Raises InputError for unknown names, values that no run can have, and values that none of the cells has.
+    """
     conditions = [part.partition("=") for part in wanted.split(",") if part]
     check_names([name for name, _, _ in conditions], Config)
-    chosen = [cell for cell in cells if all(_means(text, getattr(cell, name)) for name, _, text in conditions)]
+    specs = {spec.name: spec for spec in dataclasses.fields(Config)}
+    values = [(name, from_text(text, specs[name])) for name, _, text in conditions]
+    chosen = [cell for cell in cells if all(getattr(cell, name) == value for name, value in values)]
     if not chosen:
-        raise InputError(f"--only {wanted}: no cell of the grid matches")
+        there = {name: ", ".join(dict.fromkeys(str(getattr(cell, name)) for cell in cells)) for name, _ in values}
+        raise InputError(f"--only {wanted}: no cell of the grid matches; there "
+                         + "; ".join(f"{name} is {values}" for name, values in there.items()))
     return chosen
 
 
-def _means(text: str, value) -> bool:
-    """Whether `text` from the command line means `value`."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        try:
-            return float(text) == value
-        except ValueError:
-            return False
-    return str(value).lower() == text.lower()
-
-
-def chunk(runs: list[Run], share: str) -> list[Run]:
-    """Every Nth run from the Ith for `share` "I/N": the chunks of all I are disjoint, and each has its part of every model."""
-    first, _, step = share.partition("/")
+def chunk(runs: list[Run], fraction: str) -> list[Run]:
+    """Every Nth run from the Ith for "I/N": the chunks of all I are disjoint, and each has its part of every model."""
+    first, _, step = fraction.partition("/")
     if not (first.isdecimal() and step.isdecimal() and 1 <= int(first) <= int(step)):
-        raise InputError(f"--chunk: expected I/N with I from 1 to N, such as 2/20, got {share!r}")
+        raise InputError(f"--chunk: expected I/N with I from 1 to N, such as 2/20, got {fraction!r}")
     return runs[int(first) - 1::int(step)]
 
 
@@ -126,19 +124,19 @@ SET_SIZE = 50  # cells in a published set
 
 
 def write_sets(cells: list[Config], folder: Path) -> list[Path]:
-    """The cells in sets of 50, `set_01.yaml` onwards: grid files with explicit rows; values that all cells share stand once."""
+    """The cells in sets of 50, `set_01.yaml` onwards: grid files of rows; values that all cells share stand once."""
     folder.mkdir(parents=True, exist_ok=True)
-    default = Config(protocol=cells[0].protocol, epochs=cells[0].epochs).to_dict()  # with what the protocol decides
-    varied = [name for name in default if len({str(getattr(cell, name)) for cell in cells}) > 1]
-    shared = {name: value for name, value in cells[0].to_dict().items() if name not in varied}
-    fixed = {name: value for name, value in shared.items() if value != default[name] or name in ("epochs", "batch_size")}
+    default, given = Config().given, [cell.given for cell in cells]
+    varied = [name for name in default if any(values[name] != given[0][name] for values in given)]
+    fixed = {name: value for name, value in given[0].items()
+             if name not in varied and (value != default[name] or name in ("epochs", "batch_size"))}
+    head = yaml.safe_dump({"fixed": fixed}, sort_keys=False)
     paths = []
     for first in range(0, len(cells), SET_SIZE):
-        rows = [{name: getattr(cell, name) for name in varied} for cell in cells[first:first + SET_SIZE]]
+        rows = [{name: values[name] for name in varied} for values in given[first:first + SET_SIZE]]
         lines = [yaml.safe_dump(row, default_flow_style=True, sort_keys=False, width=200).strip() for row in rows]
-        head = yaml.safe_dump({"fixed": fixed}, sort_keys=False)
         paths.append(folder / f"set_{len(paths) + 1:02}.yaml")
         with replacing(paths[-1]) as part:
-            part.write_text(f"# Cells {first + 1} to {first + len(rows)} of the grid; generated, see README.md.\n{head}rows:\n"
-                            + "".join(f"  - {line}\n" for line in lines))
+            part.write_text(f"# Cells {first + 1} to {first + len(rows)} of the grid; generated, see README.md.\n"
+                            f"{head}rows:\n" + "".join(f"  - {line}\n" for line in lines))
     return paths

@@ -7,9 +7,9 @@ import pandas
 from matplotlib.figure import Figure
 
 from ..files import project_path, write_json
-from ..results.figures.style import COLOURS, legend_above, new_figure, percent_ticks, styled, titled
+from ..parts import architectures
+from ..results.figures.style import legend_above, new_figure, percent_ticks, styled, titled
 from ..results.markdown import markdown
-from ..results.table import LABELS
 from ..words import listed
 
 
@@ -20,26 +20,26 @@ def throughput(names: list[str], reference: list[list[float]], ours: list[list[f
     reference, ours: images per second, round by round; shares: of the limit, in [0, 1]; limit: what it is, in words.
     """
     figure, (left, right) = new_figure(1.6 + 0.75 * len(names), 1, 2, width_ratios=(2.2, 1), sharey=True)
-    medians, longest = [], 1.0
+    medians, longest, looks = [], 1.0, architectures(names)
     for place, (name, theirs, mine, share) in enumerate(zip(names, reference, ours, shares)):
         ratios = np.divide(mine, theirs)
         medians.append(float(np.median(ratios)))
         longest = max(longest, *ratios)
         left.barh(place - 0.17, 1, 0.3, color="#BBBBBB", label="plain reference" if place == 0 else None)
-        left.barh(place + 0.17, medians[-1], 0.3, color=COLOURS[name])
+        left.barh(place + 0.17, medians[-1], 0.3, color=looks[name].colour)
         left.plot([min(ratios), max(ratios)], [place + 0.17] * 2, color="black", linewidth=1)
         for offset, end, speed in ((-0.17, 1, np.median(theirs)), (0.17, max(ratios), np.median(mine))):
             text = f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
             left.annotate(f"{text} images/s", (end, place + offset), (5, 0), textcoords="offset points", va="center", fontsize=8)
-        right.barh(place, share, 0.5, color=COLOURS[name])
+        right.barh(place, share, 0.5, color=looks[name].colour)
         right.text(share + 0.015, place, f"{share:.0%}", va="center", fontsize=8)
     left.set(xlabel="times the reference's speed, training and validation", xlim=(0, 1.25 * longest))
-    left.set_yticks(range(len(names)), [LABELS[name] for name in names])
+    left.set_yticks(range(len(names)), [looks[name].label for name in names])
     left.invert_yaxis()
     right.set(xlim=(0, 1.1), xlabel="share of the machine's own matrix rate")
     percent_ticks(right.xaxis)
     legend_above(left)
-    heads = listed(f"{LABELS[name]} {ratio:.1f}" for name, ratio in zip(names, medians))
+    heads = listed(f"{looks[name].label} {ratio:.1f}" for name, ratio in zip(names, medians))
     return titled(figure, f"times as fast as the plain reference: {heads}",
                    f"Coloured: this package. Bars: medians of the rounds' ratios; black lines: lowest to highest. Matrix rate: {limit}.")
 

@@ -12,7 +12,7 @@ from ..runs.history import History
 
 
 class Live:
-    """Shows a run as it trains: in JupyterLab a bar of epochs and one figure that is redrawn, elsewhere a line an epoch.
+    """Shows a run as it trains: in JupyterLab a bar of epochs and a figure that is redrawn, elsewhere a line an epoch.
 
     A context around the training, called with the history after every epoch.
     """
@@ -44,7 +44,8 @@ class Live:
 
     def _advance(self, history: History) -> None:
         if self.bar.n == 0:
-            self.bar.initial = self.bar.n = len(history.rows) - 1  # epochs of an earlier session don't count for the speed
+            # epochs of an earlier session don't count for the speed
+            self.bar.initial = self.bar.n = len(history.rows) - 1
         self.bar.update()
         row = history.last
         self.bar.set_postfix({name: f"{row[name]:.3f}" for name in ("train_accuracy", "val_accuracy") if name in row})

@@ -1,35 +1,58 @@
 """The influence of each hyperparameter, and two tables beside each other."""
 
 import pandas as pd
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from ..errors import InputError
-from ..words import knob_value
-from .ranking import candidates, ranked
+from .ranking import candidates, experiments, ranked
 from .statistics import decompose, main_effects
-from .table import KNOBS, Table, acting, without_inert
+from .table import FIELDS, Table, idle_when, label, shown
+
+
+def is_switch(values: pd.Series) -> bool:
+    """Whether a knob is on or off."""
+    return is_bool_dtype(values.infer_objects())
+
+
+def is_number(values: pd.Series) -> bool:
+    """Whether a knob's values have an order."""
+    return is_numeric_dtype(values) and not is_switch(values)
+
+
+def varying(table: Table, model: str) -> list[str]:
+    """The knobs with several values among a model's experiments; of two that always change together only the first."""
+    every, found = experiments(table, model), []
+    for knob in table.knobs:
+        levels = every[knob].nunique()
+        together = (len(every[[other, knob]].drop_duplicates()) == levels == every[other].nunique()
+                    for other in found)
+        if levels > 1 and not (levels < len(every) and any(together)):
+            found.append(knob)
+    return found
 
 
 def cells(table: Table, model: str) -> pd.DataFrame:
-    """One row a grid cell: knobs, score (mean over repeats; NaN without any), chance. Cosine cells stand at every gamma that another schedule has."""
-    rows = table.runs.query("main and model == @model")
-    others = rows[rows["scheduler"] != "cosine"]
-    gammas = (others if len(others) else rows.head(1))[["gamma"]].drop_duplicates()
-    every = pd.concat([others, rows[rows["scheduler"] == "cosine"].drop(columns="gamma").merge(gammas, how="cross")])
-    return every.groupby(list(KNOBS)).agg(score=(table.rank_by, "mean"), chance=("chance", "all")).reset_index()
+    """One row a cell of a model's grid: an experiment stands at every value of a knob that does nothing in it."""
+    grid = experiments(table, model)
+    for knob in table.knobs:
+        idle, values = grid[knob].isna(), grid[[knob]].dropna().drop_duplicates()
+        if idle.any() and len(values):
+            grid = pd.concat([grid[~idle], grid[idle].drop(columns=knob).merge(values, how="cross")])
+    return grid
 
 
 def importance(table: Table, model: str) -> tuple[pd.Series, str] | None:
-    """Shares of the score's variance among the grid's cells by knob (and pair of knobs, `rest`), and on what they rest.
+    """Fractions of the score's variance among the grid's cells by knob (and pair, and `rest`), and on what they rest.
 
     Values at which every cell stays at chance are left out. None if fewer than two knobs vary or cells are too few.
     """
-    grid, dropped = cells(table, model).dropna(subset="score"), []
-    for knob in KNOBS:
+    grid, dropped, knobs = cells(table, model).dropna(subset="score"), [], varying(table, model)
+    for knob in knobs:
         dead = grid.groupby(knob)["chance"].all()
         if 0 < dead.sum() < len(dead):
-            dropped += [f"{KNOBS[knob]} {knob_value(value)}" for value in dead[dead].index]
+            dropped += [f"{label(knob)} {shown(knob, value)}" for value in dead[dead].index]
             grid = grid[~grid[knob].isin(dead[dead].index)]
-    levels = grid[list(KNOBS)].nunique().loc[lambda n: n > 1]
+    levels = grid[knobs].nunique().loc[lambda n: n > 1]
     full = levels.prod()
     if len(levels) < 2 or grid["score"].nunique() == 1 or len(grid) <= 1 + (levels - 1).sum():
         return None
@@ -40,43 +63,44 @@ def importance(table: Table, model: str) -> tuple[pd.Series, str] | None:
 
 
 def edges(table: Table, model: str) -> list[str]:
-    """A warning for each numeric knob whose best value is the smallest or largest one tried."""
-    rows, best, warnings = candidates(table, model), ranked(table, model).iloc[0], []  # values that diverged were tried too
-    for knob in ("learning_rate", "weight_decay", "gamma"):
-        values = acting(rows, knob)[knob]
-        if values.nunique() > 1 and best.name in values.index and best[knob] in (values.min(), values.max()):
-            side, beyond = ("smallest", "lower") if best[knob] == values.min() else ("largest", "higher")
-            warnings.append(f"The best run's {KNOBS[knob]}, {knob_value(best[knob])}, is the {side} one tried: {beyond} ones may be better.")
+    """A warning for each number whose best value is the smallest or largest one tried, if it can go further."""
+    rows, best, warnings = candidates(table, model), ranked(table, model).iloc[0], []  # what diverged was tried too
+    for knob in varying(table, model):
+        values = rows[knob].dropna()
+        if not is_number(values) or best.name not in values.index or "all" in (shown(knob, value) for value in values):
+            continue
+        limits = FIELDS[knob].metadata if knob in FIELDS else {}
+        for end, side, beyond, limit in ((values.min(), "smallest", "lower", limits.get("minimum")),
+                                         (values.max(), "largest", "higher", limits.get("maximum"))):
+            if best[knob] == end and end != limit:
+                warnings.append(f"The best run's {label(knob)}, {shown(knob, end)}, is the {side} one tried: "
+                                f"{beyond} ones may be better.")
     return warnings
 
 
-def means(table: Table, rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Mean test accuracy, and whether all are at chance, of the rows that agree in the columns `by`, gamma only where it acts."""
-    groups = without_inert(rows.dropna(subset=[table.tested])).groupby(by)
-    return groups.agg(test=(table.tested, "mean"), chance=("chance", "all")).reset_index()
+def pairs(table: Table, model: str, knob: str, better, other) -> pd.DataFrame:
+    """Pairs of experiments with one value of a knob and with another one, all else equal, and the first one's gain.
 
-
-def augmentation_pairs(table: Table, model: str) -> pd.DataFrame:
-    """Pairs of cells with and without augmentation, all else equal, and the gain; without pairs entirely at chance."""
-    every = means(table, candidates(table, model), list(KNOBS))
-    sides = [every[every["augmentation"] == side].drop(columns="augmentation") for side in (True, False)]
-    others = [knob for knob in KNOBS if knob != "augmentation"]
-    pairs = sides[0].merge(sides[1], on=others, suffixes=("_with", "_without")).query("not (chance_with and chance_without)")
-    return pairs.assign(gain=pairs["test_with"] - pairs["test_without"])
-
-
-def comparable(table: Table) -> pd.DataFrame:
-    """A table's experiments as another table may have them too: model, model_args, knobs, mean test accuracy, chance."""
-    return means(table, table.runs.query("main"), ["model", "model_args", *KNOBS])
+    Without pairs entirely at chance. Knobs that do nothing at one of the two values need not be equal.
+    """
+    every = experiments(table, model).dropna(subset="test")
+    sides = [every[every[knob] == value].drop(columns=knob) for value in (better, other)]
+    alike = [each for each in table.knobs if each != knob and knob not in idle_when(each)]
+    both = sides[0].merge(sides[1], on=alike, suffixes=("", "_other")).query("not (chance and chance_other)")
+    return both.assign(gain=both["test"] - both["test_other"])
 
 
 def compare(first: Table, second: Table) -> pd.DataFrame:
-    """The experiments of both tables: knobs, first and second test accuracy (mean of repeats), difference, chance of each.
+    """The experiments of both tables: model, knobs, first and second test accuracy (mean of repeats), difference.
 
-    Raises InputError for CIFAR-10 beside synthetic data.
+    Raises InputError for tables of different data.
     """
-    if first.synthetic != second.synthetic:
-        raise InputError(f"compare_with: of {first.name} and {second.name} one is of CIFAR-10 and one of synthetic data; compare tables of one kind")
-    both = comparable(first).merge(comparable(second), on=["model", "model_args", *KNOBS], suffixes=("_first", "_second"))
+    if first.data != second.data:
+        raise InputError(f"compare_with: {first.name} is of {first.data.label}, {second.name} of {second.data.label}; "
+                         "compare tables of the same data")
+    columns = dict.fromkeys(["model", "model_args", *first.knobs, *second.knobs])
+    by = [column for column in columns if column in first.rows and column in second.rows]
+    sides = [experiments(table).dropna(subset="test") for table in (first, second)]
+    both = sides[0].merge(sides[1], on=by, suffixes=("_first", "_second"))
     both = both.rename(columns={"test_first": "first", "test_second": "second"})
     return both.assign(difference=both["second"] - both["first"])

@@ -1,16 +1,17 @@
 """What a table of runs says, as Markdown."""
 
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from ..errors import InputError
 from ..files import NOTEBOOK, replacing
-from ..words import duration, knob_value, percent, plain, signed
+from ..words import duration, percent, signed, value_text
 from .knobs import compare
 from .ranking import experiments, overall, paired_tests, top
-from .sentences import _score, conditions, observations, overall_observations
-from .table import KNOBS, LABELS, PUBLISHED_BEST, Table
+from .sentences import conditions, observations, overall_observations, score_text
+from .table import Table, label, shown
 
 MOST_RUNS = 25  # that a README lists one by one
 
@@ -18,9 +19,11 @@ MOST_RUNS = 25  # that a README lists one by one
 def comparison_table(first: Table, second: Table, n: int = 20) -> str:
     """The experiments of both tables side by side as Markdown, the `n` that differ most."""
     both = compare(first, second).sort_values("difference", key=abs, ascending=False, kind="stable").head(n)
+    knobs = [knob for knob in dict.fromkeys([*first.knobs, *second.knobs]) if knob in both and knob != "model_args"]
     return markdown([{
-        "Model": LABELS[row["model"]], "Sizes": plain(row["model_args"]) * (row["model_args"] != "{}"),
-        **{name.capitalize(): "" if knob == "gamma" and row["scheduler"] == "cosine" else knob_value(row[knob]) for knob, name in KNOBS.items()},
+        "Model": first.looks[row["model"]].label,
+        "Sizes": row["model_args"].replace(value_text({}), ""),
+        **{label(knob).capitalize(): cell(row[knob], partial(shown, knob)) for knob in knobs},
         f"First: `{first.name}`": percent(row["first"]),
         f"Second: `{second.name}`": percent(row["second"]),
         "Difference, points": signed(row["difference"]),
@@ -32,6 +35,11 @@ def bullets(lines) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
+def cell(value, text=str) -> str:
+    """What `text` makes of a value; empty where there is none."""
+    return "" if pd.isna(value) else text(value)
+
+
 def markdown(rows: list[dict[str, str]]) -> str:
     """A Markdown table of at least one row, without its empty columns."""
     heads = [head for head in rows[0] if any(row[head] for row in rows)]
@@ -40,67 +48,70 @@ def markdown(rows: list[dict[str, str]]) -> str:
 
 
 def runs_table(table: Table, best: pd.DataFrame) -> str:
-    """`top` or `overall` as Markdown; where each row is another model, the published best beside ours of the same size."""
-    across, ours = best["model"].nunique() == len(best) > 1, "run" in table.rows and not table.synthetic
-    sizes = table.rows.loc[best.index, "model_args"]
+    """`top` or `overall` as Markdown; where each row is another model, with the published best of that size."""
+    across = best["model"].nunique() == len(best) > 1
+    if across and "run" in table.rows and table.usual_data:
+        usual = best["model_args"] == value_text({})
+        best = best.assign(published=best["model"].map(lambda model: table.looks[model].published_best).where(usual))
     return markdown([{
-        "Model": LABELS[row["model"]] if across else "",
+        "Model": table.looks[row["model"]].label if across else "",
         "Run": f"`{row['name']}`",
-        table.score.capitalize(): _score(table, row["score"]) if table.rank_by != table.tested else "",
+        table.score.capitalize(): score_text(table, row["score"]) if table.rank_by != table.tested else "",
         "Test accuracy": percent(row["test"]),
         "95% interval": f"{100 * row['low']:.2f} to {100 * row['high']:.2f}",
         "Per-class accuracy": percent(row["per_class"]),
-        "Mean ± SD (runs)": f"{100 * row['mean']:.2f} ± {100 * row['sd']:.2f} ({row['runs']})" if row["runs"] > 1 else "",
-        "Published best, 80 epochs": percent(PUBLISHED_BEST[row["model"]]) if across and ours and size == "{}" else "",
-    } for (_, row), size in zip(best.iterrows(), sizes)])
+        "Mean ± SD (runs)": cell(row["sd"], lambda sd: f"{100 * row['mean']:.2f} ± {100 * sd:.2f} ({row['runs']})"),
+        "Published best, 80 epochs": cell(row.get("published"), percent),
+    } for _, row in best.iterrows()])
 
 
 def experiments_table(table: Table, model: str) -> str:
     """A model's best experiments as Markdown, or why there are none."""
     rows = [{
-        f"{LABELS[model]}: experiment": f"`{row['name']}`",
+        f"{table.looks[model].label}: experiment": f"`{row['name']}`",
         "Rows": str(row["rows"]),
         "Runs": str(row["runs"]),
-        f"Mean {table.score}": _score(table, row["score"]),
+        f"Mean {table.score}": score_text(table, row["score"]),
         "Mean test accuracy": percent(row["test"]),
-        "SD, points": f"{100 * row['sd']:.2f}" if row["runs"] > 1 else "",
+        "SD, points": cell(row["sd"], lambda sd: f"{100 * sd:.2f}"),
     } for _, row in experiments(table, model).dropna(subset=["test"]).head(5).iterrows()]
-    return markdown(rows) if rows else f"No run of {LABELS[model]} in this table has a test accuracy."
+    return markdown(rows) if rows else f"No run of {table.looks[model].label} in this table has a test accuracy."
 
 
 def paired_table(table: Table) -> str:
     """`paired_tests` as Markdown, or why there are none."""
     rows = [{
-        "First run": f"`{row['first']}`",
-        "Second run": f"`{row['second']}`",
+        "First run": f"`{table.rows.loc[row['first'], 'name']}`",
+        "Second run": f"`{table.rows.loc[row['second'], 'name']}`",
         "Difference, points": signed(row["difference"]),
         "95% interval": f"{signed(row['low'])} to {signed(row['high'])}",
         "Only first right": str(row["only_first"]),
         "Only second right": str(row["only_second"]),
         "p": f"{row['p']:.2g}",
         "p (Holm)": f"{row['p_holm']:.2g}",
-    } for _, row in paired_tests(table).iterrows()]
-    return markdown(rows) if rows else "No paired comparison: it takes the stored predictions of two of the best runs on the same test images."
+    } for row in paired_tests(table).to_dict("records")]
+    return markdown(rows) if rows else (
+        "No paired comparison: it takes the stored predictions of two of the best runs on the same test images.")
 
 
 def model_section(table: Table, model: str, figures: str = "") -> str:
     """A model's results as Markdown: its chart (if `figures` says where), the best runs, the key observations."""
-    best = top(table, model)
-    chart = f"![{LABELS[model]}: the best runs]({figures}/{model}_top5.png)" if figures else ""
-    shown = [chart, runs_table(table, best)] if len(best) else []
-    return "\n\n".join(filter(None, [f"### Results {LABELS[model]}", *shown, bullets(observations(table, model))]))
+    best, name = top(table, model), table.looks[model].label
+    chart = f"![{name}: the best runs]({figures}/{table.stem(model)}_top5.png)" if figures else ""
+    parts = [chart, runs_table(table, best)] if len(best) else []
+    return "\n\n".join(filter(None, [f"### Results {name}", *parts, bullets(observations(table, model))]))
 
 
 def overall_section(table: Table, figures: str = "") -> str:
-    """As model_section, of the best run of each model; with a single model the chart and the table would repeat its own and are left out."""
+    """As model_section, of the best run of each model; a single model's own section has its chart and table already."""
     best = overall(table)
     chart = f"![The best run of each model]({figures}/overall_top5.png)" if figures else ""
-    shown = [chart, runs_table(table, best)] if len(best) > 1 else []
-    return "\n\n".join(filter(None, ["### Overall results", *shown, bullets(overall_observations(table))]))
+    parts = [chart, runs_table(table, best)] if len(best) > 1 else []
+    return "\n\n".join(filter(None, ["### Overall results", *parts, bullets(overall_observations(table))]))
 
 
 def every_run_section(table: Table, folder: str) -> str:
-    """What each run took and reached, with a link to its notebook; empty for more than MOST_RUNS runs, and for a table without times.
+    """What each run took and reached, with a link to its notebook; empty without times and for more than MOST_RUNS.
 
     folder: where the run folders are, as a README sees it.
     """
@@ -109,16 +120,17 @@ def every_run_section(table: Table, folder: str) -> str:
         return ""
     rows = []
     for _, row in runs.sort_values(table.rank_by, ascending=table.lower_is_better, kind="stable").iterrows():
-        notebook, score, test = f"{row['run']}/{NOTEBOOK}", row[table.rank_by], row[table.tested]
+        run, notebook = f"`{row['run']}`", f"{row['run']}/{NOTEBOOK}"
         rows.append({
-            "Run": f"[`{row['run']}`]({folder}/{notebook})" if (table.folder / notebook).exists() else f"`{row['run']}`",
-            table.score.capitalize(): _score(table, score) if pd.notna(score) else row["status"],
-            "Test accuracy": percent(test) if pd.notna(test) else "",
-            "Epochs": plain(row["epochs_run"]) if pd.notna(row["epochs_run"]) else "",
-            "Precision": row["precision"] if pd.notna(row["precision"]) else "",
-            "Time": duration(row["seconds"]) if pd.notna(row["seconds"]) else "",
+            "Run": f"[{run}]({folder}/{notebook})" if (table.folder / notebook).exists() else run,
+            table.score.capitalize(): cell(row[table.rank_by], partial(score_text, table)) or row["status"],
+            "Test accuracy": cell(row[table.tested], percent),
+            "Epochs": cell(row["epochs_run"], value_text),
+            "Precision": cell(row["precision"]),
+            "Time": cell(row["seconds"], duration),
         })
-    return f"### Every run\n\n{markdown(rows)}\n\nTogether {duration(runs['seconds'].sum())} of training and validation."
+    together = f"Together {duration(runs['seconds'].sum())} of training and validation."
+    return f"### Every run\n\n{markdown(rows)}\n\n{together}"
 
 
 def readme_section(table: Table, figures: str = "figures", folder: str = ".") -> str:
@@ -127,9 +139,9 @@ def readme_section(table: Table, figures: str = "figures", folder: str = ".") ->
     figures, folder: those of the charts and of the runs, as a README sees them.
     """
     notes = ["What this report assumes or leaves out:", bullets(table.notes)] if table.notes else []
-    parts = [f"**Conditions:** {conditions(table)}", *notes, *(model_section(table, model, figures) for model in table.models),
-             overall_section(table, figures), every_run_section(table, folder)]
-    return "\n\n".join(filter(None, parts))
+    models = [model_section(table, model, figures) for model in table.looks]
+    every = [overall_section(table, figures), every_run_section(table, folder)]
+    return "\n\n".join(filter(None, [f"**Conditions:** {conditions(table)}", *notes, *models, *every]))
 
 
 def rewrite_between_markers(path: str | Path, name: str, text: str) -> bool:
@@ -143,7 +155,7 @@ def rewrite_between_markers(path: str | Path, name: str, text: str) -> bool:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: can't be read ({error}); expected a file with {begin} and {end}") from None
     if old.count(begin) != 1 or old.count(end) != 1 or old.index(begin) > old.index(end):
-        raise InputError(f"{path}: expected {begin} and then {end}, once each; add the two lines where the results belong")
+        raise InputError(f"{path}: expected {begin} and then {end}, once each; add the lines where the results belong")
     new = old[:old.index(begin)] + f"{begin}\n\n{text.strip()}\n\n" + old[old.index(end):]
     if new != old:
         with replacing(path) as part:

@@ -13,15 +13,15 @@ from ..files import HISTORY, PREDICTIONS
 from ..runs.history import History
 from ..words import counted, points
 from .statistics import FREEDOM, STUDENTIZED_RANGE, Z, holm, mcnemar, wilson
-from .table import Table, _metrics
+from .table import Table, metrics
 
 
 def candidates(table: Table, model: str | None = None) -> pd.DataFrame:
     """The runs that compete: under the main conditions, each run once.
 
-    Further seeds of a configuration are repeats, not competitors: one that got five draws would win by luck. They stand
-    in for a seed that has no score. The published table has no seeds, and each of its rows was trained: there all rows
-    compete, as in its report.
+    Further seeds of a configuration are repeats, not competitors: the best of five would win by luck. They stand in for
+    a seed that has no score. The published table has no seeds, and each of its rows was trained: there all compete, as
+    in its report.
     """
     rows = table.runs.query("main" if model is None else "main and model == @model")
     if "seed" not in rows:
@@ -38,11 +38,12 @@ def ranked(table: Table, model: str | None = None) -> pd.DataFrame:
 
 
 def top(table: Table, model: str, n: int = 5) -> pd.DataFrame:
-    """The n best runs: model, name, score (the ranking column), test, per_class, low, high (95% Wilson), and their
-    experiment's runs, repeat, mean and sd."""
+    """The n best runs: model, model_args, name, score, test, per_class, low, high (95% Wilson), and their experiment's
+    runs, repeat, mean and sd.
+    """
     best = ranked(table, model).head(n)
-    shown = best[["model", "experiment"]].assign(name=best["Full_Modelname"], score=best[table.rank_by],
-                                                 test=best[table.tested], per_class=best[table.per_class])
+    shown = best[["model", "model_args", "experiment", "name"]].assign(
+        score=best[table.rank_by], test=best[table.tested], per_class=best[table.per_class])
     shown["low"], shown["high"] = wilson(best[table.tested], best["images"])
     spread = experiments(table)[["runs", "repeat", "test", "sd"]].rename(columns={"test": "mean"})
     return shown.join(spread, on="experiment")
@@ -50,20 +51,21 @@ def top(table: Table, model: str, n: int = 5) -> pd.DataFrame:
 
 def overall(table: Table) -> pd.DataFrame:
     """`top`'s row for the best run of each model, best first."""
-    best = pd.concat([top(table, model, 1) for model in table.models])
+    best = pd.concat([top(table, model, 1) for model in table.looks])
     return best.sort_values("score", ascending=table.lower_is_better, kind="stable")
 
 
 def experiments(table: Table, model: str | None = None) -> pd.DataFrame:
     """Rows that are one configuration under several names, seeds or repeats, collapsed; best mean score first.
 
-    Columns: model, name (the first run's), rows, runs (with a test accuracy), repeat (`seed`, or `run` where one seed has several),
-    score (mean), test (mean), sd, chance (whether all runs are at chance).
+    Columns: model, knobs, name (the first run's), rows, runs (with a test accuracy), repeat (`seed`, or `run` where one
+    seed has several), score (mean), test (mean), sd, chance (whether all runs are at chance).
     """
     rows = table.rows.query("main" if model is None else "main and model == @model")
-    runs = rows[~rows["copy"]].groupby("experiment")
-    every = runs.agg(model=("model", "first"), name=("Full_Modelname", "first"), runs=(table.tested, "count"), score=(table.rank_by, "mean"),
-                     test=(table.tested, "mean"), sd=(table.tested, "std"), chance=("chance", "all"))
+    runs = rows[~rows["copy"]].groupby("experiment", sort=False)  # ties keep the table's order
+    every = runs[[*dict.fromkeys(["model", "name", "model_args", *table.knobs])]].first()
+    every = every.join(runs.agg(runs=(table.tested, "count"), score=(table.rank_by, "mean"),
+                                test=(table.tested, "mean"), sd=(table.tested, "std"), chance=("chance", "all")))
     every["rows"] = rows.groupby("experiment").size()
     every["repeat"] = np.where(runs["seed"].nunique() == runs.size(), "seed", "run") if "seed" in rows else "run"
     return every.sort_values("score", ascending=table.lower_is_better, kind="stable")
@@ -78,15 +80,15 @@ def finalists(table: Table) -> pd.DataFrame:
 def identical_experiments(table: Table) -> int:
     """How many experiments repeat another one's metrics in every digit, those at chance apart."""
     rows = candidates(table).query("not chance").drop_duplicates("experiment")
-    return int(rows.duplicated(["model", *_metrics(rows)]).sum())
+    return int(rows.duplicated(["model", *metrics(rows)]).sum())
 
 
 @dataclass(frozen=True)
 class Noise:
     """How far two runs of one configuration lie apart.
 
-    sd: of a single run's test accuracy; name: `noise`, or `sampling error` where that of the test images has to stand in;
-    text: where it comes from; freedom: the degrees of freedom of `sd`, 0 where it is no estimate; alike: runs that differ by it alone.
+    sd: of a single run's test accuracy; name: `noise`, or `sampling error` where that of the test images has to stand
+    in; text: where it comes from; freedom: the degrees of freedom of `sd`, 0 where it is no estimate.
     """
 
     sd: float
@@ -96,10 +98,11 @@ class Noise:
 
     @property
     def alike(self) -> str:
+        """The runs that differ by it alone."""
         return "runs of one configuration" if self.freedom else "equally good runs tested on separate images"
 
     def margin(self, runs: int = 2) -> float:
-        """What the range of so many single runs (the difference of two) exceeds in 5% of cases; more for an `sd` of few repeats."""
+        """What the range of so many runs (two: their difference) exceeds in 5% of cases; more if few repeats gave `sd`."""
         quantiles = STUDENTIZED_RANGE[min(runs, max(STUDENTIZED_RANGE))]
         return float(np.interp(1 / (self.freedom or np.inf), 1 / FREEDOM, quantiles)) * self.sd
 
@@ -115,7 +118,10 @@ def joint_name(noises: list[Noise]) -> str:
 
 
 def noise_floor(table: Table, model: str) -> Noise:
-    """The spread among repeats, pooled over the better half of the repeated configurations (at least two): poor ones scatter more."""
+    """The spread among repeats, pooled over the better half of the repeated configurations, but at least two of them.
+
+    Poor ones scatter more.
+    """
     again = experiments(table, model).query("runs > 1 and not chance").dropna(subset=["sd"])
     good = again.nlargest(max(2, math.ceil(len(again) / 2)), "test", keep="all")
     if (good["sd"] > 0).any():
@@ -132,20 +138,24 @@ def noise_floor(table: Table, model: str) -> Noise:
 
 def read_history(table: Table, run: str) -> pd.DataFrame | None:
     """A run's epochs from its folder beside the table; None if it isn't there. Raises InputError for a damaged file."""
-    place = table.folder / run / HISTORY
-    return History.read(place).frame() if run and place.is_file() and place.stat().st_size else None
+    path = table.folder / run / HISTORY
+    return History.read(path).frame() if run and path.is_file() and path.stat().st_size else None
 
 
 def read_predictions(table: Table, run: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """(labels (N,), logits float64 (N, 10)) of the reported checkpoint on the test images, or None. Raises InputError for a damaged file."""
-    place = table.folder / run / PREDICTIONS
-    if not (run and place.is_file()):
+    """(labels (N,), logits float64 (N, classes)) of the reported checkpoint on the test images, or None.
+
+    Raises InputError for a damaged file.
+    """
+    path = table.folder / run / PREDICTIONS
+    if not (run and path.is_file()):
         return None
     try:
-        with np.load(place) as stored:
-            return (stored["labels"].astype(int), stored[table.checkpoint].astype(float)) if table.checkpoint in stored else None
+        with np.load(path) as stored:
+            if table.checkpoint in stored:
+                return stored["labels"].astype(int), stored[table.checkpoint].astype(float)
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-        raise InputError(f"{place} is damaged; restore it, or remove it to go without") from None
+        raise InputError(f"{path} is damaged; restore it, or remove it to go without") from None
 
 
 def best_with(table: Table, read, model: str, n: int = 1) -> list[tuple[pd.Series, object]]:
@@ -157,10 +167,11 @@ def best_with(table: Table, read, model: str, n: int = 1) -> list[tuple[pd.Serie
 def paired_tests(table: Table, n: int = 3) -> pd.DataFrame:
     """Each model's best run against its next n - 1, and the models' best against each other, on the same test images.
 
-    Columns: first, second, difference with low and high (95%), only_first, only_second (images), p, p_holm. Without a model whose best
-    run has no predictions. A test of these runs, not of their configurations: a repeat with another seed would differ too.
+    Columns: first, second (rows of the table), difference with low and high (95%), only_first, only_second (images), p,
+    p_holm. Without a model whose best run has no predictions. A test of these runs, not of their configurations: a
+    repeat with another seed would differ too.
     """
-    best = [best_with(table, read_predictions, model, n) for model in table.models]
+    best = [best_with(table, read_predictions, model, n) for model in table.looks]
     firsts = ranked(table).drop_duplicates("model").index
     best = [rows for rows in best if rows and rows[0][0].name in firsts]
     pairs = [(rows[0], other) for rows in best for other in rows[1:]]
@@ -170,6 +181,7 @@ def paired_tests(table: Table, n: int = 3) -> pd.DataFrame:
         if np.array_equal(labels, other_labels):
             b, c, p = mcnemar(logits.argmax(axis=1) == labels, other_logits.argmax(axis=1) == labels)
             gap, half = (b - c) / len(labels), Z * math.sqrt(b + c - (b - c) ** 2 / len(labels)) / len(labels)
-            lines.append((first["Full_Modelname"], second["Full_Modelname"], gap, gap - half, gap + half, b, c, p))
-    tests = pd.DataFrame(lines, columns=["first", "second", "difference", "low", "high", "only_first", "only_second", "p"])
+            lines.append((first.name, second.name, gap, gap - half, gap + half, b, c, p))
+    columns = ["first", "second", "difference", "low", "high", "only_first", "only_second", "p"]
+    tests = pd.DataFrame(lines, columns=columns)
     return tests.assign(p_holm=holm(tests["p"]))

@@ -9,7 +9,7 @@ from .table import read_table
 
 
 def make_report(parameters: dict, folder: str) -> Path:
-    """Execute the results notebook into `folder` (empty: the table's), write results.html beside it and return the HTML's path.
+    """Execute the results notebook into `folder` (empty: the table's), write results.html beside it; return its path.
 
     Raises InputError, with nothing written, for tables that can't be used.
     """
@@ -17,7 +17,7 @@ def make_report(parameters: dict, folder: str) -> Path:
     if parameters["compare_with"]:
         compare(read_table(parameters["compare_with"]), table)
     notebook = execute_notebook("results.ipynb", parameters, project_path(folder) if folder else table.folder)
-    from nbconvert import HTMLExporter  # jupyterlab brings it; its import takes a second, which bad input needn't wait for
+    from nbconvert import HTMLExporter  # its import takes a second, which bad input needn't wait for
 
     page = notebook.with_suffix(".html")
     text, _ = HTMLExporter(exclude_input=True).from_filename(str(notebook))

@@ -6,12 +6,10 @@ import math
 import numpy as np
 import pandas as pd
 
-from ..parts import CIFAR10_CLASSES as CLASSES
-
 Z = 1.959964  # two-sided 95%
 BINS = 15  # of confidence, as in Guo et al.
-# Upper 5% points of the studentized range of k = 2 to 5 equal normal variables; columns: the degrees of freedom of the SD's estimate, as in
-# FREEDOM. Source: J. Tukey, "The Problem of Multiple Comparisons", 1953.
+# Upper 5% points of the studentized range of k = 2 to 5 equal normal variables; columns: the degrees of freedom of the
+# SD's estimate, as in FREEDOM. Source: J. Tukey, "The Problem of Multiple Comparisons", 1953.
 STUDENTIZED_RANGE = {
     2: (2.772, 3.151, 3.199, 3.261, 3.344, 3.460, 3.635, 3.926, 4.501, 6.085, 17.969),
     3: (3.314, 3.877, 3.948, 4.041, 4.165, 4.339, 4.602, 5.040, 5.910, 8.331, 26.976),
@@ -22,7 +20,7 @@ FREEDOM = np.array([np.inf, *range(10, 0, -1)])
 
 
 def wilson(accuracy, n, z: float = Z):
-    """Bounds (low, high) of the Wilson score interval of a share of n images; E. B. Wilson, JASA 22, 1927."""
+    """Bounds (low, high) of the Wilson score interval of a fraction of n images; E. B. Wilson, JASA 22, 1927."""
     accuracy, n = np.asarray(accuracy, float), np.asarray(n, float)
     centre = (accuracy + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(accuracy * (1 - accuracy) / n + z**2 / (4 * n**2))
@@ -32,8 +30,8 @@ def wilson(accuracy, n, z: float = Z):
 def selection_bias(scores, sd: float) -> float:
     """How much the highest of `scores` overstates its own run's expected score.
 
-    By a parametric bootstrap with noise of `sd` around the scores, which are noisy already: too low where the true values
-    are equal, too high where one is well ahead.
+    By a parametric bootstrap with noise of `sd` around the scores, which are noisy already: too low where the true
+    values are equal, too high where one is well ahead.
     """
     scores = np.asarray(scores, float)
     scores = scores[scores >= scores.max() - 6 * sd]  # the rest can't win
@@ -42,21 +40,21 @@ def selection_bias(scores, sd: float) -> float:
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities (N, 10)."""
+    """Probabilities (N, classes)."""
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-def confusion_matrix(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Counts (10, 10): row = true class, column = predicted class."""
-    return np.bincount(labels * len(CLASSES) + predicted, minlength=len(CLASSES) ** 2).reshape(len(CLASSES), -1)
+def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """Counts (classes, classes): row = true class, column = predicted class."""
+    return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
 def calibration(probabilities: np.ndarray, labels: np.ndarray) -> tuple[pd.DataFrame, float]:
     """BINS bins of equal width (confidence, accuracy, n) and the expected calibration error; Guo et al., ICML 2017."""
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    groups = pd.DataFrame({"confidence": confidence, "accuracy": right}).groupby(place)
+    number = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    groups = pd.DataFrame({"confidence": confidence, "accuracy": right}).groupby(number)
     bins = groups.mean().assign(n=groups.size())
     return bins, float(((bins["accuracy"] - bins["confidence"]).abs() * bins["n"]).sum() / len(labels))
 
@@ -78,18 +76,19 @@ def holm(p_values) -> np.ndarray:
 
 
 def decompose(grid: pd.DataFrame, knobs: list[str]) -> pd.Series:
-    """Shares of variance by functional ANOVA of a full factorial, exact; Hutter et al., ICML 2014."""
+    """Fractions of variance by functional ANOVA of a full factorial, exact; Hutter et al., ICML 2014."""
     values = grid.sort_values(knobs)["score"].to_numpy().reshape([grid[knob].nunique() for knob in knobs])
-    effect, shares = {(): values.mean()}, {}
+    effect, fractions = {(): values.mean()}, {}
     for axes in (*itertools.combinations(range(len(knobs)), 1), *itertools.combinations(range(len(knobs)), 2)):
         marginal = values.mean(axis=tuple(set(range(len(knobs))) - set(axes)), keepdims=True)
-        effect[axes] = marginal - sum(effect[part] for k in range(len(axes)) for part in itertools.combinations(axes, k))
-        shares[" x ".join(knobs[axis] for axis in axes)] = float((effect[axes] ** 2).mean() / values.var())
-    return pd.Series(shares | {"rest": max(0.0, 1 - sum(shares.values()))})
+        smaller = [part for size in range(len(axes)) for part in itertools.combinations(axes, size)]
+        effect[axes] = marginal - sum(effect[part] for part in smaller)
+        fractions[" x ".join(knobs[axis] for axis in axes)] = float((effect[axes] ** 2).mean() / values.var())
+    return pd.Series(fractions | {"rest": max(0.0, 1 - sum(fractions.values()))})
 
 
 def main_effects(grid: pd.DataFrame, knobs: list[str]) -> pd.Series:
-    """Share of variance that each knob explains beyond all others, by least squares: for a grid with holes."""
+    """Fraction of variance that each knob explains beyond all others, by least squares: for a grid with holes."""
     target = grid["score"].to_numpy()
 
     def explained(chosen):
@@ -97,8 +96,8 @@ def main_effects(grid: pd.DataFrame, knobs: list[str]) -> pd.Series:
         design = np.column_stack([np.ones(len(grid)), *levels])
         return 1 - (target - design @ np.linalg.lstsq(design, target)[0]).var() / target.var()
 
-    shares = {knob: max(0.0, explained(knobs) - explained([k for k in knobs if k != knob])) for knob in knobs}
-    return pd.Series(shares | {"rest": max(0.0, 1 - sum(shares.values()))})
+    fractions = {knob: max(0.0, explained(knobs) - explained([k for k in knobs if k != knob])) for knob in knobs}
+    return pd.Series(fractions | {"rest": max(0.0, 1 - sum(fractions.values()))})
 
 
 def expected_best(scores) -> np.ndarray:

@@ -1,6 +1,5 @@
 """A folder of runs: its table, what was asked for, how it stands."""
 
-import dataclasses
 import hashlib
 import json
 import time
@@ -13,6 +12,7 @@ import pandas
 from ..config import Config
 from ..errors import InputError
 from ..files import HISTORY, PLANNED, RECORD, STATE, TABLE, replacing
+from ..parts import short_name
 from ..words import duration
 from .claim import STALE
 from .history import History
@@ -22,7 +22,10 @@ STATUSES = ("done", "diverged", "failed", "running", "preempted", "pending")
 
 
 def remove_stale_parts(study: Path) -> None:
-    """Remove what killed processes left half written in the study's folder; those of its runs go when they are trained again."""
+    """Remove what killed processes left half written in the study's folder, but not in those of its runs.
+
+    There it goes when they are trained again.
+    """
     for part in (*study.glob(".*.part"), *(study / PLANNED).glob(".*.part")):
         with suppress(FileNotFoundError):
             if time.time() - part.stat().st_mtime > STALE:  # nobody writes that long
@@ -41,7 +44,10 @@ def note_planned(study: Path, cells: list[Config]) -> None:
 
 
 def planned_cells(study: Path) -> dict[str, list[Config]]:
-    """The cells that were asked for in a study, by the name of their run. Raises InputError if they are of another version."""
+    """The cells that were asked for in a study, by the name of their run.
+
+    Raises InputError if they are of another version.
+    """
     runs: dict[str, dict[str, Config]] = {}
     for path in sorted((study / PLANNED).glob("*.json")):
         try:
@@ -63,30 +69,33 @@ def table_rows(folder: Path, planned: list[Config]) -> list[dict]:
         return []
     try:
         run, data = Config.from_dict(record["config"]), dict(record.get("data", {}))
-        results = {**{name: record[name] for name in ("epochs_run", "seconds", "commit")}, "error": record.get("error"), **record["metrics"]}
+        results = {name: record[name] for name in ("epochs_run", "seconds", "commit")}
+        results |= {"error": record.get("error"), **record["metrics"]}
     except (InputError, KeyError, TypeError) as error:
         raise InputError(f"{folder / RECORD} is not a run of this version ({error}); move its folder out of the study")
-    cells = {cell.cell_name: cell for cell in [*planned, run]}.values()
-    settings = [spec.name for spec in dataclasses.fields(Config)
-                if spec.metadata["role"] in ("knob", "condition", "repeat") and spec.name != "dataset"]  # as it came out, not `auto`
     common = {
-        "Modelname": run.model, "Group": run.model, "study": folder.parent.name, "run": folder.name, "status": record["status"],
-        "dataset": data.get("dataset", run.dataset), "model_args": json.dumps(run.model_args),
+        "Modelname": run.model, "Group": run.model, "study": folder.parent.name, "run": folder.name,
+        "status": record["status"], "dataset": data.get("dataset", run.dataset),
+        "model_args": json.dumps(run.model_args),
         "precision": record.get("precision"), "device": record.get("device"), "parameters": record.get("parameters"),
         "train_images": data.get("train"), "val_images": data.get("validation"), "test_images": data.get("test"),
         "data_fingerprint": data.get("fingerprint"), **results,
     }
+    if "model_source" in record:  # runs of a network that was changed in between don't compare
+        common["model_source"] = record["model_source"]
+    cells = {cell.cell_name: cell for cell in [*planned, run]}.values()
+    settings = [name for name in Config.names_of("knob", "condition", "repeat") if name not in common]
     return [{**common, **{name: getattr(cell, name) for name in settings}, "Full_Modelname": cell.cell_name,
              "shared_with": "" if cell.cell_name == run.cell_name else run.cell_name} for cell in cells]
 
 
 def write_table(study: Path) -> Path:
-    """Rebuild STUDY/runs.csv from the records of its run folders, if there are any, in the order of the run names; return its path.
+    """Rebuild STUDY/runs.csv from the records of its run folders, in the order of the run names, and return its path.
 
-    Raises InputError if one is of another version.
+    Without records it is left as it is. Raises InputError if one is of another version.
     """
     before = {}
-    while before != (records := _records(study)):  # again if records came meanwhile: this table may have replaced a newer one
+    while before != (records := _records(study)):  # again if records came meanwhile: a newer table may be replaced
         planned = planned_cells(study)
         rows = [row for path in records for row in table_rows(path.parent, planned.get(path.parent.name, []))]
         if rows:  # else another runner has just begun to try the only run again
@@ -106,13 +115,19 @@ def _records(study: Path) -> dict[Path, int]:
 
 
 def summary(study: Path) -> str:
-    """How a study stands: runs by model and status, the best so far, and the time the rest may take. Raises InputError if nothing is there."""
+    """How a study stands: runs by model and status, the best so far, and the time the rest may take.
+
+    Raises InputError if nothing is there.
+    """
     planned = planned_cells(study)
     names = sorted(planned.keys() | {path.parent.name for path in study.glob(f"*/{RECORD}")})
     if not names:
         raise InputError(f"no runs in {study}; expected the name of a study, such as that of a grid that was begun")
     status = {name: status_of(study / name) for name in names}
-    counts = pandas.crosstab([name.split("_")[0] for name in names], [*status.values()]).reindex(columns=STATUSES, fill_value=0)
+    config = {name: planned[name][0].to_dict() if name in planned else dict(recorded(study / name, "config") or {})
+              for name in names}
+    models = [config[name].get("model", "unknown") for name in names]
+    counts = pandas.crosstab([*map(short_name, models)], [*status.values()]).reindex(columns=STATUSES, fill_value=0)
     counts.loc["all"] = counts.sum()
     scores = {name: (recorded(study / name, "metrics") or {}).get("val_accuracy_best_val_acc") for name in names}
     lines = [counts.rename_axis(index=None, columns=None).to_string()]
@@ -130,7 +145,10 @@ def epochs_left(folder: Path, config: Config) -> int:
 
 
 def time_left(left: list[tuple[Config, int]], executed: Path, jobs: int) -> str:
-    """The time that runs with so many epochs left may take: from the seconds an epoch that runs of the same model and size took, in any study."""
+    """The time that runs with so many epochs left may take, so many of them at a time.
+
+    From the seconds an epoch that runs of the same model and size took, in any study.
+    """
     def size(config: dict) -> tuple:
         return config["model"], str(config["model_args"]), config["limit_train"]
 
@@ -138,12 +156,13 @@ def time_left(left: list[tuple[Config, int]], executed: Path, jobs: int) -> str:
         return "nothing is left to do"
     seconds_an_epoch: dict[tuple, list[float]] = {}
     for path in executed.glob(f"*/*/{RECORD}"):
-        with suppress(InputError, KeyError, TypeError, ZeroDivisionError):  # damaged, of another version or without an epoch, it tells nothing
+        # damaged, of another version or without an epoch, it tells nothing
+        with suppress(InputError, KeyError, TypeError, ZeroDivisionError):
             record = read_record(path.parent) or {}
             key, an_epoch = size(record["config"]), record["seconds"] / record["epochs_run"]
             seconds_an_epoch.setdefault(key, []).append(an_epoch)
     sizes = [size(config.to_dict()) for config, _ in left]
-    if unknown := sorted({model for model, *_ in set(sizes) - seconds_an_epoch.keys()}):
+    if unknown := sorted({short_name(model) for model, *_ in set(sizes) - seconds_an_epoch.keys()}):
         return f"no estimate: no run of {', '.join(unknown)} of this size is recorded in {executed} yet"
     jobs = min(jobs, len(left))
     total = sum(epochs * mean(seconds_an_epoch[each]) for (_, epochs), each in zip(left, sizes))

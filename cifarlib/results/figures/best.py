@@ -7,8 +7,9 @@ from matplotlib.figure import Figure
 from ...words import against, counted, duration, in_words, listed, percent, points, signed
 from .. import knobs, ranking
 from ..sentences import chance_sentence
-from ..table import LABELS, Table
-from .style import COLOURS, GREY, LIGHT, MARKERS, jitter, legend_above, log_ticks, new_figure, percent_ticks, styled, titled, whiskers
+from ..table import Table
+from .style import (GREY, LIGHT, jitter, legend_above, log_ticks, look_of, new_figure, percent_ticks, styled, titled,
+                    whiskers)
 
 
 @styled
@@ -18,44 +19,48 @@ def top5(table: Table, model: str) -> Figure:
     title = f"the one run reaches {percent(best['test'].iloc[0])}"
     if len(best) > 1:
         gap, margin = best["test"].max() - best["test"].min(), noise.margin(len(best))
-        title = f"the best {in_words(len(best))} runs differ by {points(gap)}, {against(gap, margin, noise.name)} ({points(margin)})"
-    return _bars(table, best, noise, f"{LABELS[model]}: {title}")
+        title = (f"the best {in_words(len(best))} runs differ by {points(gap)}, "
+                 f"{against(gap, margin, noise.name)} ({points(margin)})")
+    return _bars(table, best, noise, f"{table.looks[model].label}: {title}")
 
 
 @styled
 def overall_top5(table: Table) -> Figure:
     """The best run of each model."""
     best = ranking.overall(table)
-    first = best.iloc[0]
-    gaps = [f"{points(first['test'] - row['test'])} {'ahead of' if first['test'] >= row['test'] else 'behind'} {LABELS[row['model']]}"
-            for _, row in best.iloc[1:].iterrows()]
-    verdict = "is best" if first["test"] == best["test"].max() else f"ranks first by {table.score}, on test images"
-    title = f"{LABELS[first['model']]} {verdict} with {percent(first['test'])}, {listed(gaps)}" if gaps else (
-        f"the only model, {LABELS[first['model']]}, reaches {percent(first['test'])}")
-    return _bars(table, best, ranking.noise_floor(table, first["model"]), title)
+    names = [table.looks[model].label for model in best["model"]]
+    first, *others = best["test"]
+    gaps = [f"{points(first - test)} {'ahead of' if first >= test else 'behind'} {name}"
+            for name, test in zip(names[1:], others)]
+    verdict = "is best" if first == best["test"].max() else f"ranks first by {table.score}, on test images"
+    title = f"the only model, {names[0]}, reaches {percent(first)}"
+    if gaps:
+        title = f"{names[0]} {verdict} with {percent(first)}, {listed(gaps)}"
+    return _bars(table, best, ranking.noise_floor(table, best["model"].iloc[0]), title)
 
 
 def _bars(table: Table, best: pd.DataFrame, noise: ranking.Noise, title: str) -> Figure:
     """Bars from zero on the left, the same accuracies enlarged with their uncertainty on the right."""
     figure, (left, right) = new_figure(1.5 + 0.72 * len(best), 1, 2, width_ratios=(2.2, 1), sharey=True)
     experiments = best["experiment"].tolist()
-    for place, (_, row) in enumerate(best.iterrows()):
-        colour, label = COLOURS[row["model"]], (lambda text: text if place == 0 else None)
+    for y, (_, row) in enumerate(best.iterrows()):
+        look, label = table.looks[row["model"]], (lambda text: text if y == 0 else None)
         repeat = experiments.index(row["experiment"])
-        name = row["name"] + (f"  (same experiment as no. {repeat + 1})" if repeat < place else "")
-        left.text(0.004, place - 0.36, name, fontsize=min(8.5, 740 / len(name)), va="center")
-        left.barh(place - 0.1, row["test"], 0.25, color=colour, label=label("test accuracy"))
-        left.barh(place + 0.17, row["per_class"], 0.25, color=colour, alpha=0.55, hatch="///", edgecolor="white",
+        name = row["name"] + (f"  (same experiment as no. {repeat + 1})" if repeat < y else "")
+        left.text(0.004, y - 0.36, name, fontsize=min(8.5, 740 / len(name)), va="center")
+        left.barh(y - 0.1, row["test"], 0.25, color=look.colour, label=label("test accuracy"))
+        left.barh(y + 0.17, row["per_class"], 0.25, color=look.colour, alpha=0.55, hatch="///", edgecolor="white",
                   linewidth=0, label=label("test per-class accuracy (mean over classes)"))
         for value, offset in ((row["test"], -0.1), (row["per_class"], 0.17)):
-            left.text(value + 0.008, place + offset, percent(value), fontsize=8, va="center")
-        right.errorbar(row["test"], place, xerr=whiskers(row["test"], row["low"], row["high"])[:, None], capsize=3,
-                       markersize=6, fmt=MARKERS[row["model"]], color=colour, label=label("run, 95% interval"))
-    if len(again := best.assign(place=np.arange(len(best)) + 0.25).query("runs > 1")):
-        right.errorbar(again["mean"], again["place"], xerr=again["sd"], fmt="D", color="black", markersize=3.5, capsize=2, linewidth=1,
-                       label="repeats, mean and SD")
+            left.text(value + 0.008, y + offset, percent(value), fontsize=8, va="center")
+        right.errorbar(row["test"], y, xerr=whiskers(row["test"], row["low"], row["high"])[:, None], capsize=3,
+                       markersize=6, linestyle="none", label=label("run, 95% interval"), **look_of(look))
+    if len(again := best.assign(y=np.arange(len(best)) + 0.25).query("runs > 1")):
+        right.errorbar(again["mean"], again["y"], xerr=again["sd"], fmt="D", color="black", markersize=3.5, capsize=2,
+                       linewidth=1, label="repeats, mean and SD")
     middle = best["test"].iloc[0]
-    right.axvspan(middle - noise.margin(), middle + noise.margin(), color=LIGHT, zorder=0, label=noise.name.replace("noise", "noise floor"))
+    right.axvspan(middle - noise.margin(), middle + noise.margin(), color=LIGHT, zorder=0,
+                  label=noise.name.replace("noise", "noise floor"))
     left.set(ylim=(len(best) - 0.5, -0.6), xlim=(0, 1.13), yticks=[])
     percent_ticks(left.xaxis, ticks=6)
     percent_ticks(right.xaxis)
@@ -77,19 +82,22 @@ def finalists(table: Table) -> Figure | str:
         return "nothing was run with several seeds"
     figure, axis = new_figure(1.4 + 0.5 * len(shown))
     runs = table.runs
-    for place, (experiment, row) in enumerate(shown.iterrows()):
+    for y, (experiment, row) in enumerate(shown.iterrows()):
         values = runs.loc[runs["experiment"] == experiment, table.tested]
-        axis.plot(values, np.full(len(values), place), MARKERS[row["model"]], color=COLOURS[row["model"]], alpha=0.75, markersize=6)
-        axis.errorbar(row["test"], place + 0.22, xerr=row["sd"], fmt="D", color="black", markersize=4, capsize=3, linewidth=1)
+        axis.plot(values, np.full(len(values), y), linestyle="none", alpha=0.75, markersize=6,
+                  **look_of(table.looks[row["model"]]))
+        axis.errorbar(row["test"], y + 0.22, xerr=row["sd"], fmt="D", color="black", markersize=4, capsize=3,
+                      linewidth=1)
         label = f"{row['name']}:  {percent(row['test'])}, SD {100 * row['sd']:.2f}, n {row['runs']}"
-        axis.annotate(label, (0, place - 0.27), (4, 0), ("axes fraction", "data"), "offset points", va="center",
+        axis.annotate(label, (0, y - 0.27), (4, 0), ("axes fraction", "data"), "offset points", va="center",
                       fontsize=min(8.5, 1000 / len(label)))
     axis.set(ylim=(len(shown) - 0.5, -0.6), yticks=[], xlabel="test accuracy, a point a run")
     axis.margins(x=0.08)
     axis.grid(axis="y", visible=False)
     percent_ticks(axis.xaxis, ticks=8)
     first = shown.iloc[0]
-    title = f"a {LABELS[first['model']]} reaches {percent(first['test'])} on average over {counted(first['runs'], first['repeat'])}"
+    title = (f"a {table.looks[first['model']].label} reaches {percent(first['test'])} on average over "
+             f"{counted(first['runs'], first['repeat'])}")
     if len(shown) > 1:
         gap = first["test"] - shown["test"].iloc[1]
         noises = [ranking.noise_floor(table, model) for model in shown["model"].head(2)]
@@ -103,17 +111,17 @@ def finalists(table: Table) -> Figure | str:
 def all_runs(table: Table) -> Figure:
     """Every run's test accuracy, runs at chance included."""
     runs, untested = table.runs.dropna(subset=[table.tested]), table.runs[table.tested].isna()
-    figure, axis = new_figure(1.3 + 0.75 * len(table.models))
+    figure, axis = new_figure(1.3 + 0.75 * len(table.looks))
     labels = []
-    for place, model in enumerate(table.models):
+    for y, (model, look) in enumerate(table.looks.items()):
         mine, without = runs[runs["model"] == model], (untested & (table.runs["model"] == model)).sum()
-        mine = mine.assign(y=place + jitter(len(mine)))
-        labels.append(f"{LABELS[model]} ({len(mine)})" + (f"\nand {without} without a score" if without else ""))
-        for chance, style in ((False, dict(marker=MARKERS[model], color=COLOURS[model], linewidths=0)),
+        mine = mine.assign(y=y + jitter(len(mine)))
+        labels.append(f"{look.label} ({len(mine)})" + (f"\nand {without} without a score" if without else ""))
+        for chance, style in ((False, dict(linewidths=0, **look_of(look))),
                               (True, dict(marker="x", color=GREY, linewidths=0.8))):
             chosen = mine[mine["chance"] == chance]
             axis.scatter(chosen[table.tested], chosen["y"], s=18, alpha=0.6, **style)
-    axis.axvline(table.CHANCE, color=GREY, linewidth=1, linestyle="--")
+    axis.axvline(1 / len(table.data.classes), color=GREY, linewidth=1, linestyle="--")
     axis.set(yticks=range(len(labels)), yticklabels=labels, xlim=(0, 1), ylim=(len(labels) - 0.5, -0.5),
              xlabel=f"test accuracy (dashed: guessing{'; crosses: runs at chance' if runs['chance'].any() else ''})")
     percent_ticks(axis.xaxis)
@@ -126,22 +134,22 @@ def all_runs(table: Table) -> Figure:
 def cost(table: Table) -> Figure | str:
     """Test accuracy against training time and against the number of weights."""
     rows = ranking.candidates(table).dropna(subset=[table.tested])
-    shown = {column: label for column, label in (("seconds", "training time, seconds (log scale)"), ("parameters", "weights (log scale)"))
-             if column in rows and (rows[column] > 0).any()}
-    if len(shown) > 1 and rows["parameters"].nunique() == 1:  # they tell nothing apart
-        del shown["parameters"]
-    if not shown:
+    axis_labels = {"seconds": "training time, seconds (log scale)", "parameters": "weights (log scale)"}
+    columns = [column for column in axis_labels if column in rows and (rows[column] > 0).any()]
+    if len(columns) > 1 and rows["parameters"].nunique() == 1:  # they tell nothing apart
+        columns.remove("parameters")
+    if not columns:
         return "the table has no training times and no numbers of weights"
     best = rows.loc[ranking.overall(table).index]
-    figure, axes = new_figure(3.6, 1, len(shown), sharey=True, squeeze=False)
+    figure, axes = new_figure(3.6, 1, len(columns), sharey=True, squeeze=False)
     point = dict(s=16, alpha=0.4) if len(rows) > 60 else dict(s=30, alpha=0.8)
-    for axis, (column, label) in zip(axes[0], shown.items()):
-        for model in table.models:
-            style = dict(marker=MARKERS[model], color=COLOURS[model])
+    for axis, column in zip(axes[0], columns):
+        for model, look in table.looks.items():
             mine, first = rows[rows["model"] == model], best[best["model"] == model]
-            axis.scatter(mine[column], mine[table.tested], linewidths=0, **point, **style)
-            axis.scatter(first[column], first[table.tested], s=75, edgecolor="black", label=LABELS[model], zorder=3, **style)
-        axis.set(xscale="log", xlabel=label)
+            axis.scatter(mine[column], mine[table.tested], linewidths=0, **point, **look_of(look))
+            axis.scatter(first[column], first[table.tested], s=75, edgecolor="black", label=look.label, zorder=3,
+                         **look_of(look))
+        axis.set(xscale="log", xlabel=axis_labels[column])
         axis.margins(x=0.12)
         log_ticks(axis)
     axes[0, 0].set_ylabel("test accuracy")
@@ -149,11 +157,11 @@ def cost(table: Table) -> Figure | str:
     legend_above(axes[0, -1])
     heads = []
     for _, row in best.iterrows():
-        time = f" in {duration(row['seconds'])}" if "seconds" in shown and pd.notna(row["seconds"]) else ""
-        heads.append(f"{LABELS[row['model']]}'s best run reaches {percent(row[table.tested])}{time}")
+        time = f" in {duration(row['seconds'])}" if "seconds" in columns and pd.notna(row["seconds"]) else ""
+        heads.append(f"{table.looks[row['model']].label}'s best run reaches {percent(row[table.tested])}{time}")
     note = "Large: the best runs."
-    if "seconds" in shown:
-        unlike = [f"different {column}s" for column in ("device", "precision") if column in rows and rows[column].nunique() > 1]
+    if "seconds" in columns:
+        unlike = [f"different {name}s" for name in ("device", "precision") if name in rows and rows[name].nunique() > 1]
         note += f" Times: as they were, with {listed(['other work beside them', *unlike])}."
     return titled(figure, "; ".join(heads), note, table)
 
@@ -165,23 +173,24 @@ def comparison(first: Table, second: Table) -> Figure | str:
     if both.empty:
         return "the two tables have no experiment in common"
     figure, (left, right) = new_figure(4.4, 1, 2)
-    models = [model for model in LABELS if (both["model"] == model).any()]
+    looks = [(model, look) for model, look in first.looks.items() if (both["model"] == model).any()]
     point = dict(s=18, alpha=0.6) if len(both) > 60 else dict(s=32, alpha=0.9)
     heads = []
-    for place, model in enumerate(models):
+    for y, (model, look) in enumerate(looks):
         mine = both[both["model"] == model]
-        style = dict(marker=MARKERS[model], color=COLOURS[model], linewidths=0, **point)
+        style = dict(linewidths=0, **point, **look_of(look))
         left.scatter(mine["first"], mine["second"], **style)
-        right.scatter(100 * mine["difference"], place + jitter(len(mine)), **style)
-        right.vlines(100 * mine["difference"].median(), place - 0.35, place + 0.35, color="black")
-        heads.append(f"{LABELS[model]} {signed(mine['difference'].median())}")
+        right.scatter(100 * mine["difference"], y + jitter(len(mine)), **style)
+        right.vlines(100 * mine["difference"].median(), y - 0.35, y + 0.35, color="black")
+        heads.append(f"{look.label} {signed(mine['difference'].median())}")
     limits = left.get_xlim(), left.get_ylim()
     left.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
-    left.set(xlabel=f"test accuracy in {first.name}", ylabel=f"test accuracy in {second.name}", xlim=limits[0], ylim=limits[1])
+    left.set(xlabel=f"test accuracy in {first.name}", ylabel=f"test accuracy in {second.name}",
+             xlim=limits[0], ylim=limits[1])
     percent_ticks(left.xaxis, left.yaxis)
     right.axvline(0, color=GREY, linewidth=1, linestyle="--")
-    right.set(yticks=range(len(models)), yticklabels=[LABELS[m] for m in models], ylim=(len(models) - 0.5, -0.5),
+    right.set(yticks=range(len(looks)), yticklabels=[look.label for _, look in looks], ylim=(len(looks) - 0.5, -0.5),
               xlabel=f"points higher in {second.name}")
     right.grid(axis="y", visible=False)
     title = f"'{second.name}' against '{first.name}', median difference in points: {listed(heads)}"
-    return titled(figure, title, f"{counted(len(both), 'experiment')} in both tables. Bars: medians.", second if second.synthetic else first)
+    return titled(figure, title, f"{counted(len(both), 'experiment')} in both tables. Bars: medians.", first)

@@ -8,136 +8,162 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ...config import SCHEDULES
-from ...words import knob_value, listed, percent, points
+from ...words import listed, percent, points
 from .. import knobs, ranking, statistics
-from ..table import KNOBS, LABELS, Table
-from .style import COLOURS, LIGHT, MARKERS, WIDTH, jitter, new_figure, percent_ticks, styled, titled
+from ..table import Table, idle_when, label, shown
+from .style import LIGHT, WIDTH, jitter, look_of, new_figure, percent_ticks, styled, titled
+
+MOST_LEVELS = 12  # of a knob: more have no room on an axis
+MOST_PANELS = 4
 
 
 @styled
 def scores_by_knob(table: Table, model: str) -> Figure | str:
     """Distribution of the score and its best for each value of each knob."""
-    rows = ranking.ranked(table, model)
-    groups = {knob: table.acting(rows, knob).groupby(knob)[table.rank_by] for knob in KNOBS}
-    groups = {knob: group for knob, group in groups.items() if len(group) > 1}
+    rows, look = ranking.ranked(table, model), table.looks[model]
+    groups = {knob: rows.groupby(knob)[table.rank_by] for knob in knobs.varying(table, model)}
+    groups = {knob: group for knob, group in groups.items() if 1 < len(group) <= MOST_LEVELS}
     if not groups:
-        return f"no knob takes two values among the ranked runs of {LABELS[model]}"
+        return f"no knob takes 2 to {MOST_LEVELS} values among the ranked runs of {look.label}"
     if len(rows) < 3:
-        return f"{LABELS[model]} has two ranked runs, which the table of the best compares"
+        return f"{look.label} has two ranked runs, which the table of the best compares"
     levels = [len(group) + 0.6 for group in groups.values()]
-    figure, axes = new_figure(3.9, 1, len(groups), sharey=True, width_ratios=levels, squeeze=False, width=min(WIDTH, max(6, 1 + 0.9 * sum(levels))))
+    figure, axes = new_figure(3.9, 1, len(groups), sharey=True, width_ratios=levels, squeeze=False,
+                              width=min(WIDTH, max(6, 1 + 0.9 * sum(levels))))
     point = dict(alpha=0.35, markersize=3, zorder=2) if len(rows) > 60 else dict(alpha=0.8, markersize=5, zorder=4)
     best = {knob: group.min() if table.lower_is_better else group.max() for knob, group in groups.items()}
     for axis, (knob, group) in zip(axes[0], groups.items()):
-        names = []
-        for place, ((value, scores), score) in enumerate(zip(group, best[knob])):
-            axis.plot(place + jitter(len(scores)), scores, MARKERS[model], color=COLOURS[model], markeredgewidth=0, **point)
-            axis.hlines(scores.median(), place - 0.3, place + 0.3, color="black", linewidth=1.5, zorder=3)
-            axis.annotate(f"{score:.3f}" if table.lower_is_better else f"{100 * score:.1f}", (place, scores.max()),
+        for x, ((_, scores), score) in enumerate(zip(group, best[knob])):
+            axis.plot(x + jitter(len(scores)), scores, linestyle="none", markeredgewidth=0, **point, **look_of(look))
+            axis.hlines(scores.median(), x - 0.3, x + 0.3, color="black", linewidth=1.5, zorder=3)
+            axis.annotate(f"{score:.3f}" if table.lower_is_better else f"{100 * score:.1f}", (x, scores.max()),
                           (0, 5), textcoords="offset points", ha="center", fontsize=7.5)
-            names.append(knob_value(value).replace("exponential", "expo-\nnential"))
-        axis.set(xticks=range(len(names)), xticklabels=names, title=KNOBS[knob], xlim=(-0.6, len(names) - 0.4))
+        names = [shown(knob, value).replace("exponential", "expo-\nnential") for value, _ in group]
+        axis.set(xticks=range(len(names)), xticklabels=names, title=label(knob), xlim=(-0.6, len(names) - 0.4))
         axis.grid(axis="x", visible=False)
     axes[0, 0].set_ylabel(table.score)
     axes[0, 0].margins(y=0.1)
     if not table.lower_is_better:
         percent_ticks(axes[0, 0].yaxis)
-    spans = pd.Series({KNOBS[knob]: values.max() - values.min() for knob, values in best.items()}).sort_values(ascending=False)
+    spans = pd.Series({label(knob): values.max() - values.min() for knob, values in best.items()})
+    spans = spans.sort_values(ascending=False)
     first, last = (f"{span:.3f}" if table.lower_is_better else points(span) for span in (spans.iloc[0], spans.iloc[-1]))
     title, full = f"{spans.index[0]} moves the best score most ({first})", math.prod(map(len, groups.values()))
     if len(cells := knobs.cells(table, model)) < full:
         title = f"{len(cells)} of the {full} cells of these values were run, so they are not compared like for like"
     elif len(spans) > 1:
-        title = f"{title}, {spans.index[-1]} least ({last})" if first != last else f"{listed(spans.index)} move the best score alike ({first})"
-    note = f"A point a {'configuration, by one seed' if len(ranking.finalists(table)) else 'run'}; bars: medians; numbers: the best"
-    note += "." if table.lower_is_better else ", in percent."
-    note += " Gamma: without cosine runs, where it does nothing." if "gamma" in groups else ""
-    return titled(figure, f"{LABELS[model]}: {title}", note, table)
+        title = (f"{title}, {spans.index[-1]} least ({last})" if first != last else
+                 f"{listed(spans.index)} move the best score alike ({first})")
+    note = f"A point a {'configuration, by one seed' if len(ranking.finalists(table)) else 'run'}; bars: medians; "
+    note += "numbers: the best" + ("." if table.lower_is_better else ", in percent.")
+    for knob in groups:
+        if where := [value for values in idle_when(knob).values() for value in values]:
+            note += f" {label(knob).capitalize()}: without {' and '.join(where)} runs, where it does nothing."
+    return titled(figure, f"{look.label}: {title}", note, table)
+
+
+def heatmap_knobs(table: Table, model: str) -> list[str]:
+    """Those of the two axes and of the panels: the two with most values, then one of names, else of the most values."""
+    levels = knobs.cells(table, model).dropna(subset="score")[knobs.varying(table, model)].nunique()
+    levels = levels[levels.between(2, MOST_LEVELS)].sort_values(ascending=False, kind="stable")
+    named = [knob for knob in levels.index[2:] if not knobs.is_number(table.rows[knob])]
+    panels = [knob for knob in [*named, *levels.index[2:]] if levels[knob] <= MOST_PANELS]
+    return [*levels.index[:2], *panels[:1]]
 
 
 @styled
 def heatmap(table: Table, model: str) -> Figure | str:
-    """Best score at each learning rate and weight decay, a panel a schedule."""
+    """Best score at each pair of values of two knobs, a panel for each value of a third one."""
     import seaborn  # a fifth of a second, which the notebooks of runs needn't wait for
 
-    grid = knobs.cells(table, model).dropna(subset="score")
-    rates, decays = sorted(grid["learning_rate"].unique()), sorted(grid["weight_decay"].unique())
-    if len(rates) < 2 and len(decays) < 2:
-        return f"no two learning rates or weight decays to compare for {LABELS[model]}"
+    grid, name = knobs.cells(table, model).dropna(subset="score"), table.looks[model].label
+    chosen = heatmap_knobs(table, model)
+    if len(chosen) < 2:
+        return f"no two knobs take 2 to {MOST_LEVELS} values for {name}"
     if table.lower_is_better:
         return f"heatmaps show accuracies, not {table.score}"
     if len(grid) < 3:
-        return f"{LABELS[model]} has two cells, which the table of the best compares"
-    best = grid.groupby(["scheduler", "learning_rate", "weight_decay"])["score"].max()
+        return f"{name} has two cells, which the table of the best compares"
+    y, x, *panel = chosen
+    best = grid.groupby([*panel, y, x])["score"].max()
     highest, lowest = best.max(), grid.loc[~grid["chance"], "score"].min()
     lowest = best[best >= lowest].min() if lowest < highest else highest - 0.01
-    schedules = [schedule for schedule in SCHEDULES if schedule in best]
-    figure, axes = new_figure(1.7 + 0.5 * len(rates), 1, len(schedules), sharey=True, squeeze=False, width=max(6.5, WIDTH * len(schedules) / 3))
+    rows, columns = (sorted(grid[knob].dropna().unique()) for knob in (y, x))
+    panels = sorted(grid[panel[0]].dropna().unique()) if panel else [None]
+    figure, axes = new_figure(1.7 + 0.5 * len(rows), 1, len(panels), sharey=True, squeeze=False,
+                              width=max(6.5, WIDTH * len(panels) / 3))
     colours = matplotlib.colormaps["cividis"].with_extremes(bad="white", under=LIGHT)
-    for axis, schedule in zip(axes[0], schedules):
-        values = best[schedule].unstack().reindex(index=rates, columns=decays)
-        seaborn.heatmap(values, vmin=lowest, vmax=highest, cmap=colours, cbar=False, annot=100 * values, fmt=".1f", annot_kws={"fontsize": 8},
-                        xticklabels=list(map(knob_value, decays)), yticklabels=list(map(knob_value, rates)), ax=axis)
-        for text, colour in zip(axis.texts, axis.collections[0].get_facecolors()[values.notna().to_numpy().ravel()]):
-            text.set_color("black" if colour[:3] @ (0.299, 0.587, 0.114) > 0.46 else "white")  # seaborn's own choice is too pale to read
+    for axis, value in zip(axes[0], panels):
+        values = (best[value] if panel else best).unstack().reindex(index=rows, columns=columns)
+        seaborn.heatmap(values, vmin=lowest, vmax=highest, cmap=colours, cbar=False, annot=100 * values, fmt=".1f",
+                        annot_kws={"fontsize": 8}, ax=axis,
+                        xticklabels=[shown(x, each) for each in columns], yticklabels=[shown(y, each) for each in rows])
+        faces = axis.collections[0].get_facecolors()[values.notna().to_numpy().ravel()]
+        for text, face in zip(axis.texts, faces):  # seaborn's own choice is too pale to read
+            text.set_color("black" if face[:3] @ (0.299, 0.587, 0.114) > 0.46 else "white")
         for i, j in np.argwhere(values.isna()):
             axis.text(j + 0.5, i + 0.5, "not run", ha="center", va="center", fontsize=8)
-        axis.set(xlabel="weight decay", ylabel="", title=schedule)
+        axis.set(xlabel=label(x), ylabel="", title=f"{label(panel[0])} {shown(panel[0], value)}" if panel else "")
         axis.tick_params(length=2, rotation=0)
     axes[0, 0].invert_yaxis()  # all of them: they share it
-    axes[0, 0].set_ylabel("learning rate")
-    percent_ticks(figure.colorbar(axes[0, 0].collections[0], ax=axes[0].tolist(), label=table.score, pad=0.02).ax.yaxis)
-    schedule, rate, decay = best.idxmax()
-    best_cell = f"learning rate {rate:g}, weight decay {decay:g}, {schedule} schedule"
-    title = f"{LABELS[model]}: {table.score} {percent(highest)} at best ({best_cell})"
-    note = f"Best over the other knobs, in percent; of repeats their mean.{' Grey: at chance.' if best.min() < lowest else ''}"
+    axes[0, 0].set_ylabel(label(y))
+    bar = figure.colorbar(axes[0, 0].collections[0], ax=axes[0].tolist(), label=table.score, pad=0.02)
+    percent_ticks(bar.ax.yaxis)
+    at = dict(zip(best.index.names, best.idxmax()))
+    best_cell = ", ".join(f"{label(knob)} {shown(knob, at[knob])}" for knob in chosen)
+    title = f"{name}: {table.score} {percent(highest)} at best ({best_cell})"
+    note = "Best over the other knobs, in percent; of repeats their mean."
+    note += " Grey: at chance." if best.min() < lowest else ""
     return titled(figure, title, note, table)
 
 
 @styled
 def importance(table: Table) -> Figure | str:
-    """Shares of the score's variance by knob and pair of knobs, a panel a model."""
-    found = {model: share for model in table.models if (share := knobs.importance(table, model))}
+    """Fractions of the score's variance by knob and pair of knobs, a panel a model."""
+    found = {model: fractions for model in table.looks if (fractions := knobs.importance(table, model))}
     if not found:
         return "no model has a grid in which two knobs vary and enough cells were run"
     figure, axes = new_figure(4.2, 1, len(found), width=WIDTH if len(found) > 1 else 7, squeeze=False)
     heads = {}
-    for axis, (model, (shares, basis)) in zip(axes[0], found.items()):
-        shares = shares.drop("rest").sort_values(ascending=False, kind="stable").head(7)
-        names = [" x\n".join(KNOBS[knob] for knob in effect.split(" x ")) for effect in shares.index] + ["all the rest"]
-        shares["rest"] = max(0.0, 1 - shares.sum())
-        axis.barh(range(len(shares)), shares, color=[COLOURS[model]] * (len(shares) - 1) + [LIGHT])
-        for place, share in enumerate(shares):
-            axis.text(share + 0.015, place, f"{100 * share:.0f}%" if share >= 0.005 else "<0.5%", va="center", fontsize=8)
-        axis.set_yticks(range(len(shares)), names, fontsize=7)
+    for axis, (model, (fractions, basis)) in zip(axes[0], found.items()):
+        look = table.looks[model]
+        fractions = fractions.drop("rest").sort_values(ascending=False, kind="stable").head(7)
+        names = [" x\n".join(map(label, effect.split(" x "))) for effect in fractions.index] + ["all the rest"]
+        fractions["rest"] = max(0.0, 1 - fractions.sum())
+        axis.barh(range(len(fractions)), fractions, color=[look.colour] * (len(fractions) - 1) + [LIGHT])
+        for y, fraction in enumerate(fractions):
+            text = f"{100 * fraction:.0f}%" if fraction >= 0.005 else "<0.5%"
+            axis.text(fraction + 0.015, y, text, va="center", fontsize=8)
+        axis.set_yticks(range(len(fractions)), names, fontsize=7)
         axis.set(xlim=(0, 1.15), xlabel="share of variance")
-        axis.set_title(textwrap.fill(f"{LABELS[model]}: {basis}", 40 if len(found) > 1 else 80), loc="left", fontsize=8)
+        axis.set_title(textwrap.fill(f"{look.label}: {basis}", 40 if len(found) > 1 else 80), loc="left", fontsize=8)
         axis.invert_yaxis()
         percent_ticks(axis.xaxis, ticks=3)
         axis.grid(axis="y", visible=False)
-        heads.setdefault(names[0].replace("\n", " "), []).append(f"{100 * shares.iloc[0]:.0f}% of {LABELS[model]}'s variance")
-    title = "; ".join(f"{effect} explains {listed(shares)}" for effect, shares in heads.items())
+        head = f"{100 * fractions.iloc[0]:.0f}% of {look.label}'s variance"
+        heads.setdefault(names[0].replace("\n", " "), []).append(head)
+    title = "; ".join(f"{effect} explains {listed(parts)}" for effect, parts in heads.items())
     return titled(figure, title, f"Functional ANOVA of the grid's {table.score}.", table)
 
 
 @styled
 def expected_best(table: Table) -> Figure | str:
     """Expected best score among k random runs."""
-    scores = {model: ranking.candidates(table, model)[table.rank_by].dropna() for model in table.models}
+    scores = {model: ranking.candidates(table, model)[table.rank_by].dropna() for model in table.looks}
     scores = {model: values for model, values in scores.items() if len(values) > 4}
     if not scores or table.lower_is_better:
         return "no model has five accuracies to draw from"
     figure, axis = new_figure(3.6, width=7.5)
     heads = []
     for model, values in scores.items():
-        curve = statistics.expected_best(values)
-        axis.plot(range(1, len(curve) + 1), curve, color=COLOURS[model], marker=MARKERS[model], markevery=0.15 if len(curve) > 20 else 1,
-                  label=f"{LABELS[model]} ({len(curve)} runs)")
-        heads.append(f"{np.argmax(curve >= curve[-1] - 0.01) + 1} for {LABELS[model]}")
+        curve, look = statistics.expected_best(values), table.looks[model]
+        axis.plot(range(1, len(curve) + 1), curve, markevery=0.15 if len(curve) > 20 else 1,
+                  label=f"{look.label} ({len(curve)} runs)", **look_of(look))
+        heads.append(f"{np.argmax(curve >= curve[-1] - 0.01) + 1} for {look.label}")
     axis.set_xscale("log", base=2)
     axis.set(xlabel="runs tried, drawn at random (log scale)", ylabel=f"expected best {table.score}")
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     percent_ticks(axis.yaxis)
     axis.legend(loc="lower right")
-    return titled(figure, f"Random runs needed to come within one point of the grid's best: {listed(heads)}", table=table)
+    title = f"Random runs needed to come within one point of the grid's best: {listed(heads)}"
+    return titled(figure, title, table=table)

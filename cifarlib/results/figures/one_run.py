@@ -6,11 +6,13 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ...parts import CIFAR10_CLASSES as CLASSES
+from ...parts import architectures
 from ...words import counted, listed, percent, points
 from .. import ranking, statistics
-from ..table import LABELS, Table
-from .style import COLOURS, GREY, MARKERS, TRAIN, VALIDATION, legend_above, new_figure, percent_ticks, styled, titled, whiskers
+from ..table import Table
+from .style import GREY, TRAIN, VALIDATION, legend_above, look_of, new_figure, percent_ticks, styled, titled, whiskers
+
+MOST_CLASSES = 20  # that a chart shows one by one
 
 
 @styled
@@ -31,7 +33,8 @@ def _curves(axes, history: pd.DataFrame) -> None:
             axis.plot(*line.to_numpy().T, label=name, **style, **marker)
         axis.set(ylabel=metric, xlabel="epoch")
     if (best := _best_epoch(history)) is not None:
-        axes[1].plot(best["epoch"], best["val_accuracy"], "*", color=VALIDATION, markersize=11, markeredgecolor="black", markeredgewidth=0.5)
+        axes[1].plot(best["epoch"], best["val_accuracy"], "*", color=VALIDATION, markersize=11, markeredgecolor="black",
+                     markeredgewidth=0.5)
     percent_ticks(axes[1].yaxis)
     rates = history.reindex(columns=["epoch", "learning_rate"]).dropna().to_numpy().T
     axes[2].plot(*rates, color="black", drawstyle="steps-mid", **marker)
@@ -63,112 +66,127 @@ def curves_of_best(table: Table, model: str) -> Figure | str:
     """Learning curves of a model's three best runs, a row each."""
     found = ranking.best_with(table, ranking.read_history, model, 3)
     if not found:
-        return f"no histories of {LABELS[model]}'s best runs beside the table"
+        return f"no histories of {table.looks[model].label}'s best runs beside the table"
     figure, axes = new_figure(0.7 + 2.2 * len(found), len(found), 3, squeeze=False)
     for line, (row, history) in zip(axes, found):
         _curves(line, history)
-        name = row["Full_Modelname"]
-        line[0].set_title(name, loc="left", fontsize=min(8, 700 / len(name))).set_in_layout(False)
+        title = line[0].set_title(row["name"], loc="left", fontsize=min(8, 700 / len(row["name"])))
+        title.set_in_layout(False)
     for axis in axes[:-1].flat:
         axis.set_xlabel("")
     axes[0, 0].legend()
-    title = f"{LABELS[model]}'s best run with a history: {_curve_message(found[0][1])}"
+    title = f"{table.looks[model].label}'s best run with a history: {_curve_message(found[0][1])}"
     return titled(figure, title, "Stars: the epoch with the best validation accuracy.", table)
 
 
 @styled
-def confusion(matrix, title: str = "", table: Table | None = None) -> Figure:
-    """Confusion matrix (row: true class, column: predicted class) with counts, coloured by share of the true class."""
+def confusion(matrix, classes: tuple[str, ...], title: str = "", table: Table | None = None) -> Figure:
+    """Confusion matrix (row: true class, column: predicted class), coloured by fraction of the true class.
+
+    Up to MOST_CLASSES classes are named, and counts written.
+    """
     matrix = np.asarray(matrix)
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     figure, axis = new_figure(6.3, width=7.2)
-    image = axis.imshow(shares, cmap="Purples", norm=PowerNorm(0.5, 0, 1))  # the root makes small shares visible
-    for (i, j), count in np.ndenumerate(matrix):
-        if count:
-            axis.text(j, i, f"{count:.0f}", ha="center", va="center", fontsize=8,
-                      color="white" if shares[i, j] > 0.3 else "black", in_layout=False)  # which a hundred texts would slow down
-    axis.set(xticks=range(len(matrix)), yticks=range(len(matrix)), yticklabels=CLASSES, xlabel="predicted class", ylabel="true class")
-    axis.set_xticklabels(CLASSES, rotation=40, ha="right", rotation_mode="anchor")
+    image = axis.imshow(fractions, cmap="Purples", norm=PowerNorm(0.5, 0, 1))  # the root makes small fractions visible
+    axis.set(xticks=[], yticks=[], xlabel="predicted class", ylabel="true class")
+    if len(classes) <= MOST_CLASSES:
+        for (i, j), count in np.ndenumerate(matrix):
+            if count:
+                axis.text(j, i, f"{count:.0f}", ha="center", va="center", fontsize=8, in_layout=False,  # layout: slow
+                          color="white" if fractions[i, j] > 0.3 else "black")
+        axis.set(xticks=range(len(classes)), yticks=range(len(classes)), yticklabels=classes)
+        axis.set_xticklabels(classes, rotation=40, ha="right", rotation_mode="anchor")
     axis.grid(visible=False)
-    figure.colorbar(image, ax=axis, format=lambda value, _: f"{100 * value:.0f}%", label="share of the true class", shrink=0.8)
-    wrong = shares * (1 - np.eye(len(matrix)))
+    figure.colorbar(image, ax=axis, format=lambda value, _: f"{100 * value:.0f}%", label="share of the true class",
+                    shrink=0.8)
+    wrong = fractions * (1 - np.eye(len(matrix)))
     i, j = np.unravel_index(wrong.argmax(), wrong.shape)
-    message = f"{percent(wrong[i, j])} of {CLASSES[i]} images are taken for {CLASSES[j]}, the most frequent mistake" if wrong.any() else "no mistakes"
+    message = "no mistakes"
+    if wrong.any():
+        message = f"{percent(wrong[i, j])} of {classes[i]} images are taken for {classes[j]}, the most frequent mistake"
     return titled(figure, f"{title}: {message}" if title else message, table=table)
 
 
 @styled
-def per_class(accuracies, n_per_class, table: Table | None = None) -> Figure:
-    """Accuracy of each class with its 95% Wilson interval.
+def per_class(accuracies: dict[str, list[float]], n_per_class, classes: tuple[str, ...],
+              table: Table | None = None) -> Figure:
+    """Accuracy of each class with its 95% Wilson interval; of more than MOST_CLASSES, the first model's weakest.
 
-    accuracies: fractions of one run, or a dict of model to fractions. n_per_class: test images a class, one or a list.
+    accuracies: fractions by model; n_per_class: test images a class, one number or a list.
     """
-    by_model = accuracies if isinstance(accuracies, dict) else {"": accuracies}
+    shown = np.sort(np.argsort(next(iter(accuracies.values())))[:MOST_CLASSES])
     figure, axis = new_figure(3.8, width=8.5)
-    heads = []
-    shifts = np.linspace(-0.2, 0.2, len(by_model)) if len(by_model) > 1 else [0]
-    for shift, (model, values) in zip(shifts, by_model.items()):
-        values, places = np.asarray(values, float), np.arange(len(CLASSES)) + shift
-        axis.errorbar(places, values, yerr=whiskers(values, *statistics.wilson(values, np.maximum(n_per_class, 1))), fmt=MARKERS.get(model, "o"),
-                      capsize=3, color=COLOURS.get(model, COLOURS["resnet"]), markersize=6, label=LABELS.get(model))
-        worst, best = (f"{CLASSES[i]} ({percent(values[i])})" for i in (np.nanargmin(values), np.nanargmax(values)))
-        heads.append(f"{LABELS[model]} at {worst}" if model else f"best at {best}, weakest at {worst}")
-        if not model:
-            for place, value in zip(places, values):
-                axis.annotate(f"{100 * value:.1f}", (place, value), (6, 0), textcoords="offset points", fontsize=7.5, va="center")
-    axis.set_xticks(range(len(CLASSES)), CLASSES)
-    axis.set(ylabel="test accuracy of the class", xlim=(-0.5, len(CLASSES) - 0.3))
+    heads, shifts = [], np.linspace(-0.2, 0.2, len(accuracies)) if len(accuracies) > 1 else [0]
+    n = np.broadcast_to(np.maximum(n_per_class, 1), len(classes))[shown]
+    looks = table.looks if table else architectures(accuracies)
+    for shift, (model, values) in zip(shifts, accuracies.items()):
+        values, look = np.asarray(values, float)[shown], looks[model]
+        interval = whiskers(values, *statistics.wilson(values, n))
+        axis.errorbar(np.arange(len(shown)) + shift, values, yerr=interval, linestyle="none", capsize=3, markersize=6,
+                      label=look.label, **look_of(look))
+        worst = np.nanargmin(values)
+        heads.append(f"{look.label} at {classes[shown[worst]]} ({percent(values[worst])})")
+    axis.set_xticks(range(len(shown)), [classes[i] for i in shown], rotation=60 * (len(shown) > 10))
+    axis.set(ylabel="test accuracy of the class", xlim=(-0.5, len(shown) - 0.3))
     axis.grid(axis="x", visible=False)
     percent_ticks(axis.yaxis)
-    if "" not in by_model:
-        legend_above(axis)
-        heads = [f"weakest class: {listed(heads)}"]
-    return titled(figure, heads[0], "Whiskers: 95% Wilson intervals.", table)
+    legend_above(axis)
+    return titled(figure, f"weakest class: {listed(heads)}", "Whiskers: 95% Wilson intervals.", table)
 
 
 def class_accuracies(table: Table) -> Figure | str:
     """Accuracy of each class for the best run of each model."""
-    rows = table.rows.loc[ranking.overall(table).index].reindex(columns=["model", "images", *(
-        f"test_per_class_accuracy_{name}_{table.checkpoint}" for name in CLASSES)]).dropna()
+    names = table.data.classes
+    if len(names) > MOST_CLASSES:
+        return f"{table.data.label} has {len(names)} classes, more than a chart shows one by one"
+    columns = [f"test_per_class_accuracy_{name}_{table.checkpoint}" for name in names]
+    rows = table.rows.loc[ranking.overall(table).index].reindex(columns=["model", "images", *columns]).dropna()
     if rows.empty:
         return "the table has no accuracy of each class"
-    return per_class(rows.set_index("model").drop(columns="images").T.to_dict("list"), rows["images"].min() / len(CLASSES), table)
+    accuracies = rows.set_index("model")[columns].T.to_dict("list")
+    return per_class(accuracies, rows["images"].min() / len(names), names, table)
 
 
 def confusion_of_best(table: Table, model: str) -> Figure | str:
     """Confusion matrix of a model's best run."""
     if not (found := ranking.best_with(table, ranking.read_predictions, model)):
-        return _no_predictions(model)
+        return _no_predictions(table, model)
     labels, logits = found[0][1]
-    return confusion(statistics.confusion_matrix(labels, logits.argmax(axis=1)), LABELS[model], table)
+    matrix = statistics.confusion_matrix(labels, logits.argmax(axis=1), len(table.data.classes))
+    return confusion(matrix, table.data.classes, table.looks[model].label, table)
 
 
-def _no_predictions(model: str) -> str:
-    return f"no predictions of {LABELS[model]}'s best run beside the table"
+def _no_predictions(table: Table, model: str) -> str:
+    return f"no predictions of {table.looks[model].label}'s best run beside the table"
 
 
 @styled
 def calibration(table: Table) -> Figure | str:
     """Reliability diagram of each model's best run, with the share of images in each bin."""
-    found = {model: pair[0][1] for model in table.models if (pair := ranking.best_with(table, ranking.read_predictions, model))}
+    found = {model: ranking.best_with(table, ranking.read_predictions, model) for model in table.looks}
+    found = {model: best[0][1] for model, best in found.items() if best}
     if not found:
         return "no predictions of the best runs beside the table"
-    figure, axes = new_figure(4.3, 2, len(found), width=max(5.5, 3.4 * len(found)), sharex=True, sharey="row", height_ratios=(3, 1), squeeze=False)
+    figure, axes = new_figure(4.3, 2, len(found), width=max(5.5, 3.4 * len(found)), sharex=True, sharey="row",
+                              height_ratios=(3, 1), squeeze=False)
     heads = []
     for (upper, lower), (model, (labels, logits)) in zip(axes.T, found.items()):
-        probabilities = statistics.softmax(logits)
+        probabilities, look = statistics.softmax(logits), table.looks[model]
         bins, ece = statistics.calibration(probabilities, labels)
         full = bins[bins["n"] >= 10]
         upper.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1)
-        upper.errorbar(full["confidence"], full["accuracy"], yerr=whiskers(full["accuracy"], *statistics.wilson(full["accuracy"], full["n"])),
-                       fmt=MARKERS[model] + "-", color=COLOURS[model], markersize=4, linewidth=1, capsize=2)
-        upper.set(title=f"{LABELS[model]}: ECE {percent(ece)}", xlim=(0, 1), ylim=(0, 1.02))
-        lower.bar((bins.index + 0.5) / statistics.BINS, bins["n"] / len(labels), 0.9 / statistics.BINS, color=COLOURS[model])
+        interval = whiskers(full["accuracy"], *statistics.wilson(full["accuracy"], full["n"]))
+        upper.errorbar(full["confidence"], full["accuracy"], yerr=interval, markersize=4, linewidth=1, capsize=2,
+                       **look_of(look))
+        upper.set(title=f"{look.label}: ECE {percent(ece)}", xlim=(0, 1), ylim=(0, 1.02))
+        middles = (bins.index + 0.5) / statistics.BINS
+        lower.bar(middles, bins["n"] / len(labels), 0.9 / statistics.BINS, color=look.colour)
         lower.set(xlabel="confidence")
         percent_ticks(upper.xaxis, upper.yaxis)
         percent_ticks(lower.yaxis, ticks=2)
         surplus = probabilities.max(axis=1).mean() - (logits.argmax(axis=1) == labels).mean()
-        heads.append(f"{LABELS[model]} is {'over' if surplus > 0 else 'under'}confident by {points(surplus)}")
+        heads.append(f"{look.label} is {'over' if surplus > 0 else 'under'}confident by {points(surplus)}")
     axes[0, 0].set_ylabel("accuracy")
     axes[1, 0].set_ylabel("images")
     note = ("Dashed: perfectly calibrated. Points: bins of ten images or more, with 95% Wilson intervals. ECE: "
@@ -183,24 +201,27 @@ def confidently_wrong(table: Table, model: str, images: tuple | None, n: int = 1
     images: (uint8 (N, 3, 32, 32), labels (N,)) of the test set; a run may have used only the first of them.
     """
     if not (found := ranking.best_with(table, ranking.read_predictions, model)):
-        return _no_predictions(model)
+        return _no_predictions(table, model)
     labels, logits = found[0][1]
+    name, classes = table.looks[model].label, table.data.classes
     if images is None:
         return "CIFAR-10 is not here; data_dir may name its folder"
     pixels, true = images
     if not np.array_equal(true[:len(labels)], labels):
-        return f"the predictions of {LABELS[model]} are of other images than the ones given"
+        return f"the predictions of {name} are of other images than the ones given"
     probabilities, predicted = statistics.softmax(logits), logits.argmax(axis=1)
     confidence = np.where(predicted != labels, probabilities.max(axis=1), 0)
     chosen = [i for i in np.argsort(-confidence, kind="stable")[:n] if confidence[i]]
     if not chosen:
-        return f"{LABELS[model]} mistakes no test image"
+        return f"{name} mistakes no test image"
     lines = -(-len(chosen) // 8)
     figure, axes = new_figure(0.7 + 1.75 * lines, lines, 8)
     for axis in axes.flat:
         axis.axis("off")
     for axis, i in zip(axes.flat, chosen):
         axis.imshow(pixels[i].transpose(1, 2, 0), interpolation="nearest")
-        axis.set_title(f"is {CLASSES[labels[i]]}\ntaken for {CLASSES[predicted[i]]}\n{100 * confidence[i]:.1f}% sure", fontsize=8)
+        axis.set_title(f"is {classes[labels[i]]}\ntaken for {classes[predicted[i]]}\n{100 * confidence[i]:.1f}% sure",
+                       fontsize=8)
     sure, mistakes = (confidence > 0.9).sum(), counted((confidence > 0).sum(), "mistake")
-    return titled(figure, f"{LABELS[model]}: {sure} of {mistakes} {'is' if sure == 1 else 'are'} made with more than 90% confidence", table=table)
+    title = f"{name}: {sure} of {mistakes} {'is' if sure == 1 else 'are'} made with more than 90% confidence"
+    return titled(figure, title, table=table)

@@ -10,25 +10,24 @@ from PIL import Image
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ...parts import ARCHITECTURES
+from ...parts import Architecture
 from ..table import Table
 
-COLOURS = {name: row.colour for name, row in ARCHITECTURES.items()}
-MARKERS = {name: row.marker for name, row in ARCHITECTURES.items()}
 TRAIN, VALIDATION, GREY, LIGHT = "#56B4E9", "#D55E00", "#666666", "#DDDDDD"
 STYLE = {"font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8,
          "xtick.labelsize": 8, "ytick.labelsize": 8, "axes.spines.top": False, "axes.spines.right": False,
-         "axes.axisbelow": True,
-         "axes.grid": True, "grid.color": "#E6E6E6", "legend.frameon": False, "hatch.color": "white",
-         "hatch.linewidth": 0.8,
-         "svg.hashsalt": "cifarlib", "figure.dpi": 100}
+         "axes.axisbelow": True, "axes.grid": True, "grid.color": "#E6E6E6", "legend.frameon": False,
+         "hatch.color": "white", "hatch.linewidth": 0.8, "svg.hashsalt": "cifarlib", "figure.dpi": 100}
 WIDTH = 10  # inches
-styled = matplotlib.rc_context(STYLE)  # decorates a function that draws with STYLE and leaves the caller's settings alone
+styled = matplotlib.rc_context(STYLE)  # decorates a function that draws with STYLE; the caller's settings stay
 
 
 @styled
 def save(figure: Figure, folder: str | Path, name: str) -> Path:
-    """Write NAME.png and NAME.svg and return the first: the same figure gives the same bytes (no date, a fixed salt for the SVG's ids)."""
+    """Write NAME.png and NAME.svg and return the first; the same figure gives the same bytes.
+
+    Hence no date, and a fixed salt for the SVG's ids.
+    """
     png, svg = (Path(folder) / f"{name}.{kind}" for kind in ("png", "svg"))
     png.parent.mkdir(parents=True, exist_ok=True)
     figure.draw_without_rendering()
@@ -37,7 +36,8 @@ def save(figure: Figure, folder: str | Path, name: str) -> Path:
         axes.set_position(np.round(axes.get_position(original=True).bounds, 6))
     figure.savefig(png, dpi=120, metadata={"Software": None})
     with Image.open(png) as picture:  # 256 colours look the same at a third of the size
-        picture.convert("RGB").quantize(method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(png, optimize=True)
+        few = picture.convert("RGB").quantize(method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        few.save(png, optimize=True)
     figure.savefig(svg, metadata={"Date": None, "Creator": None})
     return png
 
@@ -50,19 +50,28 @@ def new_figure(height: float, rows: int = 1, columns: int = 1, width: float = WI
     return figure, axes
 
 
+def look_of(row: Architecture) -> dict[str, str]:
+    """The marker and colour of a model, as matplotlib's functions take them."""
+    return {"marker": row.marker, "color": row.colour}
+
+
 def titled(figure: Figure, title: str, note: str = "", table: Table | None = None) -> Figure:
+    """The figure with what it shows above it, and how to read it below; data other than the usual are named first."""
     characters = int(figure.get_size_inches()[0] * 9.6)
-    title = ("SYNTHETIC DATA, NOT CIFAR-10. " if table and table.synthetic else "") + title[0].upper() + title[1:]
+    data = f"{table.data.label}. " if table and not table.usual_data else ""
+    title = data + title[0].upper() + title[1:]
     figure.suptitle(_wrapped(title, characters), x=0.01, ha="left", fontsize=11.5, fontweight="bold")
     if note:
-        figure.supxlabel(_wrapped(note[0].upper() + note[1:], int(characters * 1.75)), x=0.01, ha="left", fontsize=7.5, color=GREY)
+        note = _wrapped(note[0].upper() + note[1:], int(characters * 1.75))
+        figure.supxlabel(note, x=0.01, ha="left", fontsize=7.5, color=GREY)
     return figure
 
 
 def _wrapped(text: str, most: int) -> str:
     """Lines of about equal length: no last line with a single word."""
     lines = len(textwrap.wrap(text, most))
-    return next(textwrap.fill(text, width) for width in range(max(1, len(text) // lines), most + 1) if len(textwrap.wrap(text, width)) == lines)
+    widths = range(max(1, len(text) // lines), most + 1)
+    return next(textwrap.fill(text, width) for width in widths if len(textwrap.wrap(text, width)) == lines)
 
 
 def percent_ticks(*sides, ticks: int = 5) -> None:
@@ -83,7 +92,7 @@ def jitter(n: int) -> np.ndarray:
 
 
 def whiskers(values, low, high) -> np.ndarray:
-    """Lengths below and above, as errorbar takes them; where an interval ends at its value, rounding would make one negative."""
+    """Lengths below and above, as errorbar takes them; none is negative, as rounding might have it."""
     return np.maximum([values - low, high - values], 0)
 
 
@@ -96,5 +105,6 @@ def log_ticks(axis) -> None:
         ticks = [tick for tick in ticks if low <= tick <= high]
         if len(ticks) >= 3:
             break
-    axis.set_xticks(ticks, [f"{t / 1e6:.4g}M" if t >= 1e6 else f"{t / 1e3:.4g}k" if t >= 1e4 else f"{t:.4g}" for t in ticks])
+    axis.set_xticks(ticks, [f"{t / 1e6:.4g}M" if t >= 1e6 else f"{t / 1e3:.4g}k" if t >= 1e4 else f"{t:.4g}"
+                            for t in ticks])
     axis.minorticks_off()

@@ -6,15 +6,17 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from ...parts import ARCHITECTURES, architectures
 from .. import ranking
-from ..table import LABELS, Table
+from ..table import Table
 from . import best, knobs, one_run
 from .style import save
 
-PER_MODEL = {"top5": best.top5, "knobs": knobs.scores_by_knob, "heatmap": knobs.heatmap, "learning_curves": one_run.curves_of_best,
-             "confusion": one_run.confusion_of_best}
-PER_TABLE = {"overall_top5": best.overall_top5, "all_runs": best.all_runs, "finalists": best.finalists, "importance": knobs.importance,
-             "expected_best": knobs.expected_best, "per_class": one_run.class_accuracies, "calibration": one_run.calibration, "cost": best.cost}
+PER_MODEL = {"top5": best.top5, "knobs": knobs.scores_by_knob, "heatmap": knobs.heatmap,
+             "learning_curves": one_run.curves_of_best, "confusion": one_run.confusion_of_best}
+PER_TABLE = {"overall_top5": best.overall_top5, "all_runs": best.all_runs, "finalists": best.finalists,
+             "importance": knobs.importance, "expected_best": knobs.expected_best,
+             "per_class": one_run.class_accuracies, "calibration": one_run.calibration, "cost": best.cost}
 KINDS = (*PER_MODEL, "wrong", *PER_TABLE, "comparison")
 
 
@@ -46,5 +48,7 @@ def _drawn(table: Table, kind: str, images, other: Table | None) -> Iterator[tup
         yield kind, PER_TABLE[kind](table) if len(ranking.ranked(table)) else "no run in this table can be ranked"
     else:
         draw = partial(one_run.confidently_wrong, images=images) if kind == "wrong" else PER_MODEL[kind]
-        for model in LABELS:
-            yield f"{model}_{kind}", draw(table, model) if len(ranking.ranked(table, model)) else f"no ranked {LABELS[model]} run in this table"
+        for model, row in architectures([*ARCHITECTURES, *table.looks]).items():
+            any_ranked = len(ranking.ranked(table, model)) > 0
+            drawn = draw(table, model) if any_ranked else f"no ranked {row.label} run in this table"
+            yield f"{table.stem(model)}_{kind}", drawn

@@ -1,0 +1,114 @@
+"""The parts of this project's own pages that its code and its committed records determine."""
+
+import dataclasses
+import json
+import statistics
+
+from ..config import CHECKPOINTS, Config, Options
+from ..files import project_path
+from ..parts import ARCHITECTURES, PROTOCOLS, architecture
+from ..words import duration, percent, value_text
+from .markdown import comparison_table, markdown, rewrite_between_markers
+from .ranking import overall
+from .table import Table, read_table
+
+FRONT, GRIDS, PACKAGE = "README.md", "parameters/README.md", "cifarlib/README.md"
+THROUGHPUT = ("executed/throughput/throughput.json", "executed/throughput/without_bf16/throughput.json")
+IMAGES, EPOCHS = 40_000, 80  # of a training split, and of a published run
+
+
+def rewrite_pages(studies: list[str], flags: dict[str, tuple[str, ...]]) -> None:
+    """Rewrite the tables on the front page and on those of parameters/ and cifarlib/.
+
+    studies: the folders in executed/ that the front page sums up; flags: a field's options beside the one of its name.
+    Raises InputError for a study without a table, and for a page without its markers.
+    """
+    parts = {(FRONT, "studies"): studies_section([read_table(f"executed/{study}") for study in studies]),
+             (FRONT, "times"): times_section(),
+             (GRIDS, "fields"): fields_section(flags),
+             (PACKAGE, "architectures"): architectures_section(),
+             (PACKAGE, "protocols"): protocols_section()}
+    for (page, name), text in parts.items():
+        rewrite_between_markers(project_path(page), name, text)
+
+
+def rewrite_comparisons(studies: list[str], other: str) -> None:
+    """Put the test accuracies of studies beside those of another table, where the studies' pages have room for it.
+
+    A page has a pair of markers for each checkpoint that it compares, such as `<!-- comparison_terminal:begin -->`.
+    """
+    for study in studies:
+        page = project_path(f"executed/{study}/README.md")
+        for checkpoint in CHECKPOINTS:
+            name, column = f"comparison_{checkpoint}", f"test_accuracy_{checkpoint}"
+            if f"<!-- {name}:begin -->" in page.read_text(encoding="utf-8"):
+                tables = [read_table(path, column) for path in (other, f"executed/{study}")]
+                rewrite_between_markers(page, name, comparison_table(*tables))
+
+
+def studies_section(tables: list[Table]) -> str:
+    """The best run of each model in each study, chosen by validation accuracy."""
+    rows = []
+    for table in tables:
+        for index, best in overall(table).iterrows():
+            run = table.rows.loc[index]
+            rows.append({
+                "Study": f"[{table.name}](executed/{table.name}/README.md)",
+                "Model": table.looks[best["model"]].label + " (small)" * (run["model_args"] != value_text({})),
+                "Protocol": run["protocol"],
+                "Epochs": str(run["epochs_run"]),
+                "Test accuracy": percent(best["test"]),
+                "95% interval": f"{100 * best['low']:.2f} to {100 * best['high']:.2f}",
+                "Trained in": duration(run["seconds"]),
+                "On": f"{run['device'].removeprefix('cpu: ')}, {run['precision']}",
+            })
+    return markdown(rows)
+
+
+def times_section() -> str:
+    """Minutes of an epoch and of a published run at the measured rates, and the best published accuracy."""
+    rows: dict[str, dict[str, str]] = {}
+    for path in THROUGHPUT:
+        for model, found in json.loads(project_path(path).read_text())["models"].items():
+            seconds = IMAGES / statistics.median(found["images_per_second"]["ours"])
+            rows.setdefault(model, {"Model": architecture(model).label}).update({
+                f"An epoch in {found['precision']}": duration(seconds),
+                f"{EPOCHS} epochs in {found['precision']}": duration(EPOCHS * seconds)})
+    for model, row in rows.items():
+        row["Published accuracy"] = percent(ARCHITECTURES[model].published_best)
+    return markdown(list(rows.values()))
+
+
+def fields_section(flags: dict[str, tuple[str, ...]]) -> str:
+    """Every field of a configuration and of its options: other flags than `--NAME`, meaning, values, default."""
+    return markdown([{
+        "Field": f"`{spec.name}`",
+        "Also": " ".join(f"`{flag}`" for flag in flags.get(spec.name, ())),
+        "Meaning": spec.metadata["help"],
+        "Values": ", ".join(f"`{choice}`" for choice in spec.metadata["choices"] or ()),
+        "Default": "the protocol's" if spec.default is None else as_yaml({} if spec.type is dict else spec.default),
+    } for cls in (Config, Options) for spec in dataclasses.fields(cls)])
+
+
+def architectures_section() -> str:
+    """The package's own architectures: where they are and what sizes they take."""
+    return markdown([{
+        "`model`": f"`{name}`",
+        "Class": f"`{row.home}`",
+        "`model_args`": ", ".join(f"`{size}`" for size in row.sizes),
+    } for name, row in ARCHITECTURES.items()])
+
+
+def protocols_section() -> str:
+    """What each protocol sets, for a CNN of the default length."""
+    configs = {name: Config(model="cnn", protocol=name) for name in PROTOCOLS}
+    return markdown([{
+        "Field": f"`{spec.name}`",
+        "Meaning": spec.metadata["help"],
+        **{f"`{name}`": as_yaml(getattr(config, spec.name)) for name, config in configs.items()},
+    } for spec in dataclasses.fields(Config) if spec.default is None])
+
+
+def as_yaml(value) -> str:
+    """A value as a grid file has it, in code's type."""
+    return f"`{value if isinstance(value, str) and value else json.dumps(value)}`"
