@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs what tests need besides Python (Debian, Ubuntu): SLURM and munge for tests/test_slurm.py, Chromium and its driver for
-# tests/test_jupyterlab.py. Does nothing where it can't or need not; a test whose programs are missing is skipped.
+# Installs what tests need besides Python (Debian, Ubuntu): SLURM and munge for tests/test_slurm.py, Chromium and its
+# driver for tests/test_jupyterlab.py. Does nothing where it can't or need not; a test without its programs is skipped.
 missing=""
 for each in slurmd:slurm-wlm slurmctld:slurm-wlm munged:munge chromium:chromium chromedriver:chromium-driver; do
     command -v "${each%%:*}" >/dev/null || missing="$missing ${each#*:}"

@@ -2,7 +2,8 @@
 
 from importlib import import_module
 
-_HOMES = {"Config": "config", "InputError": "config", "load_cifar10": "data.splits", "build_model": "models",
+_HOMES = {"Config": "config", "InputError": "config", "load_splits": "data.splits",
+          "load_cifar10": "data.splits", "build_model": "models",
           "fit": "training.loop", "evaluate": "training.loop",
           "evaluate_checkpoints": "training.loop"}
 __all__ = list(_HOMES)

@@ -73,9 +73,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def make_parser() -> Parser:
     """The parser of all commands; each sets `command` to the function that runs it."""
-    parser = Parser(prog="python -m cifarlib",
-                    description="CIFAR-10 research workbook: runs, grids of runs and their tables.")
+    parser = Parser(prog="python -m cifarlib", description="CIFAR-10 research workbook: runs, grids, tables, charts.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+    no_checkpoints = dict(dest="checkpoints", action="store_const", const="none", default=argparse.SUPPRESS,
+                          help="the same as --checkpoints none")
 
     def add(run, **texts) -> Parser:
         command = commands.add_parser(run.__name__, **texts)
@@ -86,26 +87,22 @@ def make_parser() -> Parser:
                   description="Execute the experiment notebook by papermill; the last line printed is the run folder.")
     add_fields(command, Config)
     add_fields(command, Options)
-    add_no_checkpoints(command)
+    command.add_argument("--no-checkpoints", **no_checkpoints)
     command.add_argument("--dry-run", action="store_true", help="only check the values and print the run folder")
 
     command = add(grid, help="train the runs of a grid file",
                   description="Train every run of a grid; what is done is skipped, what was cut off goes on.")
     command.add_argument("file", help="a grid file such as parameters/demo.yaml")
-    command.add_argument("--jobs", type=whole, default=0,
-                         help="runs at a time; 0 goes by cores and memory, or the cards' memory")
-    command.add_argument("--only", default="", metavar="NAME=VALUE,...",
-                         help="only the cells with these values; empty takes all")
+    command.add_argument("--jobs", type=whole, default=0, help="runs at a time; 0: as many as there is room for")
+    command.add_argument("--only", default="", metavar="NAME=VALUE,...", help="only the cells with these values")
     command.add_argument("--retry-failed", action="store_true", help="try failed runs again")
     command.add_argument("--fail-fast", action="store_true", help="stop at the first failure")
-    command.add_argument("--chunk", default="1/1", metavar="I/N",
-                         help="only every Nth run from the Ith: the part of one of N tasks")
+    command.add_argument("--chunk", default="1/1", metavar="I/N", help="every Nth run from the Ith, for one of N tasks")
     command.add_argument("--no-wait", action="store_true", help="end without waiting for runs that other runners train")
     command.add_argument("--dry-run", action="store_true", help="only print what there is to do")
     command.add_argument("--write-sets", metavar="DIR", help="only write the cells as grid files of 50 each into DIR")
-    # a grid of the published size would keep 300 GB otherwise
-    add_fields(command, Options, skip=("study",), checkpoints="best")
-    add_no_checkpoints(command)
+    add_fields(command, Options, skip=("study",), checkpoints="best")  # all of the published grid would be 300 GB
+    command.add_argument("--no-checkpoints", **no_checkpoints)
     command.add_argument("--study", help="the study's name; by default the file's")
     add_fields(command, Config, overrides=True)
 
@@ -120,48 +117,33 @@ def make_parser() -> Parser:
 
     command = add(results, help="draw the charts of a table of runs",
                   description="Execute the results notebook for a table; the last line printed is the HTML report.")
-    command.add_argument("--runs", required=True, metavar="FILE",
-                         help="runs.csv of a study, or a table in the published format")
-    command.add_argument("--figures", default="", metavar="DIR",
-                         help="folder for the charts; figures/ beside the table if empty")
-    command.add_argument("--rank-by", default="auto", metavar="COLUMN",
-                         help="column that ranks; auto takes validation accuracy if it is there")
+    command.add_argument("--runs", required=True, metavar="FILE", help="runs.csv, or a table in the published format")
+    command.add_argument("--figures", default="", metavar="DIR", help="folder for the charts; empty: beside the table")
+    command.add_argument("--rank-by", default="auto", metavar="COLUMN", help="column that ranks; auto: by validation")
     command.add_argument("--study", default="", help="only the rows of this study")
     command.add_argument("--compare-with", default="", metavar="FILE", help="a second table to compare with")
-    command.add_argument("-d", "--data_dir", default="",
-                         help="folder of the CIFAR-10 batches, to show mistaken test images")
-    command.add_argument("--readme", default="", metavar="FILE",
-                         help="rewrite a section of this file, between its markers")
-    command.add_argument("--section", default="results", metavar="NAME",
-                         help="that section: <!-- NAME:begin --> to <!-- NAME:end -->")
-    command.add_argument("--report", default="", metavar="DIR",
-                         help="folder for the executed notebook and its HTML; the table's own if empty")
+    command.add_argument("-d", "--data_dir", default="", help="folder of CIFAR-10, to show mistaken test images")
+    command.add_argument("--readme", default="", metavar="FILE", help="rewrite a section of this file")
+    command.add_argument("--section", default="results", metavar="NAME", help="the section after <!-- NAME:begin -->")
+    command.add_argument("--report", default="", metavar="DIR", help="folder for notebook and HTML; empty: the table's")
 
     command = add(bench, help="measure how fast this machine trains",
                   description="Execute the throughput notebook; the last line printed is the file of the measurements.")
     command.add_argument("--models", default="cnn,resnet,vit", metavar="NAME,...", help="models to measure")
-    command.add_argument("--rounds", type=lambda text: whole(text, 1), default=5,
-                         help="times each measurement is taken")
+    command.add_argument("--rounds", type=lambda text: whole(text, 1), default=5, help="times that each is measured")
     command.add_argument("--share", type=float, default=1.0, help="part of the usual number of images a round")
-    command.add_argument("--dataset", default="cifar10", metavar="cifar10|synthetic|auto",
-                         help="images; their content hardly matters here")
-    command.add_argument("-d", "--data_dir", default="", help="folder of the CIFAR-10 batches")
+    command.add_argument("--dataset", default="cifar10", help="cifar10, synthetic or auto")
+    command.add_argument("-d", "--data_dir", default="", help="folder of CIFAR-10")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    command.add_argument("--folder", default="executed/throughput", metavar="DIR",
-                         help="folder for throughput.json and the executed notebook")
+    command.add_argument("--folder", default="executed/throughput", metavar="DIR", help="folder for the measurements")
     command.add_argument("--figures", default="figures", metavar="DIR", help="folder for the chart")
-    command.add_argument("--readme", default="", metavar="FILE",
-                         help="rewrite a section of this file, between its markers")
-    command.add_argument("--section", default="throughput", metavar="NAME",
-                         help="that section: <!-- NAME:begin --> to <!-- NAME:end -->")
-    command.add_argument("--no-measure", action="store_true",
-                         help="take the measurements that the folder holds already")
+    command.add_argument("--readme", default="", metavar="FILE", help="rewrite a section of this file")
+    command.add_argument("--section", default="throughput", metavar="NAME", help="section after <!-- NAME:begin -->")
+    command.add_argument("--no-measure", action="store_true", help="take the measurements that are there already")
 
-    command = add(pages, help="rewrite the tables of this project's pages", description="Rewrite the tables of README.md, "
-                  "parameters/README.md and cifarlib/README.md from code and committed runs.")
-    command.add_argument("studies", nargs="+", metavar="STUDY", help="folders in executed/ whose best runs README.md shows")
-    command.add_argument("--compare-with", default="", metavar="FILE",
-                         help="a second table, to compare with on the studies' own pages")
+    command = add(pages, help="rewrite the tables of this project's pages from code and committed runs")
+    command.add_argument("studies", nargs="+", metavar="STUDY", help="a folder in executed/, for the front page")
+    command.add_argument("--compare-with", default="", metavar="FILE", help="a second table, for the studies' pages")
     return parser
 
 
@@ -186,12 +168,6 @@ def add_fields(parser: Parser, cls: type, skip: tuple[str, ...] = (), overrides:
             kind = {"type": partial(from_text, spec=spec), "metavar": "|".join(values)}
         flags = *PUBLISHED_FLAGS.get(spec.name, ()), f"--{spec.name}"
         group.add_argument(*flags, dest=spec.name, default=default, help=help, **kind)
-
-
-def add_no_checkpoints(parser: argparse.ArgumentParser) -> None:
-    """The short way to say that no weights stay."""
-    parser.add_argument("--no-checkpoints", dest="checkpoints", action="store_const", const="none",
-                        default=argparse.SUPPRESS, help="the same as --checkpoints none")
 
 
 def whole(text: str, minimum: int = 0) -> int:

@@ -76,6 +76,15 @@ _EXPECTED = {str: "text", int: "a whole number", float: "a number", bool: "true 
              dict: "a mapping of names to values", list: "a list"}
 
 
+def _type_hint(value, kind) -> str:
+    """What to write instead, for the two ways YAML and papermill's -p turn a value into a string."""
+    if kind in (int, float) and isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        return f" (a string: YAML needs the dot, as in {float(value):.1e})"
+    if kind is bool and isinstance(value, str):
+        return " (a string: papermill's -p takes True or False)"
+    return " (a string)" if isinstance(value, str) else ""
+
+
 def from_text(text: str, spec: dataclasses.Field) -> Any:
     """The value of a field that `text` on a command line says, a mapping as JSON. Raises InputError if it says none."""
     read = {int: int, float: float, bool: lambda text: {"true": True, "false": False}[text.lower()], dict: json.loads}
@@ -85,15 +94,6 @@ def from_text(text: str, spec: dataclasses.Field) -> Any:
         as_json = " as JSON" if spec.type is dict else ""
         raise InputError(f"{spec.name}: expected {_EXPECTED[spec.type]}{as_json}, got {text!r}") from None
     return checked(value, spec)
-
-
-def _type_hint(value, kind) -> str:
-    """What to write instead, for the two ways YAML and papermill's -p turn a value into a string."""
-    if kind in (int, float) and isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
-        return f" (a string: YAML needs the dot, as in {float(value):.1e})"
-    if kind is bool and isinstance(value, str):
-        return " (a string: papermill's -p takes True or False)"
-    return " (a string)" if isinstance(value, str) else ""
 
 
 class _Fields:
@@ -150,10 +150,15 @@ class Config(_Fields):
     scheduler: str = setting("cosine", "learning-rate schedule", choices=SCHEDULES)
     augmentation: bool = setting(False, "flip, rotate and crop the training images at random", short="aug")
     learning_rate: float = setting(0.001, "learning rate of the first epoch", short="lr", above=0, maximum=10)
-    weight_decay: float = setting(0.001, "decoupled weight decay", short="wd", minimum=0, maximum=10)
+    weight_decay: float = setting(0.001, "weight decay: decoupled by adamw and muon, in the gradient by sgd",
+                                  short="wd", minimum=0, maximum=10)
     gamma: float = setting(0.97, "decay factor of the exponential and step schedules", above=0, maximum=1,
                            idle_when={"scheduler": ("cosine",)})
     optimizer: str = setting("adamw", "optimizer; adamw is AdamW with amsgrad", choices=OPTIMIZERS)
+    momentum: float = setting(0.9, "Nesterov momentum of sgd and muon", minimum=0, maximum=0.9999,
+                              idle_when={"optimizer": ("adamw",)})
+    label_smoothing: float = setting(0.0, "part of each label spread evenly over all classes, in the training loss",
+                                     minimum=0, maximum=0.99)
     val_freq: int = setting(1, "validate every so many epochs (the last one always)", minimum=1,
                             label="epochs between validations")
     early_stopping_patience: int = setting(20, "stop after so many validations without a lower validation loss",
@@ -174,7 +179,7 @@ class Config(_Fields):
     softmax_in_loss: bool = setting(None, "take the training loss of the softmax output, as if that were logits",
                                     label="softmax in the loss")
     dataset: str = setting("cifar10", "images; auto takes the synthetic stand-in where CIFAR-10 can't be had",
-                           role="condition", choices=(*DATASETS, "auto"))
+                           role="condition", choices=DATASETS)
     data_dir: str = setting("", "folder of the images' files; empty searches $CIFAR10_DIR and ./cifar-10, then "
                             "downloads", role="place")
     device: str = setting("auto", "auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:N or mps", role="place",
@@ -196,6 +201,9 @@ class Config(_Fields):
         for spec in dataclasses.fields(self):
             if getattr(self, spec.name) is None:
                 object.__setattr__(self, spec.name, self.usual(spec))
+        if self.split == "published" and not DATASETS[self.dataset].published_split:
+            raise InputError("split: the published one is of CIFAR-10's batches, which "
+                             f"{self.dataset} doesn't have; set split stratified")
 
     def usual(self, spec: dataclasses.Field) -> Any:
         """The value that a field takes where nothing is said: its default, or the protocol's."""
@@ -218,7 +226,7 @@ class Config(_Fields):
     @property
     def classes(self) -> tuple[str, ...]:
         """The names of the dataset's classes."""
-        return DATASETS["cifar10" if self.dataset == "auto" else self.dataset].classes
+        return DATASETS[self.dataset].classes
 
     @classmethod
     def names_of(cls, *roles: str) -> list[str]:

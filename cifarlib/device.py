@@ -32,7 +32,7 @@ def pick_precision(name: str, device: torch.device) -> str:
 
 
 def autocast(device: torch.device, precision: str):
-    """Matrix products in bf16 with weights, norms, logits and loss in fp32; for fp32 torch's defaults (on CUDA convolutions round to TF32)."""
+    """bf16: matrix products in it; weights, norms, logits and loss in fp32. fp32: torch's defaults, TF32 on CUDA."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 
 

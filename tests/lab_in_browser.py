@@ -12,8 +12,8 @@ from pathlib import Path
 
 from services import Service, wait_for
 
-# What the notebook that is open shows: of each code cell its prompt, and of each output its kind and text. Tracebacks and
-# stderr have MIME types of JupyterLab's own; a widget has none.
+# What the notebook that is open shows: of each code cell its prompt, and of each output its kind and text. Tracebacks
+# and stderr have MIME types of JupyterLab's own; a widget has none.
 CELLS = """
 return Array.from(document.querySelectorAll('.jp-CodeCell'), cell => ({
     prompt: cell.querySelector('.jp-InputPrompt').textContent,
@@ -21,7 +21,7 @@ return Array.from(document.querySelectorAll('.jp-CodeCell'), cell => ({
         kind: output.dataset.mimeType || 'widget', text: output.textContent})),
 }));
 """
-# Keeps the texts of a progress bar and the pictures beside it, in the order in which they are shown while their cell runs.
+# Keeps the texts of a progress bar and the pictures beside it, in their order, while their cell runs.
 WATCH = """
 const seen = window.seen = {bars: [], pictures: []};
 const keep = (list, value) => list.includes(value) || list.push(value);
@@ -33,7 +33,8 @@ const look = () => {
         for (const picture of cell.querySelectorAll('.jp-OutputArea-output img')) keep(seen.pictures, picture.src);
     }
 };
-new MutationObserver(look).observe(document.body, {subtree: true, childList: true, characterData: true, attributes: true});
+const everything = {subtree: true, childList: true, characterData: true, attributes: true};
+new MutationObserver(look).observe(document.body, everything);
 """
 # The toolbar's circle is called idle even before there is a kernel, and Run All starts a second one then.
 KERNEL_IS_IDLE = "return document.querySelector('#jp-main-statusbar')?.textContent.includes('| Idle')"
@@ -65,7 +66,8 @@ class LabInBrowser(Service):
         # Without CIFAR10_DIR the results are the same on every machine.
         others = {"JUPYTER_PATH", "JUPYTER_CONFIG_PATH", "JUPYTER_TOKEN", "CIFAR10_DIR"}
         environment = {name: value for name, value in os.environ.items() if name not in others} | own
-        settings = self.folder / "JUPYTERLAB_SETTINGS_DIR/@jupyterlab/apputils-extension/notification.jupyterlab-settings"
+        extension = self.folder / "JUPYTERLAB_SETTINGS_DIR/@jupyterlab/apputils-extension"
+        settings = extension / "notification.jupyterlab-settings"
         settings.parent.mkdir(parents=True)
         settings.write_text(json.dumps(SETTINGS))
         command = [sys.executable, "-m", "jupyterlab", "notebooks", "--no-browser", "--ip=127.0.0.1", "--port=0"]

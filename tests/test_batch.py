@@ -1,32 +1,34 @@
 """Grids through papermill for real: several runs at a time, resumed, claimed, isolated from each other's failures."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas
+import psutil
 import pytest
 import torch
 from conftest import TINY, tiny
 from services import until
 
 from cifarlib.batch import launch, resources, runner
-from cifarlib.runs import claim
-from cifarlib.runs.claim import Claim, is_claimed
+from cifarlib.batch.grid import Run
 from cifarlib.config import Config, Options
 from cifarlib.errors import InputError
-from cifarlib.batch.grid import Run
+from cifarlib.runs import claim
+from cifarlib.runs.claim import Claim, is_claimed
 from cifarlib.runs.record import read_record, status_of
 
 SMALL = "{widths: [8, 8, 8, 8]}"
 FIXED = f"""
-fixed: {{dataset: synthetic, limit_train: 128, limit_val: 64, limit_test: 64, batch_size: 32, epochs: 2, device: cpu, precision: fp32,
-        scheduler: step, model_args: {SMALL}}}
+fixed: {{dataset: synthetic, limit_train: 128, limit_val: 64, limit_test: 64, batch_size: 32, epochs: 2, device: cpu,
+        precision: fp32, scheduler: step, model_args: {SMALL}}}
 """
 LONG = FIXED.replace("epochs: 2", "epochs: 12").replace("limit_train: 128", "limit_train: 1024") + "rows: [{seed: 1}]\n"
 
@@ -48,8 +50,8 @@ def grid(folder, text, *arguments, wait=True, **options):
     """`python -m cifarlib grid` on a grid of this text; the finished process, or the running one."""
     path = folder / "g.yaml"
     path.write_text(text)
-    command = [sys.executable, "-m", "cifarlib", "grid", str(path), "--executed_dir", str(folder / "executed"), "--wandb_mode", "disabled",
-               *arguments]
+    command = [sys.executable, "-m", "cifarlib", "grid", str(path), "--executed_dir", str(folder / "executed"),
+               "--wandb_mode", "disabled", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
     STARTED.append(process)
     if not wait:
@@ -114,7 +116,8 @@ rows:
     assert "patch" in table[table.status == "failed"].error.item()
     for name in table[table.status == "done"].run:
         folder = tmp_path / "executed" / "g" / name
-        assert [path.name for path in folder.glob("*.pt")] == ["best_val_acc.pt"] and (folder / "experiment.ipynb").stat().st_size < 500_000
+        assert [path.name for path in folder.glob("*.pt")] == ["best_val_acc.pt"]
+        assert (folder / "experiment.ipynb").stat().st_size < 500_000
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "executed" / "g").glob("*/record.json")}
     again = grid(tmp_path, text)
@@ -124,8 +127,8 @@ rows:
     retried = grid(tmp_path, text, "--retry-failed")
     assert retried.output.count("  failed  ") == 1
 
-    status = subprocess.run([sys.executable, "-m", "cifarlib", "status", "g", "--executed_dir", str(tmp_path / "executed")],
-                            capture_output=True, text=True)
+    command = [sys.executable, "-m", "cifarlib", "status", "g", "--executed_dir", str(tmp_path / "executed")]
+    status = subprocess.run(command, capture_output=True, text=True)
     assert status.returncode == 0 and "best so far" in status.stdout and "nothing is left to do" in status.stdout
     counts = {line.split()[0]: line.split()[1:] for line in status.stdout.splitlines()[1:5]}
     assert counts["all"] == ["2", "0", "1", "0", "0", "0"], status.stdout
@@ -149,7 +152,7 @@ def test_a_stop_request_ends_at_an_epoch_and_the_rest_gives_the_same_numbers(tmp
     other = grid(tmp_path, LONG, "--precision", "bf16")
     assert other.returncode == 2 and "a run in fp32, not in bf16" in other.output and status_of(folder) == "preempted"
     plan = (folder / "plan.json").read_text()
-    (folder / "plan.json").write_text(plan.replace('"cpu"', '"cuda"'))  # begun on another kind of machine: the run is left to its own kind
+    (folder / "plan.json").write_text(plan.replace('"cpu"', '"cuda"'))  # begun on another kind of machine: left to it
     other = grid(tmp_path, LONG)
     assert other.returncode == 75 and "another kind of machine" in other.output and status_of(folder) == "preempted"
     (folder / "plan.json").write_text(plan)
@@ -188,8 +191,9 @@ def test_what_a_second_interrupt_kills_has_not_failed(tmp_path):
 
 
 @pytest.mark.parametrize("statuses, fail_fast, code", [
-    (["done"], False, 0), (["done", "diverged"], False, 0), (["done", "failed"], False, 1), (["failed", "preempted"], False, 75),
-    (["failed", "pending"], False, 75), (["failed", "pending"], True, 1), (["done", "pending"], False, 75), (["done", "running"], False, 0)])
+    (["done"], False, 0), (["done", "diverged"], False, 0), (["done", "failed"], False, 1),
+    (["failed", "preempted"], False, 75), (["failed", "pending"], False, 75), (["failed", "pending"], True, 1),
+    (["done", "pending"], False, 75), (["done", "running"], False, 0)])
 def test_the_exit_code_says_first_what_is_left_to_do(statuses, fail_fast, code, monkeypatch, tmp_path):
     runs = [Run(Config(seed=seed), ()) for seed in range(len(statuses))]
     monkeypatch.setattr(runner, "status_of", lambda folder: statuses[int(folder.name.rpartition("_")[2])])
@@ -200,10 +204,7 @@ def test_the_exit_code_says_first_what_is_left_to_do(statuses, fail_fast, code, 
 
 def descendants(pid):
     """Process ids below `pid`, nearest first."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    threads = [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
-    found = sorted({*map(int, children), *threads})
-    return found + [below for child in found for below in descendants(child)]
+    return [process.pid for process in psutil.Process(pid).children(recursive=True)]
 
 
 def test_a_killed_kernel_is_one_failed_run_and_the_rest_goes_on(tmp_path):
@@ -229,8 +230,9 @@ def test_two_runners_share_a_study_without_training_anything_twice_and_what_kept
 
     folders = [path.parent for path in (tmp_path / "executed" / "g").glob("*/record.json")]
     assert len(folders) == 3 and not list((tmp_path / "executed").rglob("*.pt"))
-    again = subprocess.run([sys.executable, "-m", "papermill", "notebooks/experiment.ipynb", str(tmp_path / "again.ipynb"), "--no-progress-bar",
-                            "-y", json.dumps(parameters_of(folders[0], tmp_path))], capture_output=True, text=True)
+    command = [sys.executable, "-m", "papermill", "notebooks/experiment.ipynb", str(tmp_path / "again.ipynb"),
+               "--no-progress-bar", "-y", json.dumps(parameters_of(folders[0], tmp_path))]
+    again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     text = (tmp_path / "again.ipynb").read_text()
     assert "done after 2 epochs" in text and "epoch 1/2" not in text
@@ -239,12 +241,11 @@ def test_two_runners_share_a_study_without_training_anything_twice_and_what_kept
 def parameters_of(folder, root):
     """The parameters with which the notebook shows a finished run again."""
     config = read_record(folder)["config"]
-    return {**config, "study": "g", "executed_dir": str(root / "executed"), "wandb_mode": "disabled", "checkpoints": "none"}
+    options = {"study": "g", "executed_dir": str(root / "executed"), "wandb_mode": "disabled", "checkpoints": "none"}
+    return {**config, **options}
 
 
 def test_a_claim_has_one_owner_among_many(tmp_path):
-    import threading
-
     taken, barrier = [], threading.Barrier(16)
 
     def take():
@@ -286,20 +287,26 @@ def test_a_living_owner_renews_his_claim(tmp_path, monkeypatch):
     owner.release()
 
 
+def says(listing):
+    """A stand-in for subprocess.run of nvidia-smi."""
+    return lambda *_, **__: subprocess.CompletedProcess([], 0, stdout=listing)
+
+
 @pytest.fixture
 def machine(monkeypatch):
     """Eight cores, 100 GiB of memory and two cards of 80 GiB, as nvidia-smi lists them."""
     listing = "0, GPU-aa, 81920\n1, GPU-bb, 81920\n"
     monkeypatch.setattr(resources.os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setattr(resources, "_free_memory", lambda: 100.0)
-    monkeypatch.setattr(resources.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, stdout=listing))
+    monkeypatch.setattr(resources.subprocess, "run", says(listing))
     for name in ("CUDA_VISIBLE_DEVICES", "SLURM_CPUS_PER_TASK"):
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
 
 
 def slots(jobs=0, device="auto", *models):
-    return resources.Slots.of_this_machine(jobs, [Config(device=device, **model) for model in models or [{}] for _ in range(16)])
+    configs = [Config(device=device, **model) for model in models or [{}] for _ in range(16)]
+    return resources.Slots.of_this_machine(jobs, configs)
 
 
 def test_slots_share_cores_and_cards(machine):
@@ -311,14 +318,16 @@ def test_slots_share_cores_and_cards(machine):
         slots(0, "cuda:2")
     with pytest.raises(InputError, match="device: expected one for all runs, got cuda:0 and cuda:1"):
         resources.Slots.of_this_machine(0, [Config(device="cuda:0"), Config(device="cuda:1")])
-    assert resources.Slots.of_this_machine(0, [Config(device="cpu")] * 3) == resources.Slots(3, 2, ()), "no core waits for a run that isn't there"
+    few = resources.Slots.of_this_machine(0, [Config(device="cpu")] * 3)
+    assert few == resources.Slots(3, 2, ()), "no core waits for a run that isn't there"
     machine.setattr(resources, "_free_memory", lambda: 9.0)
     assert slots(0, "cpu") == resources.Slots(2, 4, ())
     assert slots() == resources.Slots(2, 4, ("0", "1") * 5)
 
 
 def test_a_vit_of_the_published_width_needs_more_memory_on_a_cpu(machine):
-    cnn, vit, deep, small = {"model": "cnn"}, {"model": "vit"}, {"model": "vit", "model_args": {"depth": 12}}, {"model": "vit", "model_args": TINY["vit"]}
+    cnn, vit = {"model": "cnn"}, {"model": "vit"}
+    deep, small = ({"model": "vit", "model_args": sizes} for sizes in ({"depth": 12}, TINY["vit"]))
     assert slots(0, "cpu", cnn, vit).jobs == slots(0, "cpu", deep).jobs == 7 and slots(0, "cpu", small).jobs == 8
     assert slots(0, "auto", cnn, vit).jobs == 10
 
@@ -337,7 +346,8 @@ def test_memory_is_what_a_slurm_job_was_given(monkeypatch):
     assert resources._free_memory() > 1 and resources._cores() >= 1
 
 
-@pytest.mark.parametrize("visible, cards", [("1", ("1",) * 5), ("GPU-bb", ("GPU-bb",) * 5), ("", ()), ("NoDevFiles", ()), ("MIG-cc", ("MIG-cc",))])
+@pytest.mark.parametrize("visible, cards", [
+    ("1", ("1",) * 5), ("GPU-bb", ("GPU-bb",) * 5), ("", ()), ("NoDevFiles", ()), ("MIG-cc", ("MIG-cc",))])
 def test_slots_take_no_card_or_core_of_another_job(machine, visible, cards):
     machine.setenv("CUDA_VISIBLE_DEVICES", visible)
     machine.setenv("SLURM_CPUS_PER_TASK", "4")
@@ -345,7 +355,7 @@ def test_slots_take_no_card_or_core_of_another_job(machine, visible, cards):
 
 
 def test_cards_whose_memory_cannot_be_told_have_room_for_a_run_each(machine):
-    machine.setattr(resources.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, stdout="0, GPU-aa, [N/A]\n1, GPU-bb, 81920\n"))
+    machine.setattr(resources.subprocess, "run", says("0, GPU-aa, [N/A]\n1, GPU-bb, 81920\n"))
     assert slots().gpus == ("0", "1", "1", "1", "1", "1")
 
     def missing(*_, **__):
@@ -366,29 +376,33 @@ def test_an_absolute_data_folder_is_not_published_and_a_run_gets_its_card_and_th
 
         def __init__(self, command, **options):
             seen.update(options["env"])
-            self.stdin = self
-
-        def write(self, text):
-            seen["parameters"] = json.loads(text)
-
-        def close(self):
-            pass
+            self.stdin = Pipe()
 
         __enter__, __exit__ = lambda self: self, lambda *_: None
 
-    monkeypatch.setattr(runner.subprocess, "Popen", Process)
+    class Pipe(io.StringIO):
+        def close(self):
+            seen["parameters"] = json.loads(self.getvalue())
+
+    monkeypatch.setattr(launch.subprocess, "Popen", Process)
     monkeypatch.setattr("cifarlib.runs.record.commit", lambda: None)
     config = Config(data_dir=str(tmp_path), device="cuda:1")
     options = Options(executed_dir=str(tmp_path / "executed"))
     options.run_folder(config).mkdir(parents=True)
-    runner.execute_run(Run(config, (config,)), options, runner.Stopping())
-    assert seen["parameters"]["data_dir"] == "" and seen["CIFAR10_DIR"] == str(tmp_path) and seen["parameters"]["device"] == "cuda:1"
-    runner.execute_run(Run(config, (config,)), options, runner.Stopping(), gpu="1")  # which is the first, and only, card that the run sees
-    assert seen["CUDA_VISIBLE_DEVICES"] == "1" and seen["parameters"]["device"] == "cuda"
+
+    def execute(**given):
+        seen.clear()
+        runner.execute_run(Run(config, (config,)), options, runner.Stopping(), **given)
+        return seen["parameters"]
+
+    parameters = execute()
+    assert parameters["data_dir"] == "" and seen["CIFAR10_DIR"] == str(tmp_path) and parameters["device"] == "cuda:1"
+    assert execute(gpu="1")["device"] == "cuda", "card 1 is the first, and only, one that the run sees"
+    assert seen["CUDA_VISIBLE_DEVICES"] == "1"
     assert seen["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID", "as nvidia-smi, which says how large card 1 is, counts them"
     for name in launch.ALLOCATOR:
         monkeypatch.delenv(name, raising=False)
-    runner.execute_run(Run(config, (config,)), options, runner.Stopping(), threads=3)
+    execute(threads=3)
     assert seen["OMP_NUM_THREADS"] == seen["MKL_NUM_THREADS"] == "3" and launch.ALLOCATOR.items() <= seen.items()
 
 

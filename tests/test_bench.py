@@ -1,7 +1,6 @@
 """The measurements of speed: that they measure what they say, not how fast this machine is."""
 
 import json
-import statistics
 import os
 from pathlib import Path
 from threading import BrokenBarrierError
@@ -19,15 +18,19 @@ from cifarlib.models.layers import Conv2d
 
 ROOT = Path(__file__).parent.parent
 FOUND = {
-    "conditions": {"device": "cpu: Fast, 2 threads", "cores": 2, "torch": "2.14.1", "dataset": "cifar10", "date": "2026-01-02", "commit": "abc"},
+    "conditions": {"device": "cpu: Fast, 2 threads", "cores": 2, "torch": "2.14.1", "dataset": "cifar10",
+                   "date": "2026-01-02", "commit": "abc"},
     "limits": {"fp32": 100.0, "bf16": 400.0, "copy": 10.0},
     "models": {
-        "resnet": {"images": 2560, "batch_size": 256, "images_per_second": {"reference": [90.0, 100.0, 120.0], "ours": [400.0, 410.0, 390.0]},
-                   "ratio": [4.4, 4.1, 3.3], "precision": "fp32", "gflop_per_image": 0.2, "loader_share": 0.0123, "waits_per_epoch": None},
-        "vit": {"images": 64, "batch_size": 64, "images_per_second": {"reference": [1.5], "ours": [8.0]}, "ratio": [5.333], "precision": "bf16",
+        "resnet": {"images": 2560, "batch_size": 256, "precision": "fp32", "ratio": [4.4, 4.1, 3.3],
+                   "images_per_second": {"reference": [90.0, 100.0, 120.0], "ours": [400.0, 410.0, 390.0]},
+                   "gflop_per_image": 0.2, "loader_share": 0.0123, "waits_per_epoch": None},
+        "vit": {"images": 64, "batch_size": 64, "precision": "bf16", "ratio": [5.333],
+                "images_per_second": {"reference": [1.5], "ours": [8.0]},
                 "gflop_per_image": 38.6, "loader_share": 0.0001, "waits_per_epoch": 2},
     },
-    "at_once": {"model": "resnet", "ways": [{"runs": 1, "threads": 2, "images_per_second": 400.0}, {"runs": 2, "threads": 1, "images_per_second": 1500.0}]},
+    "at_once": {"model": "resnet", "ways": [{"runs": 1, "threads": 2, "images_per_second": 400.0},
+                                            {"runs": 2, "threads": 1, "images_per_second": 1500.0}]},
     "start_up": {"imports": [4.0, 5.0, 6.0], "tiny_run": [6.0]},
 }
 
@@ -47,7 +50,7 @@ def test_reference_and_ours_train_the_same_model_on_the_same_images():
     config = tiny("resnet", augmentation=True, limit_train=32)
     splits = measure.load_cifar10(config)
     reference, ours = Reference(splits, config), measure.Ours(splits, config)
-    (images, labels), = [(images, labels) for images, labels in _loader(splits.validation, reference.validation.dataset.transform, 40, False)]
+    (images, labels), = _loader(splits.validation, reference.validation.dataset.transform, 40, False)
     torch.testing.assert_close(images, measure.augment.normalize(splits.validation.images, splits.validation))
     assert torch.equal(labels, splits.validation.labels)
     torch.testing.assert_close(reference.model(images), ours.model(images))
@@ -92,14 +95,16 @@ def test_a_run_that_breaks_off_keeps_nobody_waiting():
 def test_table_chart_and_text_say_what_was_measured():
     frame = bench_report.table(FOUND)
     assert frame.loc["resnet", "ratio"] == "4.10 (3.30 to 4.40)" and frame.loc["resnet", "of the matrix rate"] == "80%"
-    assert frame.loc["vit", "of the matrix rate"] == "77%" and frame.loc["vit", "waits an epoch"] == "2" and frame.loc["resnet", "loader"] == "1.2%"
+    assert frame.loc["vit", "of the matrix rate"] == "77%" and frame.loc["vit", "waits an epoch"] == "2"
+    assert frame.loc["resnet", "loader"] == "1.2%"
     text = bench_report.readme_section(FOUND)
     assert "1 x 2: 400; 2 x 1: 1,500" in text and "6.0 s" in text and "5.0 (4.0 to 6.0) s: 1.20 times" in text
     assert "| `resnet` | 100.0 (90.0 to 120.0) | 400.0 (390.0 to 410.0) |" in text and "100 GFLOP/s in fp32" in text
     assert "A round trains 2,560 images (resnet, in batches of 256) and 64 images (vit, in batches of 64)." in text
     figure = bench_report.chart(FOUND)
     bars = [bar.get_width() for bar in figure.axes[0].patches]
-    assert bars == pytest.approx([1, 4.1, 1, 8 / 1.5]) and [bar.get_width() for bar in figure.axes[1].patches] == pytest.approx([0.8, 0.772])
+    assert bars == pytest.approx([1, 4.1, 1, 8 / 1.5])
+    assert [bar.get_width() for bar in figure.axes[1].patches] == pytest.approx([0.8, 0.772])
     assert "ResNet 4.1" in figure.get_suptitle() and "ViT 5.3" in figure.get_suptitle()
 
 
@@ -107,21 +112,25 @@ def test_bench_executes_its_notebook_and_rewrites_the_readme(tmp_path, capfd):
     readme = tmp_path / "README.md"
     readme.write_text("<!-- throughput:begin -->\n<!-- throughput:end -->\n")
     arguments = ["bench", "--folder", str(tmp_path), "--figures", str(tmp_path / "figures"), "--readme", str(readme)]
-    assert main([*arguments, "--models", "resnet", "--rounds", "1", "--share", "0.01", "--dataset", "synthetic", "--device", "cpu"]) == 0
+    once = ["--models", "resnet", "--rounds", "1", "--share", "0.01", "--dataset", "synthetic", "--device", "cpu"]
+    assert main([*arguments, *once]) == 0
     results = json.loads((tmp_path / "throughput.json").read_text())
     assert capfd.readouterr().out.splitlines()[-1] == str(tmp_path / "throughput.json")
     found = results["models"]["resnet"]
     assert found["images"] == 25 and len(found["ratio"]) == len(results["start_up"]["tiny_run"]) == 1
-    assert 0 < found["loader_share"] < 1 and results["limits"]["copy"] > 0 and results["conditions"]["dataset"] == "synthetic"
+    assert 0 < found["loader_share"] < 1 and results["limits"]["copy"] > 0
+    assert results["conditions"]["dataset"] == "synthetic"
     assert (tmp_path / "figures" / "throughput.png").exists() and "| `resnet` |" in readme.read_text()
     before = readme.read_text()
     assert main([*arguments, "--no-measure"]) == 0 and readme.read_text() == before
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["--no-measure", "--readme", "README.md"], "no measurements there"), (["--no-measure"], "no measurements there"), (["--models", "resnext"], "expected one of cnn, resnet, vit"),
+    (["--no-measure", "--readme", "README.md"], "no measurements there"), (["--no-measure"], "no measurements there"),
+    (["--models", "resnext"], "expected one of cnn, resnet, vit"),
 ])
 def test_what_cannot_be_measured_is_one_line(arguments, message, tmp_path, capsys):
-    assert main(["bench", "--folder", str(tmp_path), "--figures", str(tmp_path), "--dataset", "synthetic", *arguments]) == 2
+    folder = str(tmp_path)
+    assert main(["bench", "--folder", folder, "--figures", folder, "--dataset", "synthetic", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1

@@ -45,16 +45,16 @@ def test_the_published_command_line_means_what_it_says():
                       early_stopping_patience=10)
     assert parsed(PUBLISHED)[0] == expected
     assert parsed([LONG.get(word, word) for word in PUBLISHED])[0] == expected
-
-
-def test_without_options_the_defaults_hold():
     assert parsed([]) == (Config(), Options())
 
 
-def test_a_grid_keeps_the_best_weights_unless_told_otherwise():
-    parser = cli.make_parser()
-    given = {(): "best", ("--no-checkpoints",): "none", ("--checkpoints", "all"): "all"}
-    assert {more: parser.parse_args(["grid", "g.yaml", *more]).checkpoints for more in given} == given
+def test_grid_takes_the_options_of_train_and_keeps_the_best_weights_unless_told_otherwise():
+    def given(options):
+        return vars(cli.make_parser().parse_args(["grid", "g.yaml", *options.split()]))
+
+    assert Config.among(given("-d x --num_epochs 3 -a")) == {"data_dir": "x", "epochs": 3, "augmentation": True}
+    kept = {"": "best", "--no-checkpoints": "none", "--checkpoints all": "all"}
+    assert {options: given(options)["checkpoints"] for options in kept} == kept
 
 
 def test_a_dry_run_estimates_from_runs_of_the_same_model_and_size(tmp_path, capsys):
@@ -102,42 +102,29 @@ def test_every_field_is_an_option_and_help_shows_its_default(capsys):
         after = re.split(rf"--{spec.name}[ ,]", text, maxsplit=1)[1]
         default = {} if spec.type is dict else "the protocol's" if spec.default is None else spec.default
         assert after.partition("(default: ")[2].startswith(f"{default})"), spec.name
+    assert text.count("(default: all)") == 1, "--no-checkpoints has none"
 
 
-@pytest.mark.parametrize("option, name, value", [
-    ("--softmax_in_loss", "softmax_in_loss", True), ("--no-softmax_in_loss", "softmax_in_loss", False),
-    ("--split published", "split", "published"), ("--schedule_steps 3", "schedule_steps", 3),
-    ("-m a/b.py:Net", "model", "a/b.py:Net"),
-])
-def test_what_the_protocol_decides_can_be_said(option, name, value):
-    assert parsed(["-m", "cnn", "--protocol", "published", *option.split()])[0] == Config(
-        **{"model": "cnn", "protocol": "published", name: value})
+def test_what_the_protocol_decides_can_be_said():
+    options = "-m a/b.py:Net --protocol published --softmax_in_loss --split stratified --schedule_steps 3"
+    assert parsed(options.split())[0] == Config(
+        model="a/b.py:Net", protocol="published", softmax_in_loss=True, split="stratified", schedule_steps=3)
+    assert parsed("-m cnn --protocol published --no-softmax_in_loss".split())[0].softmax_in_loss is False
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["--modle", "cnn"], "unrecognized arguments: --modle cnn (did you mean --model?)"),
-    (["--no-res", "--dry-run"], "unrecognized arguments: --no-res (did you mean --no-resume?)"),
-    (["--lr", "0.1"], "unrecognized arguments: --lr 0.1 (did you mean --learning_rate?)"),
-    (["-m", "mlp"], "expected one of cnn, resnet, vit"),
-    (["-m", "ResNet"], "got 'ResNet'; did you mean resnet?"),
-    (["-s", "linear"], "expected one of exponential, step, cosine"),
-    (["-e", "x"], "epochs: expected a whole number, got 'x'"),
-    (["-l", "x"], "learning_rate: expected a number, got 'x'"),
-    (["-e", "0"], "at least 1"),
-    (["-b", "1"], "at least 2"),
-    (["-l", "-1"], "more than 0"),
-    (["-g", "1.5"], "at most 1"),
-    (["-l", "nan"], "finite"),
-    (["--study", "../x"], "letters, digits"),
-    (["--device", "tpu"], "expected auto"),
-    (["-m", "none.py:Net", "--dry-run"], "none.py can't be read"),
-    (["--model_args", "{depth: 1}"], "as JSON, got '{depth: 1}'"),
-    (["--model_args", "[1]"], "expected a mapping"),
-    (["--seed", "-1"], "at least 0"),
+    ("--modle cnn", "unrecognized arguments: --modle cnn (did you mean --model?)"),
+    ("--no-res --dry-run", "unrecognized arguments: --no-res (did you mean --no-resume?)"),
+    ("--lr 0.1", "unrecognized arguments: --lr 0.1 (did you mean --learning_rate?)"),
+    ("-m ResNet", "model: expected one of cnn, resnet, vit"), ("-m ResNet", "got 'ResNet'; did you mean resnet?"),
+    ("-m none.py:Net --dry-run", "none.py can't be read"), ("-s linear", "scheduler: expected one of exponential"),
+    ("-e x", "epochs: expected a whole number, got 'x'"), ("-e 0", "at least 1"), ("-l x", "expected a number, got"),
+    ("-l nan", "finite"), ("--study ../x", "letters, digits"), ("--device tpu", "device: expected auto"),
+    ("--model_args {depth:1}", "as JSON, got '{depth:1}'"), ("--model_args [1]", "expected a mapping"),
 ])
 def test_bad_values_are_one_line_and_exit_code_2(capsys, arguments, message):
     try:
-        code = cli.main(["train", *arguments])
+        code = cli.main(["train", *arguments.split()])
     except SystemExit as ended:
         code = ended.code
     output = capsys.readouterr()
@@ -300,6 +287,11 @@ def test_records_of_older_versions_have_the_defaults_and_unknown_fields_are_one_
     assert {name: row[name] for name in Config.names_of("knob", "condition", "repeat")} == {
         name: str(getattr(defaults, name)) for name in Config.names_of("knob", "condition", "repeat")}
     assert (row["run"], row["Full_Modelname"]) == (folder.name, defaults.cell_name)
+    own = {**record, "config": {"model": "nets.py:Net"}, "model_source": "1a2b"}
+    (folder / "record.json").write_text(json.dumps(own))
+    assert cli.main(["runs", "s", "--executed_dir", str(tmp_path)]) == 0
+    (row,) = csv.DictReader((tmp_path / "s" / "runs.csv").open())
+    assert (row["Modelname"], row["model_source"]) == ("nets.py:Net", "1a2b")
     (folder / "record.json").write_text(json.dumps({**record, "config": {"model": "resnet", "dropout": 0.1}}))
     assert cli.main(["runs", "s", "--executed_dir", str(tmp_path)]) == 2
     assert "is not a run of this version (unknown parameter 'dropout'; known are" in (error := capsys.readouterr().err)
@@ -309,13 +301,6 @@ def test_records_of_older_versions_have_the_defaults_and_unknown_fields_are_one_
 def test_an_interrupted_command_is_one_line_and_exit_code_130(monkeypatch, capsys):
     monkeypatch.setattr(study, "write_table", interrupt)
     assert cli.main(["runs", "s"]) == 130 and capsys.readouterr().err == "cifarlib: interrupted\n"
-
-
-def test_grid_takes_the_short_options_of_train(tmp_path, capsys):
-    (tmp_path / "g.yaml").write_text("rows: [{}]\n")
-    command = ["grid", str(tmp_path / "g.yaml"), "-d", "here", "--num_epochs", "3", "-a"]
-    arguments = cli.make_parser().parse_args(command)
-    assert Config.among(vars(arguments)) == {"data_dir": "here", "epochs": 3, "augmentation": True}
 
 
 def test_braces_in_a_path_and_a_long_temporary_folder(tmp_path):
@@ -361,10 +346,3 @@ def test_data_and_devices_are_missed_before_any_run_starts(command, what, messag
     file = [str(tmp_path / "g.yaml")] if name == "grid" else ["--dataset", "auto"]
     assert cli.main([name, *file, *options, *what.split(), "--executed_dir", str(tmp_path / "executed")]) == 2
     assert capsys.readouterr().err.startswith(f"cifarlib: {message}") and not (tmp_path / "executed").exists()
-
-
-def test_help_shows_the_default_once(capsys):
-    for command, kept in (("train", "all"), ("grid", "best")):
-        with pytest.raises(SystemExit):
-            cli.main([command, "--help"])
-        assert " ".join(capsys.readouterr().out.split()).count(f"(default: {kept})") == 1

@@ -1,199 +1,244 @@
-"""CIFAR-10: verified before it is opened, split and normalized as documented, found or downloaded; and the stand-in."""
+"""CIFAR-10 and CIFAR-100: verified, split, normalized, found or downloaded; the stand-in; another dataset."""
 
 import hashlib
+import itertools
 import multiprocessing
 import os
 import pickle
 import shutil
 import socket
+import subprocess
+import sys
 import tarfile
 import threading
 import time
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 import torch
+import torchvision
 from conftest import tiny
-from torchvision.datasets import CIFAR10
+from torch import nn
 
-from cifarlib import Config, InputError, build_model, evaluate, fit, load_cifar10
-from cifarlib.data import cifar10 as files, splits
-from cifarlib.data.cifar10 import BATCHES, MD5, find_cifar10, read_batches
-from cifarlib.parts import CIFAR10_CLASSES as CLASSES
+from cifarlib import Config, InputError, build_model, evaluate, fit, load_splits
+from cifarlib.batch.grid import distinct_runs, read_grid
+from cifarlib.data import cifar, synthetic
+from cifarlib.data.cifar import CIFAR10, CIFAR100, Archive
+from cifarlib.data.splits import split_indices
+from cifarlib.parts import DATASETS, Dataset
+
+ROOT = Path(__file__).parent.parent
+WHOLE = {"limit_train": 0, "limit_val": 0, "limit_test": 0}
+BOTH = pytest.mark.parametrize("archive", [CIFAR10, CIFAR100], ids=["cifar10", "cifar100"], indirect=True)
 
 
 @pytest.fixture(scope="module")
 def reference(cifar10, tmp_path_factory):
-    """torchvision's reading of the genuine batches: (training images, labels, test images, labels), images as (N, 32, 32, 3)."""
+    """torchvision's reading of the genuine batches: (training split, test split), images as (N, 32, 32, 3)."""
     root = tmp_path_factory.mktemp("torchvision")
-    (root / BATCHES).symlink_to(find_cifar10(str(cifar10)).resolve())
-    train, test = (CIFAR10(root, train=train) for train in (True, False))
-    return train.data, np.array(train.targets), test.data, np.array(test.targets)
+    (root / CIFAR10.batches).symlink_to(CIFAR10.find(str(cifar10)).resolve())
+    return [torchvision.datasets.CIFAR10(root, train=train) for train in (True, False)]
 
 
 @pytest.fixture(scope="module")
-def genuine(cifar10, reference, load):
+def genuine(cifar10, load):
     """The splits of the genuine data, by the split's name; `published` under the published protocol."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(splits, "find_cifar10", lambda data_dir: find_cifar10(str(cifar10)))
-        return {"published": load(Config(protocol="published", device="cpu")), "stratified": load(Config(device="cpu"))}
+    protocols = {"published": "published", "stratified": "corrected"}
+    return {split: load(Config(protocol=protocol, device="cpu", data_dir=str(cifar10)))
+            for split, protocol in protocols.items()}
 
 
-def test_md5s_are_torchvisions():
-    assert list(MD5.items()) == [tuple(pair) for pair in CIFAR10.train_list + CIFAR10.test_list]
+@BOTH
+def test_md5s_are_torchvisions(archive):
+    theirs = getattr(torchvision.datasets, archive.key)
+    assert list(archive.md5.items()) == [tuple(pair) for pair in theirs.train_list + theirs.test_list]
 
 
-def test_class_names_are_torchvisions(reference, tmp_path, cifar10):
-    (tmp_path / BATCHES).symlink_to(find_cifar10(str(cifar10)).resolve())
-    assert list(CLASSES) == CIFAR10(tmp_path, train=False).classes
+def test_class_names_are_torchvisions(reference):
+    assert list(DATASETS["cifar10"].classes) == reference[0].classes
 
 
-def same(split, images, labels):
-    return np.array_equal(split.images.permute(0, 2, 3, 1).numpy(), images) and np.array_equal(split.labels.numpy(), labels)
+def test_class_names_of_cifar100_have_torchvisions_md5():
+    """That of the file that lists them, as Python 2 pickled it, with every object numbered: no archive is needed."""
+    superclasses = """aquatic_mammals fish flowers food_containers fruit_and_vegetables household_electrical_devices
+        household_furniture insects large_carnivores large_man-made_outdoor_things large_natural_outdoor_scenes
+        large_omnivores_and_herbivores medium_mammals non-insect_invertebrates people reptiles small_mammals trees
+        vehicles_1 vehicles_2""".split()
+    number = itertools.count(1)
+
+    def numbered(code: bytes) -> bytes:
+        return code + b"q" + bytes([next(number)])
+
+    def text(value: str) -> bytes:
+        return numbered(b"U" + bytes([len(value)]) + value.encode())
+
+    content = b"\x80\x02" + numbered(b"}") + b"("
+    for name, names in (("fine_label_names", DATASETS["cifar100"].classes), ("coarse_label_names", superclasses)):
+        content += text(name) + numbered(b"]") + b"(" + b"".join(map(text, names)) + b"e"
+    assert hashlib.md5(content + b"u.").hexdigest() == torchvision.datasets.CIFAR100.meta["md5"]
 
 
-def test_published_split_is_batches_1_to_4_and_batch_5(genuine, reference):
-    images, labels, test_images, test_labels = reference
-    splits = genuine["published"]
-    assert same(splits.train, images[:40_000], labels[:40_000])
-    assert same(splits.validation, images[40_000:], labels[40_000:])
-    assert same(splits.test, test_images, test_labels)
-    assert splits.dataset == "cifar10" and splits.train.images.dtype == torch.uint8 and splits.train.labels.dtype == torch.int64
+def holds(split, source, indices):
+    """Whether a split has torchvision's images and labels at `indices`."""
+    return (np.array_equal(split.images.permute(0, 2, 3, 1).numpy(), source.data[indices])
+            and split.labels.tolist() == np.array(source.targets)[indices].tolist())
 
 
-def test_stratified_split_holds_every_image_once(genuine, reference):
-    images, labels, test_images, test_labels = reference
-    splits = genuine["stratified"]
-    train, validation = splits.split_indices(labels, "stratified")
-    assert sorted([*train, *validation]) == list(range(50_000))
-    assert same(splits.train, images[train], labels[train]) and same(splits.validation, images[validation], labels[validation])
-    assert same(splits.test, test_images, test_labels)
+@pytest.mark.parametrize("name", ["published", "stratified"])
+def test_splits_of_cifar10_hold_every_image_once(name, genuine, reference):
+    splits, (train, test) = genuine[name], reference
+    batches = np.arange(40_000), np.arange(40_000, 50_000)
+    indices = batches if name == "published" else split_indices(np.array(train.targets), "stratified")
+    assert sorted(np.concatenate(indices)) == list(range(50_000))
+    assert holds(splits.train, train, indices[0]) and holds(splits.validation, train, indices[1])
+    assert holds(splits.test, test, np.arange(10_000)) and splits.dataset == "cifar10"
+    assert splits.train.images.dtype == torch.uint8 and splits.train.labels.dtype == torch.int64
+    # The order is the dataset's own, which is mixed: a limited run sees every class.
+    for split in (splits.train, splits.validation, splits.test):
+        assert torch.bincount(split.labels[:1000], minlength=10).min() > 50
 
 
-def test_stratified_split_is_balanced_and_mixed(genuine):
-    splits = genuine["stratified"]
-    assert torch.bincount(splits.train.labels).tolist() == [4000] * 10
-    assert torch.bincount(splits.validation.labels).tolist() == [1000] * 10
-    # The order is the data set's own, which is mixed: a limited run sees every class.
-    assert all(torch.bincount(split.labels[:1000], minlength=10).min() > 50 for split in (splits.train, splits.validation, splits.test))
-
-
-def test_stratified_split_draws_from_all_batches():
-    labels = np.random.default_rng(0).permutation(np.arange(50_000) % 10)
-    _, validation = splits.split_indices(labels, "stratified")
+@pytest.mark.parametrize("classes", [10, 100])
+def test_stratified_split_draws_as_many_of_each_class_from_all_batches(classes):
+    labels = np.random.default_rng(0).permutation(np.arange(50_000) % classes)
+    train, validation = split_indices(labels, "stratified")
     assert np.histogram(validation, bins=5, range=(0, 50_000))[0] == pytest.approx([2000] * 5, rel=0.1)
+    assert np.bincount(labels[train]).tolist() == [40_000 // classes] * classes
+    assert np.bincount(labels[validation]).tolist() == [10_000 // classes] * classes
 
 
 def test_normalization_constants(genuine, reference):
-    train = reference[0][splits.split_indices(reference[1], "stratified")[0]]
-    for channel in range(3):
-        assert genuine["stratified"].train.mean[channel].item() == pytest.approx(train[..., channel].mean() / 255, abs=1e-6)
-        assert genuine["stratified"].train.std[channel].item() == pytest.approx(train[..., channel].std() / 255, abs=1e-6)
-    for split in ("train", "validation", "test"):
-        published, corrected = getattr(genuine["published"], split), getattr(genuine["stratified"], split)
-        assert published.mean.tolist() == pytest.approx([0.485, 0.456, 0.406]) and published.std.tolist() == pytest.approx([0.229, 0.224, 0.225])
-        assert torch.equal(corrected.mean, genuine["stratified"].train.mean) and torch.equal(corrected.std, genuine["stratified"].train.std)
+    source = reference[0]
+    train = source.data[split_indices(np.array(source.targets), "stratified")[0]]
+    for name in ("train", "validation", "test"):
+        published, corrected = getattr(genuine["published"], name), getattr(genuine["stratified"], name)
+        assert published.mean.tolist() == pytest.approx([0.485, 0.456, 0.406])
+        assert published.std.tolist() == pytest.approx([0.229, 0.224, 0.225])
+        for channel in range(3):
+            assert corrected.mean[channel].item() == pytest.approx(train[..., channel].mean() / 255, abs=1e-6)
+            assert corrected.std[channel].item() == pytest.approx(train[..., channel].std() / 255, abs=1e-6)
+
+
+def test_committed_runs_have_todays_fingerprints(genuine, load):
+    """A run counts as done only as long as its images are the same; the stand-in's are others."""
+    tables = pandas.concat(map(pandas.read_csv, (ROOT / "executed").glob("*/runs.csv")))
+    today = {(name, splits.fingerprint) for name, splits in genuine.items()}
+    assert set(zip(tables["split"], tables["data_fingerprint"])) == today
+    assert load(tiny(**WHOLE)).fingerprint not in dict(today).values()
 
 
 # Small batches that stand for the official ones.
 
-def write_batches(folder, content=None):
-    """Six batches of a few images in `folder`; return their MD5s."""
+@pytest.fixture
+def archive(request):
+    """CIFAR-10's archive, or what a test is parametrized with."""
+    return getattr(request, "param", CIFAR10)
+
+
+def write_batches(archive, folder, monkeypatch, label=None):
+    """100 random images to train and 20 to test, in batches taken for the genuine ones; label: of all images."""
     rng = np.random.default_rng(5)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in MD5:
-        batch = content or {"data": rng.integers(0, 256, (20, 3072), dtype=np.uint8), "labels": rng.integers(0, 10, 20).tolist()}
+    for name in archive.md5:
+        count = 100 if name == "train" else 20
+        labels = rng.integers(0, 10, count).tolist() if label is None else [label] * count
+        batch = {"data": rng.integers(0, 256, (count, 3072), dtype=np.uint8), archive.label_key: labels}
         (folder / name).write_bytes(pickle.dumps(batch))
-    return {name: hashlib.md5((folder / name).read_bytes()).hexdigest() for name in MD5}
+        monkeypatch.setitem(archive.md5, name, hashlib.md5((folder / name).read_bytes()).hexdigest())
 
 
 @pytest.fixture
-def batches(tmp_path, monkeypatch):
-    """A folder of small batches that are taken for the genuine ones; the working directory is an empty folder beside it."""
-    for name, digest in write_batches(tmp_path / "data" / BATCHES).items():
-        monkeypatch.setitem(MD5, name, digest)
-    monkeypatch.delenv("CIFAR10_DIR", raising=False)
+def batches(archive, tmp_path, monkeypatch):
+    """A folder of such batches; the working directory is an empty folder beside it."""
+    write_batches(archive, tmp_path / "data" / archive.batches, monkeypatch)
+    for name in ("CIFAR10_DIR", "CIFAR100_DIR"):
+        monkeypatch.delenv(name, raising=False)
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    return tmp_path / "data" / BATCHES
+    return tmp_path / "data" / archive.batches
 
 
-def test_batches_are_read_in_order(batches):
-    images, labels, test_images, test_labels = read_batches(batches)
-    raw = [pickle.loads((batches / name).read_bytes()) for name in ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5")]
-    assert np.array_equal(images.reshape(100, 3072), np.concatenate([batch["data"] for batch in raw]))
-    assert labels.tolist() == sum((batch["labels"] for batch in raw), [])
-    assert len(test_images) == len(test_labels) == 20
+@BOTH
+def test_batches_are_read_in_order(archive, batches):
+    images, labels, test_images, test_labels = archive.arrays(batches)
+    raw = [pickle.loads((batches / name).read_bytes()) for name in archive.md5]
+    pixels = np.concatenate([images, test_images]).reshape(120, 3072)
+    assert len(images) == len(labels) == 100
+    assert np.array_equal(pixels, np.concatenate([batch["data"] for batch in raw]))
+    assert [*labels, *test_labels] == sum((batch[archive.label_key] for batch in raw), [])
 
 
 def test_batches_are_opened_once_and_again_when_one_has_changed(batches, monkeypatch):
-    first, opened = read_batches(batches), []
-    monkeypatch.setattr(files, "_opened", lambda folder, inner=files._opened: opened.append(folder) or inner(folder))
-    again = read_batches(batches)
+    first, opened, inner = CIFAR10.arrays(batches), [], Archive._opened
+    monkeypatch.setattr(Archive, "_opened", lambda archive, folder: opened.append(folder) or inner(archive, folder))
+    again = CIFAR10.arrays(batches)
     assert not opened and all(np.array_equal(a, b) for a, b in zip(first, again))
     again[0][:] = 0
-    assert np.array_equal(read_batches(batches)[0], first[0]), "what is done to the images stays in memory"
-    for name, digest in write_batches(batches, {"data": np.zeros((20, 3072), np.uint8), "labels": [3] * 20}).items():
-        monkeypatch.setitem(MD5, name, digest)
-    assert not read_batches(batches)[0].any() and opened == [batches]
-    (batches / files.CACHE).write_bytes((batches / files.CACHE).read_bytes()[:1000])
-    assert len(read_batches(batches)[1]) == 100 and len(opened) == 2, "half a cache is none"
+    assert np.array_equal(CIFAR10.arrays(batches)[0], first[0]), "what is done to the images stays in memory"
+    write_batches(CIFAR10, batches, monkeypatch, label=3)
+    assert (CIFAR10.arrays(batches)[1] == 3).all() and opened == [batches]
+    (batches / cifar.CACHE).write_bytes((batches / cifar.CACHE).read_bytes()[:1000])
+    assert len(CIFAR10.arrays(batches)[1]) == 100 and len(opened) == 2, "half a cache is none"
 
 
 def test_batches_in_a_folder_that_cannot_be_written(batches, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(files, "replacing", refuse)
-    assert len(read_batches(batches)[1]) == 100 and not (batches / files.CACHE).exists()
+    monkeypatch.setattr(cifar, "replacing", refuse)
+    assert len(CIFAR10.arrays(batches)[1]) == 100 and not (batches / cifar.CACHE).exists()
+
+
+def test_reading_needs_no_torch():
+    """A runner looks for the data before it starts anything; importing torchvision takes two seconds."""
+    code = "import sys, cifarlib.data.cifar; sys.exit(' '.join({'torch', 'torchvision'} & sys.modules.keys()) or 0)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 @pytest.mark.parametrize("given", ["folder", "batches"])
 @pytest.mark.parametrize("how", ["argument", "environment"])
-def test_both_layouts_are_found(batches, given, how, monkeypatch):
+@BOTH
+def test_both_layouts_are_found(archive, batches, given, how, monkeypatch):
     folder = str(batches if given == "batches" else batches.parent)
     if how == "environment":
-        monkeypatch.setenv("CIFAR10_DIR", folder)
-    assert find_cifar10(folder if how == "argument" else "") == batches
+        monkeypatch.setenv(f"{archive.key}_DIR", folder)
+    assert archive.find(folder if how == "argument" else "") == batches
 
 
-def test_search_order(batches, tmp_path, monkeypatch):
-    for name in ("work/cifar-10", "environment", "argument"):
-        write_batches(tmp_path / name)
-    monkeypatch.setattr(files, "download", lambda home: ("download", home))
-    assert find_cifar10().resolve() == tmp_path / "work" / "cifar-10"
-    monkeypatch.setenv("CIFAR10_DIR", str(tmp_path / "environment"))
-    assert find_cifar10() == tmp_path / "environment"
-    assert find_cifar10(str(tmp_path / "argument")) == tmp_path / "argument"
-    monkeypatch.delenv("CIFAR10_DIR")
-    for name in MD5:
-        (tmp_path / "work" / "cifar-10" / name).unlink()
-    assert find_cifar10()[0] == "download"
+@BOTH
+def test_search_order(archive, batches, tmp_path, monkeypatch):
+    for name in (f"work/{archive.home}", "environment", "argument"):
+        write_batches(archive, tmp_path / name, monkeypatch)
+    monkeypatch.setattr(Archive, "download", lambda archive: "download")
+    monkeypatch.setenv("CIFAR100_DIR" if archive is CIFAR10 else "CIFAR10_DIR", "of the other archive")
+    assert archive.find().resolve() == tmp_path / "work" / archive.home
+    monkeypatch.setenv(f"{archive.key}_DIR", str(tmp_path / "environment"))
+    assert archive.find() == tmp_path / "environment"
+    assert archive.find(str(tmp_path / "argument")) == tmp_path / "argument"
+    monkeypatch.delenv(f"{archive.key}_DIR")
+    shutil.rmtree(tmp_path / "work" / archive.home)
+    assert archive.find() == "download"
 
 
-@pytest.mark.parametrize("how", ["data_dir", "$CIFAR10_DIR"])
+@pytest.mark.parametrize("by", ["data_dir", "variable"])
 @pytest.mark.parametrize("exists", [True, False])
-@pytest.mark.parametrize("dataset", ["cifar10", "auto"])
-def test_folder_without_batches(batches, how, exists, dataset, tmp_path, monkeypatch):
+@pytest.mark.parametrize("dataset, archive", [("cifar10", CIFAR10), ("auto", CIFAR10), ("cifar100", CIFAR100)],
+                         ids=["cifar10", "auto", "cifar100"], indirect=["archive"])
+def test_folder_without_batches(dataset, archive, batches, by, exists, tmp_path, monkeypatch):
+    folder = tmp_path / "elsewhere"
     if exists:
-        (tmp_path / "elsewhere").mkdir()
-    if how == "$CIFAR10_DIR":
-        monkeypatch.setenv("CIFAR10_DIR", str(tmp_path / "elsewhere"))
-    monkeypatch.setattr(files, "download", lambda home: pytest.fail("a folder was named: nothing is to be downloaded"))
+        folder.mkdir()
+    if by == "variable":
+        monkeypatch.setenv(f"{archive.key}_DIR", str(folder))
+    monkeypatch.setattr(Archive, "download", lambda archive: pytest.fail("a folder was named"))
     with pytest.raises(InputError) as caught:
-        load_cifar10(Config(dataset=dataset, data_dir=str(tmp_path / "elsewhere") if how == "data_dir" else "", device="cpu"))
-    assert str(caught.value).startswith(f"{how}: no CIFAR-10 in ") and "\n" not in str(caught.value)
-
-
-class Bomb:
-    """Unpickling it makes a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
+        load_splits(Config(dataset=dataset, data_dir=str(folder) if by == "data_dir" else "", device="cpu"))
+    source = "data_dir" if by == "data_dir" else f"${archive.key}_DIR"
+    assert str(caught.value).startswith(f"{source}: no {archive.name} in {folder}; expected {archive.batches}/ or its ")
+    assert "\n" not in str(caught.value)
 
 
 DAMAGE = {
@@ -206,66 +251,62 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-@pytest.mark.parametrize("name", ["data_batch_3", "test_batch"])
-@pytest.mark.parametrize("dataset", ["cifar10", "auto"])
-def test_damaged_batch(batches, kind, name, dataset):
+@pytest.mark.parametrize("dataset, archive, name", [
+    ("cifar10", CIFAR10, "data_batch_3"), ("auto", CIFAR10, "test_batch"), ("cifar100", CIFAR100, "train")],
+    ids=["cifar10", "auto", "cifar100"], indirect=["archive"])
+def test_damaged_batch(dataset, archive, name, batches, kind):
     DAMAGE[kind](batches / name)
     with pytest.raises(InputError) as caught:
-        load_cifar10(Config(dataset=dataset, data_dir=str(batches), device="cpu"))
+        load_splits(Config(dataset=dataset, data_dir=str(batches), device="cpu"))
     assert str(caught.value).startswith(name) and "\n" not in str(caught.value)
 
 
-def test_nothing_is_unpickled_unverified(batches, tmp_path):
-    bomb = pickle.dumps(Bomb(tmp_path / "exploded"))
+@BOTH
+def test_nothing_is_unpickled_unverified(archive, batches, tmp_path):
+    bomb = f"cbuiltins\nopen\n(V{tmp_path / 'exploded'}\nVw\ntR.".encode()  # a pickle that makes a file
     pickle.loads(bomb).close()
     (tmp_path / "exploded").unlink()  # it works
-    (batches / "data_batch_1").write_bytes(bomb)
+    (batches / next(iter(archive.md5))).write_bytes(bomb)
     with pytest.raises(InputError, match="damaged"):
-        read_batches(batches)
+        archive.arrays(batches)
     assert not (tmp_path / "exploded").exists()
 
 
 # Limits and the fingerprint, on the stand-in.
 
+def parts_of(splits):
+    return splits.train, splits.validation, splits.test
+
+
 def test_limits_take_the_first_images(load):
-    whole, limited = load(tiny(limit_train=0, limit_val=0, limit_test=0)), load(tiny(limit_train=100, limit_val=7, limit_test=3))
-    assert [len(split) for split in (whole.train, whole.validation, whole.test)] == [40_000, 10_000, 10_000]
-    assert [len(split) for split in (limited.train, limited.validation, limited.test)] == [100, 7, 3]
-    for name in ("train", "validation", "test"):
-        small, large = getattr(limited, name), getattr(whole, name)
-        assert torch.equal(small.images, large.images[:len(small)]) and torch.equal(small.labels, large.labels[:len(small)])
+    whole, limited = load(tiny(**WHOLE)), load(tiny(limit_train=100, limit_val=7, limit_test=3))
+    beyond = load(tiny(limit_train=60_000, limit_val=10_001, limit_test=10**9))
+    assert list(map(len, parts_of(whole))) == list(map(len, parts_of(beyond))) == [40_000, 10_000, 10_000]
+    assert list(map(len, parts_of(limited))) == [100, 7, 3]
+    for small, large in zip(parts_of(limited), parts_of(whole)):
+        assert torch.equal(small.images, large.images[:len(small)])
+        assert torch.equal(small.labels, large.labels[:len(small)])
         assert torch.equal(small.mean, large.mean)  # of the whole training split, whatever the limit
-
-
-def test_limit_beyond_the_data_takes_all(load):
-    splits = load(tiny(limit_train=60_000, limit_val=10_001, limit_test=10**9))
-    assert [len(split) for split in (splits.train, splits.validation, splits.test)] == [40_000, 10_000, 10_000]
 
 
 def test_batch_larger_than_the_data():
     with pytest.raises(InputError, match="batch_size: 101 images a batch, but the training split has 100"):
-        load_cifar10(tiny(limit_train=100, batch_size=101))
-    assert len(load_cifar10(tiny(limit_train=100, batch_size=100)).train) == 100
+        load_splits(tiny(limit_train=100, batch_size=101))
+    assert len(load_splits(tiny(limit_train=100, batch_size=100)).train) == 100
 
 
 def test_fingerprint_tells_images_apart(load):
     changes = [{}, {"split": "published"}, {"limit_train": 40, "limit_val": 48}, {"limit_test": 41}]
     prints = [load(tiny(**change)).fingerprint for change in changes]
     assert len(set(prints)) == len(prints)
-    assert load_cifar10(tiny(seed=3, model="cnn")).fingerprint == prints[0]
-
-
-def test_fingerprint_tells_the_stand_in_from_the_genuine(genuine, load):
-    everything = dict(limit_train=0, limit_val=0, limit_test=0)
-    prints = {genuine["published"].fingerprint, genuine["stratified"].fingerprint, load(tiny(**everything)).fingerprint}
-    assert len(prints) == 3
+    assert load_splits(tiny(seed=3, model="cnn")).fingerprint == prints[0]
 
 
 # The download, from servers on this machine.
 
 @contextmanager
 def server(answer):
-    """A server on the loopback that reads each request, then calls answer(connection); yields its address and a list of the requests."""
+    """A local server that reads each request, then calls answer(connection); yields its address and the requests."""
     listener, requests = socket.create_server(("127.0.0.1", 0)), []
 
     def serve(connection):
@@ -279,7 +320,7 @@ def server(answer):
                 threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
 
     threading.Thread(target=listen, daemon=True).start()
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}/cifar-10-python.tar.gz", requests
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}/archive.tar.gz", requests
     listener.shutdown(socket.SHUT_RDWR)
     listener.close()
 
@@ -291,29 +332,32 @@ def sends(body, length=None, status="200 OK"):
 
 
 @pytest.fixture
-def archive(batches, tmp_path, monkeypatch):
-    """The bytes of an archive that torchvision takes for the genuine one."""
-    meta = batches / "batches.meta"
-    meta.write_bytes(pickle.dumps({"label_names": list(CLASSES)}))
+def packed(archive, batches, tmp_path, monkeypatch):
+    """(the bytes of an archive that torchvision takes for the genuine one, torchvision's class)."""
+    theirs = getattr(torchvision.datasets, archive.key)
+    meta = batches / theirs.meta["filename"]
+    meta.write_bytes(pickle.dumps({theirs.meta["key"]: []}))
     with tarfile.open(tmp_path / "archive.tar.gz", "w:gz") as packed:
-        packed.add(batches, BATCHES)
+        packed.add(batches, archive.batches)
     content = (tmp_path / "archive.tar.gz").read_bytes()
-    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(content).hexdigest())
-    monkeypatch.setattr(CIFAR10, "train_list", [[name, MD5[name]] for name in MD5 if name != "test_batch"])
-    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", MD5["test_batch"]]])
-    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": hashlib.md5(meta.read_bytes()).hexdigest()})
-    return content
+    *train, test = archive.md5.items()
+    monkeypatch.setattr(theirs, "tgz_md5", hashlib.md5(content).hexdigest())
+    monkeypatch.setattr(theirs, "train_list", train)
+    monkeypatch.setattr(theirs, "test_list", [test])
+    monkeypatch.setattr(theirs, "meta", {**theirs.meta, "md5": hashlib.md5(meta.read_bytes()).hexdigest()})
+    return content, theirs
 
 
-def test_download(archive, batches, tmp_path, monkeypatch, capfd):
-    before = socket.getdefaulttimeout()
-    with server(sends(archive)) as (url, _):
-        monkeypatch.setattr(CIFAR10, "url", url)
-        found = find_cifar10()
-    assert found.resolve() == tmp_path / "work" / "cifar-10" / BATCHES
-    assert all(np.array_equal(a, b) for a, b in zip(read_batches(found), read_batches(batches)))
+@BOTH
+def test_download(archive, packed, batches, tmp_path, monkeypatch, capfd):
+    (content, theirs), before = packed, socket.getdefaulttimeout()
+    with server(sends(content)) as (url, _):
+        monkeypatch.setattr(theirs, "url", url)
+        found = archive.find()
+    assert found.resolve() == tmp_path / "work" / archive.home / archive.batches
+    assert all(np.array_equal(a, b) for a, b in zip(archive.arrays(found), archive.arrays(batches)))
     assert "100%" in capfd.readouterr().err  # a progress bar
-    assert find_cifar10() == found  # the server is gone
+    assert archive.find() == found  # the server is gone
     assert socket.getdefaulttimeout() == before
 
 
@@ -326,21 +370,27 @@ def stalls(*answers):
     return answer
 
 
-@pytest.mark.parametrize("failure", ["no server", "not found", "another file", "garbage", "breaks off", "stalls at once", "stalls later"])
-def test_failed_download_is_one_line_and_leaves_nothing(failure, archive, tmp_path, monkeypatch):
-    half = sends(archive[:len(archive) // 2], len(archive))
-    answers = {
-        "no server": None, "not found": sends(b"no such file", status="404 Not Found"), "another file": sends(b"<html>Log in first</html>"),
-        "garbage": lambda connection: connection.sendall(b"\x15\x03\x01\n\n"), "breaks off": half,
-        "stalls at once": stalls(), "stalls later": stalls(half),
-    }
-    # The real limit of ten seconds is too long for a test; without any, a server that stalls would end the wait after five.
+FAILURES = {  # what the server answers to a request for the bytes of the archive
+    "no server": None,
+    "not found": lambda content: sends(b"no such file", status="404 Not Found"),
+    "another file": lambda content: sends(b"<html>Log in first</html>"),
+    "garbage": lambda content: lambda connection: connection.sendall(b"\x15\x03\x01\n\n"),
+    "breaks off": lambda content: sends(content[:len(content) // 2], len(content)),
+    "stalls at once": lambda content: stalls(),
+    "stalls later": lambda content: stalls(FAILURES["breaks off"](content)),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_failed_download_is_one_line_and_leaves_nothing(failure, packed, tmp_path, monkeypatch):
+    content, theirs = packed
+    # The real limit of ten seconds is too long for a test; without any, a server that stalls would end it after five.
     set_timeout = socket.setdefaulttimeout
-    monkeypatch.setattr(files.socket, "setdefaulttimeout", lambda seconds: set_timeout(seconds and min(seconds, 0.3)))
-    with server(answers[failure]) as (url, _):
-        monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/" if failure == "no server" else url)
+    monkeypatch.setattr(cifar.socket, "setdefaulttimeout", lambda seconds: set_timeout(seconds and min(seconds, 0.3)))
+    with server(FAILURES[failure] and FAILURES[failure](content)) as (url, _):
+        monkeypatch.setattr(theirs, "url", url if FAILURES[failure] else "http://127.0.0.1:9/")
         with pytest.raises(InputError) as caught:
-            load_cifar10(Config(device="cpu"))
+            load_splits(Config(device="cpu"))
     message = str(caught.value)
     assert message.startswith("CIFAR-10 could not be downloaded") and "\n" not in message
     assert not failure.startswith("stalls") or "timed out" in message
@@ -348,69 +398,125 @@ def test_failed_download_is_one_line_and_leaves_nothing(failure, archive, tmp_pa
     assert socket.getdefaulttimeout() is None
 
 
-def test_download_into_a_place_that_is_taken(archive, tmp_path):
+def test_download_where_a_file_is(packed, tmp_path):
     (tmp_path / "work" / "cifar-10").write_text("a file")
     with pytest.raises(InputError, match="could not be downloaded"):
-        find_cifar10()
+        CIFAR10.find()
 
 
-def test_two_processes_download_once(archive, tmp_path, monkeypatch):
+def test_two_processes_download_once(packed, tmp_path, monkeypatch):
     fork = multiprocessing.get_context("fork")  # the children must have the changed addresses and checksums
-    found, give = fork.Queue(), sends(archive)
-    with server(lambda connection: (time.sleep(0.2), give(connection))) as (url, requests):
-        monkeypatch.setattr(CIFAR10, "url", url)
-        find_cifar10()
+    (content, theirs), found = packed, fork.Queue()
+    with server(lambda connection: (time.sleep(0.2), sends(content)(connection))) as (url, requests):
+        monkeypatch.setattr(theirs, "url", url)
+        CIFAR10.find()
         shutil.rmtree("cifar-10")
         needed = len(requests)
-        processes = [fork.Process(target=lambda: found.put(str(find_cifar10().resolve()))) for _ in range(2)]
+        processes = [fork.Process(target=lambda: found.put(str(CIFAR10.find().resolve()))) for _ in range(2)]
         for process in processes:
             process.start()
-        places = [found.get(timeout=60) for _ in processes]
+        folders = [found.get(timeout=60) for _ in processes]
         for process in processes:
             process.join()
-    assert places == [str(tmp_path / "work" / "cifar-10" / BATCHES)] * 2 and len(requests) == 2 * needed
+    assert folders == [str(tmp_path / "work" / "cifar-10" / CIFAR10.batches)] * 2 and len(requests) == 2 * needed
 
 
 # The stand-in.
 
 def test_stand_in_is_the_same_every_time_and_balanced():
-    fresh, again = splits.synthetic.__wrapped__(), splits.synthetic()
-    assert all(np.array_equal(a, b) for a, b in zip(fresh, again))
+    *fresh, content = synthetic.synthetic.__wrapped__()
+    assert all(np.array_equal(a, b) for a, b in zip(fresh, synthetic.synthetic()))
     images, labels, test_images, test_labels = fresh
-    assert images.shape == (50_000, 3, 32, 32) and test_images.shape == (10_000, 3, 32, 32) and images.dtype == test_images.dtype == np.uint8
+    assert images.shape == (50_000, 3, 32, 32) and test_images.shape == (10_000, 3, 32, 32)
     assert np.bincount(labels).tolist() == [5000] * 10 and np.bincount(test_labels).tolist() == [1000] * 10
-    assert not np.array_equal(images[:10_000], test_images)
+    assert images.dtype == np.uint8 and not np.array_equal(images[:10_000], test_images)
+    assert content == f"synthetic {synthetic.VERSION}"
 
 
 def test_small_cnn_beats_a_linear_model_on_the_stand_in(load):
-    config = tiny("cnn", model_args={"channels": [4, 8, 16, 16, 16, 16], "hidden": [], "dropout": 0.0}, learning_rate=0.005,
-                  limit_train=2048, limit_val=100, limit_test=1000, batch_size=32, epochs=4)
-    splits = load(config)
-    accuracy = {}
-    for name, model in {"cnn": build_model(config), "linear": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10))}.items():
+    sizes = {"channels": [4, 8, 16, 16, 16, 16], "hidden": [], "dropout": 0.0}
+    config = tiny("cnn", model_args=sizes, learning_rate=0.005, limit_train=2048, limit_val=100, limit_test=1000,
+                  batch_size=32, epochs=4)
+    splits, accuracy = load(config), []
+    for model in (build_model(config), nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))):
         fit(model, splits, config)
-        accuracy[name] = evaluate(model, splits.test, config).accuracy
-    assert accuracy["cnn"] > accuracy["linear"] + 0.3, accuracy
+        accuracy.append(evaluate(model, splits.test, config).accuracy)
+    assert accuracy[0] > 0.6 and accuracy[1] < 0.2, accuracy
+
+
+DEMO = {run.config.model: run.config for run in distinct_runs(read_grid(ROOT / "parameters" / "demo.yaml"))}
+
+
+@pytest.mark.parametrize("model", DEMO)
+def test_every_model_of_the_demo_learns_the_stand_in(model, load):
+    """In one of the demo's epochs; 20% of 1,000 images is ten standard errors above chance."""
+    config = DEMO[model].replace(dataset="synthetic", device="cpu", epochs=1)
+    history = fit(build_model(config), load(config), config)
+    assert config.limit_val == 1000 and history.last["val_accuracy"] > 0.2
 
 
 def test_auto_falls_back_to_the_stand_in_and_says_so(batches, monkeypatch):
-    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/")
-    splits = load_cifar10(Config(dataset="auto", device="cpu"))
-    assert splits.dataset == "synthetic" and "SYNTHETIC DATA, NOT CIFAR-10" in splits.banner
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", "http://127.0.0.1:9/")
+    splits = load_splits(Config(dataset="auto", device="cpu"))
+    assert splits.dataset == "synthetic" and splits.banner.startswith("SYNTHETIC DATA, NOT CIFAR-10: 40,000 training")
 
 
 def test_auto_takes_cifar10_if_it_is_there(cifar10, genuine, monkeypatch):
     monkeypatch.setenv("CIFAR10_DIR", str(cifar10))
-    splits = load_cifar10(Config(dataset="auto", device="cpu"))
-    assert splits.dataset == "cifar10" and "SYNTHETIC" not in splits.banner
+    splits = load_splits(Config(dataset="auto", device="cpu"))
+    assert splits.dataset == "cifar10" and splits.banner.startswith("CIFAR-10: 40,000 training")
     assert splits.fingerprint == genuine["stratified"].fingerprint
 
 
-def test_auto_does_not_hide_a_wrong_folder(batches, tmp_path):
-    with pytest.raises(InputError, match="no CIFAR-10"):
-        load_cifar10(Config(dataset="auto", data_dir=str(tmp_path / "wrong"), device="cpu"))
+# Other data.
+
+def test_cifar100_is_trained_on_its_own_classes(tmp_path, monkeypatch):
+    write_batches(CIFAR100, tmp_path, monkeypatch, label=99)
+    config = tiny(dataset="cifar100", data_dir=str(tmp_path))
+    splits, model = load_splits(config), build_model(config)
+    assert splits.dataset == "cifar100" and splits.banner.startswith("CIFAR-100: 48 training")
+    assert splits.test.classes[99] == "worm" and splits.test.labels.unique().tolist() == [99]
+    history = fit(model, splits, config)
+    assert evaluate(model, splits.test, config).logits.shape == (20, 100)
+    assert not any("per_class_accuracy_" in name for name in history.last), "columns for a hundred classes"
+    with pytest.raises(InputError, match="split: the published one is of CIFAR-10's batches"):
+        config.replace(protocol="published")
 
 
-def test_data_that_was_named_stays_untouched_by_the_stand_in(monkeypatch):
-    monkeypatch.setattr(splits, "find_cifar10", lambda data_dir: pytest.fail("the stand-in needs no files"))
-    assert load_cifar10(tiny(data_dir="nowhere")).dataset == "synthetic"
+GREYS = Dataset("Greys", ("black", "grey", "white"), f"{__file__}:greys")
+
+
+def greys(data_dir):
+    """A reader: images of three grey levels."""
+    labels = np.arange(90) % 3
+    images = np.full((90, 3, 32, 32), 80, np.uint8) * labels.astype(np.uint8)[:, None, None, None]
+    return images, labels, images[:30], labels[:30], "greys 1"
+
+
+def test_a_dataset_is_one_row(monkeypatch):
+    monkeypatch.setitem(DATASETS, "greys", GREYS)
+    config = tiny("cnn", dataset="greys", epochs=12)
+    splits = load_splits(config)
+    assert (splits.dataset, len(splits.validation), splits.test.classes) == ("greys", 18, ("black", "grey", "white"))
+    assert splits.banner.startswith("Greys: 48 training") and "greys" in config.run_name
+    history = fit(build_model(config), splits, config)
+    assert history.last["val_accuracy"] == history.last["val_per_class_accuracy_grey"] == 1
+
+
+BROKEN = {
+    "floats": lambda images, labels: (images.astype(np.float32), labels),
+    "one channel": lambda images, labels: (images[:, :1], labels),
+    "a label too few": lambda images, labels: (images, labels[1:]),
+    "a class too many": lambda images, labels: (images, labels + 1),
+    "a label below 0": lambda images, labels: (images, labels - 1),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_what_a_reader_may_not_give(how, monkeypatch):
+    images, labels, *rest = greys("")
+    given = *BROKEN[how](images, labels), *rest
+    monkeypatch.setitem(DATASETS, "greys", GREYS)
+    monkeypatch.setattr("cifarlib.data.splits.load", lambda name: lambda data_dir: given)
+    with pytest.raises(InputError, match="dataset: the reader of greys gave"):
+        load_splits(tiny(dataset="greys"))

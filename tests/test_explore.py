@@ -1,11 +1,14 @@
 """The tables and pictures of the explore notebook."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import tiny
 from matplotlib.figure import Figure
 
 from cifarlib.notebook import explore
+from cifarlib.parts import ARCHITECTURES
 from cifarlib.parts import CIFAR10_CLASSES as CLASSES
 
 
@@ -15,20 +18,21 @@ def models():
 
 
 def resnet_flops():
-    """Multiplications and additions of one image, a convolution at a time: 2 * output pixels * taps * channels in * channels out."""
-    def conv(inside, outside, side, taps):
-        return 2 * side * side * taps * inside * outside
+    """Multiplications and additions of an image: twice output pixels * weights * channels in * channels out, summed."""
+    def conv(inside, outside, side, weights):
+        return 2 * side * side * weights * inside * outside
 
     total = conv(3, 64, 16, 7 * 7) + 4 * conv(64, 64, 8, 9)
-    for inside, width, side, taps in ((64, 128, 4, 9), (128, 256, 2, 4)):  # on 2x2 pixels each output sees 2x2 of the 3x3 taps
-        total += conv(inside, width, side, 9) + 3 * conv(width, width, side, taps) + conv(inside, width, side, 1)
-    # The last stage: from 2x2 pixels to one, where 2x2 of the 3x3 taps see the map, then on one pixel, where one does.
+    for inside, width, side, weights in ((64, 128, 4, 9), (128, 256, 2, 4)):  # on 2x2 pixels, 2x2 of a kernel count
+        total += conv(inside, width, side, 9) + 3 * conv(width, width, side, weights) + conv(inside, width, side, 1)
+    # The last stage: from 2x2 pixels to one, where 2x2 of a kernel overlap the map, then on one, where one weight does.
     total += conv(256, 512, 1, 4) + 3 * conv(512, 512, 1, 1) + conv(256, 512, 1, 1)
     return total + 2 * 512 * 10
 
 
 def test_models_have_the_published_parameters(models):
-    assert models["parameters"].to_dict() == {"cnn": "13,243,146", "resnet": "11,186,442", "vit": "92,502,122"}
+    published = {"cnn": "13,243,146", "resnet": "11,186,442", "vit": "92,502,122"}
+    assert list(models.index) == list(ARCHITECTURES) and published.items() <= models["parameters"].to_dict().items()
 
 
 @pytest.mark.parametrize("name, gflops", [("cnn", 0.870), ("vit", 11.87), ("resnet", resnet_flops() / 1e9)])
@@ -37,13 +41,22 @@ def test_flops_of_an_image(name, gflops, models):
 
 
 @pytest.mark.parametrize("name, outputs", [
-    ("cnn", ["3 x 32 x 32", "48 x 32 x 32", "96 x 32 x 32", "96 x 16 x 16", "192 x 16 x 16", "256 x 16 x 16", "256 x 8 x 8",
-             "512 x 8 x 8", "512 x 8 x 8", "512 x 4 x 4", "1024", "512", "256", "10"]),
-    ("resnet", ["3 x 32 x 32", "64 x 16 x 16", "64 x 8 x 8", "64 x 8 x 8", "128 x 4 x 4", "256 x 2 x 2", "512 x 1 x 1", "512 x 1 x 1", "10"]),
+    ("cnn", ["3 x 32 x 32", "48 x 32 x 32", "96 x 32 x 32", "96 x 16 x 16", "192 x 16 x 16", "256 x 16 x 16",
+             "256 x 8 x 8", "512 x 8 x 8", "512 x 8 x 8", "512 x 4 x 4", "1024", "512", "256", "10"]),
+    ("resnet", ["3 x 32 x 32", "64 x 16 x 16", "64 x 8 x 8", "64 x 8 x 8", "128 x 4 x 4", "256 x 2 x 2", "512 x 1 x 1",
+                "512 x 1 x 1", "10"]),
     ("vit", ["3 x 32 x 32", "64 x 2048", *["64 x 2048"] * 8, "64 x 2048", "10"]),
 ])
 def test_stages(name, outputs):
     assert explore.stage_table(name)["output"].tolist() == outputs
+
+
+def test_stages_of_any_network():
+    small = explore.stage_table("vit", depth=1)
+    assert list(small.index)[2:] == ["blocks.0 (Block)", "norm (LayerNorm)", "head (Head)"]
+    own = explore.stage_table("cifarlib.models.cnn:CNN")
+    assert own["output"].to_dict() == {
+        "image": "3 x 32 x 32", "features (Sequential)": "512 x 4 x 4", "classifier (Sequential)": "10"}
 
 
 def test_parts_of_the_vit_add_up(models):
@@ -72,13 +85,24 @@ def test_grid_shows_images_of_each_class(load):
         assert splits.train.labels[same].tolist() == [row]
 
 
+def test_of_a_hundred_classes_a_part_is_shown(load):
+    few, names = load(tiny(limit_train=2000)), tuple(f"class {number}" for number in range(100))
+    many = replace(few.train, labels=torch.arange(2000) % 100, classes=names)
+    counts = explore.class_counts(replace(few, train=many, validation=many, test=many))
+    assert counts["train"].tolist() == [20, 20, 2000]
+    figure = explore.class_grid(many, seed=1, columns=2)
+    shown = [axis.get_ylabel() for axis in figure.axes[::2]]
+    assert len(set(shown)) == 20 and shown == sorted(shown, key=names.index)
+
+
 def test_grid_of_augmentations(load):
     split = load(tiny()).train
-    figure = explore.augmentation_grid(split, seed=1, images=2, draws=3)
+    figure = explore.augmentation_grid(split, seed=1, images=2, samples=3)
     titles = [axes.get_title() for axes in figure.axes[:9]]
     assert titles[0] == "original" and len(figure.axes) == 2 * len(titles) and len(set(titles)) == 9
     original, flipped = (axes.images[0].get_array() for axes in figure.axes[:2])
-    assert (flipped == original[:, ::-1]).all() and (split.images.permute(0, 2, 3, 1).numpy() == original).all(axis=(1, 2, 3)).any()
+    assert (flipped == original[:, ::-1]).all()
+    assert (split.images.permute(0, 2, 3, 1).numpy() == original).all(axis=(1, 2, 3)).any()
     crops = dict(zip(titles, (axes.images[0].get_array() for axes in figure.axes)))
     assert (crops["crop ↖"][4:, 4:] == original[:-4, :-4]).all() and (crops["crop ↖"][:4] == 0).all()
     assert (crops["crop ↘"][:-4, :-4] == original[4:, 4:]).all() and (crops["crop ↘"][-4:] == 0).all()

@@ -19,7 +19,7 @@ from cifarlib import parts, words
 from cifarlib.config import Config
 from cifarlib.parts import CIFAR10_CLASSES as CLASSES
 from cifarlib.results import ranking, statistics, table as tables
-from cifarlib.results.figures import best as best_charts, knobs as knob_charts, one_run as run_charts, style, write
+from cifarlib.results.figures import best as best_charts, knobs as knob_charts, one_run as run_charts, write
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "notebooks" / "results.ipynb"

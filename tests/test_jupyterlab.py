@@ -8,18 +8,21 @@ import results_tables as made
 from lab_in_browser import LabInBrowser, errors, missing_programs
 from test_notebooks import NOTEBOOKS, TINY, code_cells
 
+from cifarlib.config import CHECKPOINTS
+
 pytestmark = pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {', '.join(missing_programs())} "
                                 "(Debian: .ci/install_packages.sh; selenium: pip)")
 
 EPOCHS = 4
-PARAMETERS = {"experiment.ipynb": {**TINY, "epochs": EPOCHS}, "explore.ipynb": {"dataset": "synthetic"}, "results.ipynb": {},
-              "throughput.ipynb": {"models": ["resnet"], "rounds": 1, "share": 0.01, "dataset": "synthetic", "device": "cpu"}}
+SMALL = {"dataset": "synthetic", "device": "cpu"}
+PARAMETERS = {"experiment.ipynb": {**TINY, "epochs": EPOCHS}, "explore.ipynb": {"dataset": "synthetic"},
+              "results.ipynb": {}, "throughput.ipynb": {**SMALL, "models": ["resnet"], "rounds": 1, "share": 0.01}}
 CODE_CELLS = {path.name: len(code_cells(path)) for path in NOTEBOOKS}
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A folder with copies of the notebooks, with values of the tests in their parameters cells, and a table of runs."""
+    """A folder with copies of the notebooks, in whose parameters are values of the tests, and a table of runs."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "notebooks").mkdir()
     for path in NOTEBOOKS:
@@ -58,7 +61,7 @@ def test_run_all_trains_the_experiment_with_a_bar_and_a_figure_up_to_the_table(l
     metrics = json.loads(record.read_text())["metrics"]
     header, *rows = [[cell.text for cell in lab.find("th, td", row)] for row in lab.find("tr", table)]
     shown = {row[0]: float(row[header.index("test_accuracy")]) for row in rows}
-    assert shown == {name: round(metrics[f"test_accuracy_{name}"], 4) for name in ("best_val_acc", "best_val_loss", "terminal")}
+    assert shown == {name: round(metrics[f"test_accuracy_{name}"], 4) for name in CHECKPOINTS}
 
 
 def test_run_all_of_a_finished_run_only_shows_it(lab):
@@ -84,7 +87,8 @@ def test_run_all_shows_every_chart_of_a_table_of_runs(lab, project):
     assert errors(cells) == []
     drawn = list((project / "executed" / "equal_compute" / "figures").glob("*.png"))
     assert len(lab.pictures()) == len(drawn) > 5
-    assert any("Best run" in output["text"] for cell in cells for output in cell["outputs"] if output["kind"] == "text/markdown")
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert any("Best run" in output["text"] for output in outputs if output["kind"] == "text/markdown")
 
 
 def test_run_all_measures_the_throughput(lab, project):

@@ -14,7 +14,7 @@ SIZES = [7, 1, 32, 60]  # of batches
 
 def tally(logits, labels):
     """Scores of all images, added batch by batch."""
-    running = Tally(torch.device("cpu"))
+    running = Tally(CLASSES, torch.device("cpu"))
     for x, y in zip(logits.split(SIZES), labels.split(SIZES)):
         running.add(F.cross_entropy(x, y), x, y)
     return running.read()
@@ -40,7 +40,7 @@ def test_equal_plain_loops(outputs):
         assert scores.confusion[c].tolist() == [members.count(guess) for guess in range(10)]
     assert scores.per_class == per_class
     assert scores.per_class_accuracy == pytest.approx(sum(per_class) / 10, abs=1e-15)
-    losses = [math.log(sum(math.exp(v) for v in row)) - row[label] for row, label in zip(logits.tolist(), labels.tolist())]
+    losses = [math.log(sum(map(math.exp, row))) - row[label] for row, label in zip(logits.tolist(), labels.tolist())]
     assert scores.loss == pytest.approx(sum(losses) / len(losses), rel=1e-6)
 
 
@@ -53,13 +53,13 @@ def test_class_without_images(outputs):
 
 
 def test_nothing_at_all():
-    scores = Tally(torch.device("cpu")).read()
+    scores = Tally(CLASSES, torch.device("cpu")).read()
     assert (scores.loss, scores.accuracy) == (0, 0) and all(math.isnan(value) for value in scores.per_class)
 
 
 def test_many_images_lose_no_precision():
     """As many as the training split, in one accumulator."""
-    running, random = Tally(torch.device("cpu")), torch.Generator().manual_seed(1)
+    running, random = Tally(CLASSES, torch.device("cpu")), torch.Generator().manual_seed(1)
     losses = torch.rand(40_000 // 250, generator=random) + 2
     for loss in losses:
         running.add(loss, torch.zeros(250, 10), torch.zeros(250, dtype=torch.int64))
@@ -67,10 +67,11 @@ def test_many_images_lose_no_precision():
 
 
 def test_columns_are_the_published_ones():
-    scores = Scores(0.5, torch.eye(10, dtype=torch.int64))
+    scores = Scores(0.5, torch.eye(10, dtype=torch.int64), CLASSES)
     classes = "airplane automobile bird cat deer dog frog horse ship truck".split()
     assert list(CLASSES) == classes
-    assert list(scores.row("val")) == ["val_loss", "val_accuracy", "val_per_class_accuracy", *(f"val_per_class_accuracy_{c}" for c in classes)]
+    assert list(scores.row("val")) == ["val_loss", "val_accuracy", "val_per_class_accuracy",
+                                       *(f"val_per_class_accuracy_{name}" for name in classes)]
     assert list(scores.row("test", "_best_val_acc"))[:4] == [
         "test_loss_best_val_acc", "test_accuracy_best_val_acc", "test_per_class_accuracy_best_val_acc",
         "test_per_class_accuracy_airplane_best_val_acc"]
@@ -80,7 +81,7 @@ def test_columns_are_the_published_ones():
 
 def test_reads_do_not_end_the_count(outputs):
     logits, labels = outputs
-    running = Tally(torch.device("cpu"))
+    running = Tally(CLASSES, torch.device("cpu"))
     running.add(F.cross_entropy(logits[:50], labels[:50]), logits[:50], labels[:50])
     running.read()
     running.add(F.cross_entropy(logits[50:], labels[50:]), logits[50:], labels[50:])
@@ -90,6 +91,6 @@ def test_reads_do_not_end_the_count(outputs):
 
 def test_gradients_are_not_kept():
     logits, labels = torch.randn(4, 10, requires_grad=True), torch.tensor([0, 1, 2, 3])
-    running = Tally(torch.device("cpu"))
+    running = Tally(CLASSES, torch.device("cpu"))
     running.add(F.cross_entropy(logits, labels), logits, labels)
     assert not running.loss.requires_grad

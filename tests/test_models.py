@@ -1,4 +1,4 @@
-"""The models: published sizes and order of layers, and outputs and gradients of other implementations with the same weights."""
+"""The models: published sizes and order of layers; what other implementations compute with the same weights."""
 
 import copy
 import inspect
@@ -12,14 +12,15 @@ import torch.nn.functional as F
 from conftest import TINY, tiny
 from torch import nn
 from torchvision.models import resnet18
+from torchvision.models.vgg import cfgs, make_layers
 
 from cifarlib import Config, InputError, build_model
 from cifarlib.parts import ARCHITECTURES as MODELS, load
 from cifarlib.models import count_parameters, predict_proba
 from cifarlib.models.cnn import CNN
 from cifarlib.models.layers import Conv2d
-from cifarlib.models.layers import Head
 from cifarlib.models.resnet import ResNet
+from cifarlib.models.vgg import VGG
 from cifarlib.models.vit import Block, ViT, sincos_positions
 
 LEAVES = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.LayerNorm)
@@ -44,7 +45,8 @@ def leaves(model, images=None):
 
 def shape(layer):
     """E.g. conv 64 3 7 7 +bias."""
-    kind = {nn.Conv2d: "conv", Conv2d: "conv", nn.BatchNorm2d: "norm", nn.Linear: "linear", Head: "linear", nn.LayerNorm: "norm"}[type(layer)]
+    kinds = {nn.Conv2d: "conv", nn.BatchNorm2d: "norm", nn.LayerNorm: "norm", nn.Linear: "linear"}
+    kind = next(name for cls, name in kinds.items() if isinstance(layer, cls))
     return " ".join([kind, *map(str, layer.weight.shape), *["+bias"] * (layer.bias is not None)])
 
 
@@ -61,13 +63,20 @@ def residual_blocks(inside, width):
     return [*conv(inside, width), *conv(width, width), *shortcut, *conv(width, width), *conv(width, width)]
 
 
+def vgg(inside, width, count):
+    return [*conv(inside, width), *conv(width, width) * (count - 1)]
+
+
 PUBLISHED = {  # parameters and layers in the order of the published models' forward pass
     "cnn": (13_243_146, [
         *conv(3, 48), *conv(48, 96), *conv(96, 192), *conv(192, 256), *conv(256, 512), *conv(512, 512),
         linear(8192, 1024), linear(1024, 512), linear(512, 256), linear(256, 10)]),
     "resnet": (11_186_442, [
-        *conv(3, 64, 7), *residual_blocks(64, 64), *residual_blocks(64, 128), *residual_blocks(128, 256), *residual_blocks(256, 512),
+        *conv(3, 64, 7), *residual_blocks(64, 64), *residual_blocks(64, 128), *residual_blocks(128, 256),
+        *residual_blocks(256, 512),
         linear(512, 10)]),
+    "vgg": (14_728_266, [
+        *vgg(3, 64, 2), *vgg(64, 128, 2), *vgg(128, 256, 3), *vgg(256, 512, 3), *vgg(512, 512, 3), linear(512, 10)]),
     "vit": (92_502_122, [
         "norm 48 +bias", linear(48, 2048), "norm 2048 +bias",
         *["norm 2048 +bias", linear(2048, 3 * 6 * 64, ""), linear(6 * 64, 2048, ""),
@@ -87,7 +96,8 @@ def test_published_sizes_and_order_of_layers(published, name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_are_not_rounded_to_bf16(name):
-    model, images = build_model(Config(model=name)).eval(), torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    model = build_model(Config(model=name)).eval()
+    images = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         logits = model(images)
     assert logits.dtype == torch.float32 and not torch.equal(logits, logits.bfloat16().float())
@@ -128,7 +138,10 @@ def test_weights_start_as_torch_starts_them(name):
 
 @pytest.mark.parametrize("name, model_args, parameters", [
     ("cnn", {"hidden": [32], "dropout": 0.0}, None), ("cnn", {"channels": [4, 5, 6, 7, 8, 9]}, None),
-    ("resnet", {"widths": [8, 16], "depths": [1, 3]}, None), ("resnet", {"widths": (8, 8, 8), "depths": (1, 1, 1)}, None),
+    ("resnet", {"stem": "3x3"}, 11_173_962 + 4_800),  # as it is known, and biases of the convolutions
+    ("vgg", {"depth": 11}, 9_231_114), ("vgg", {"depth": 13}, 9_416_010), ("vgg", {"depth": 19}, 20_040_522),
+    ("resnet", {"widths": [8, 16], "depths": [1, 3]}, None),
+    ("resnet", {"widths": (8, 8, 8), "depths": (1, 1, 1)}, None),
     ("vit", {"patch": 2, "dim": 12, "depth": 1, "heads": 3, "head_dim": 5, "mlp_dim": 7},
      12 + 12 + (12 * 12 + 12) + 24 + 24 + 12 * 45 + 15 * 12 + 24 + (12 * 7 + 7) + (7 * 12 + 12) + 24 + (12 * 10 + 10)),
 ])
@@ -139,25 +152,30 @@ def test_model_args(name, model_args, parameters):
 
 
 def test_the_sizes_are_the_models_own_parameters():
-    assert all((*row.sizes, "classes") == tuple(inspect.signature(load(row.home)).parameters) for row in MODELS.values())
+    for row in MODELS.values():
+        assert (*row.sizes, "classes") == tuple(inspect.signature(load(row.home)).parameters)
 
 
 @pytest.mark.parametrize("name, model_args, said", [
-    ("cnn", {"depth": 2}, "channels, hidden, dropout"), ("resnet", {"num_classes": 100}, "widths, depths"),
+    ("cnn", {"depth": 2}, "channels, hidden, dropout"), ("resnet", {"num_classes": 100}, "widths, depths, stem"),
     ("vit", {"dept": 2}, "patch, dim, depth, heads, head_dim, mlp_dim"),
-    ("vit", {"depth": "2"}, "can't be built"), ("vit", {"patch": 5, "dim": 16}, "can't be built"), ("vit", {"heads": -1}, "can't be built"),
+    ("vit", {"patch": 5, "dim": 16}, "can't map images to logits"), ("vit", {"heads": -1}, "can't be built"),
+    ("vit", {"depth": "2"}, "can't be built"), ("cnn", {"channels": [4, 8]}, "can't be built"),
     ("vit", {**TINY["vit"], "heads": 0}, "can't be built"),
     ("vit", {**TINY["vit"], "dim": 4}, "multiple of 4, 8 or more"), ("vit", {**TINY["vit"], "depth": 0}, "1 or more"),
-    ("cnn", {"dropout": 1.5}, "can't be built"), ("cnn", {"channels": [4, 8]}, "can't be built"), ("cnn", {"hidden": 8}, "can't be built"),
-    ("resnet", {"widths": [8, 8], "depths": [1]}, "can't be built"), ("resnet", {"widths": [], "depths": []}, "can't be built"),
+    ("cnn", {"dropout": 1.5}, "can't be built"), ("cnn", {"hidden": 8}, "can't be built"),
+    ("resnet", {"widths": [8, 8], "depths": [1]}, "can't be built"),
+    ("resnet", {"widths": [], "depths": []}, "can't be built"),
     ("resnet", {"depths": [0, 2, 2, 2]}, "1 block or more"),
-    ("resnet", {"widths": [4, 8, 8, 8]}, "8 channels or more"),
+    ("resnet", {"widths": [4, 8, 8, 8]}, "8 channels or more"), ("resnet", {"stem": "5x5"}, "stem must be 7x7 or 3x3"),
+    ("vgg", {"depth": 12}, "depth must be one of 11, 13, 16, 19"), ("vgg", {"widths": [8, 8]}, "can't be built"),
 ])
 @pytest.mark.filterwarnings("ignore:Initializing zero-element")
 def test_wrong_model_args_are_one_line(name, model_args, said):
     with pytest.raises(InputError) as caught:
         build_model(Config(model=name, model_args=model_args))
-    assert str(caught.value).startswith(f"model_args: {name} ") and said in str(caught.value) and "\n" not in str(caught.value)
+    message = str(caught.value)
+    assert message.startswith(f"model_args: {name} ") and said in message and "\n" not in message
 
 
 # Other implementations with the same weights.
@@ -168,7 +186,8 @@ def shaken(model):
     with torch.no_grad():
         for name, value in model.state_dict().items():
             if value.is_floating_point():
-                value.add_(torch.rand(value.shape, generator=random, dtype=torch.float64) * (0.1 if "var" not in name else 1))
+                shift = torch.rand(value.shape, generator=random, dtype=torch.float64)
+                value.add_(shift if "var" in name else 0.1 * shift)
     return model
 
 
@@ -194,10 +213,11 @@ def assert_same(ours, theirs, pairs, images, training):
         torch.testing.assert_close(dict(a.named_buffers()), dict(b.named_buffers()))
 
 
-@pytest.fixture
-def biased_resnet18():
+def biased_resnet18(stem="7x7"):
     """torchvision's ResNet-18 for ten classes, its convolutions with biases as in the published variant."""
     model = resnet18(num_classes=10)
+    if stem == "3x3":
+        model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1), nn.Identity()
     for parent in list(model.modules()):
         for name, m in list(parent.named_children()):
             if isinstance(m, nn.Conv2d):
@@ -205,22 +225,37 @@ def biased_resnet18():
     return model
 
 
+def torchvisions_vgg(depth, part=1):
+    """The convolutions of torchvision's VGG with batch norm and a `part`-th of the channels, and one dense layer."""
+    layers = cfgs[{11: "A", 13: "B", 16: "D", 19: "E"}[depth]]
+    features = make_layers([layer if layer == "M" else layer // part for layer in layers], batch_norm=True)
+    return nn.Sequential(features, nn.Flatten(), nn.Linear(512 // part, 10))
+
+
 @pytest.mark.parametrize("training", [False, True])
-def test_resnet_is_torchvisions(biased_resnet18, training):
-    ours, theirs = shaken(ResNet()), biased_resnet18.double()
+@pytest.mark.parametrize("ours, theirs", [
+    *((partial(ResNet, stem=stem), partial(biased_resnet18, stem)) for stem in ("7x7", "3x3")),
+    *((partial(VGG, depth, (8, 16, 32, 64, 64)), partial(torchvisions_vgg, depth, 8)) for depth in (11, 13, 19)),
+], ids=["7x7", "3x3", "vgg11", "vgg13", "vgg19"])
+def test_resnet_and_vgg_are_torchvisions(ours, theirs, training):
+    ours, theirs = shaken(ours()), theirs().double()
     pairs = copy_layers(ours, theirs)
     images = torch.randn(3, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     assert_same(ours, theirs, pairs, images, training)
 
 
-def test_published_resnet_in_float(published, biased_resnet18):
-    copy_layers(published["resnet"], biased_resnet18)
+@pytest.mark.parametrize("name, theirs", [("resnet", biased_resnet18), ("vgg", partial(torchvisions_vgg, 16))])
+def test_published_sizes_in_float(published, name, theirs):
+    """Where the convolutions with fewer multiplications are at work."""
+    ours, theirs = published[name], theirs()
+    copy_layers(ours, theirs)
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(published["resnet"](images), biased_resnet18(images), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-4)
 
 
 # Padding up to half the kernel, as wherever a convolution pads; with more, some outputs see nothing of the map.
-CONVOLUTIONS = [(size, kernel, stride, pad) for size, kernel, stride, pad in itertools.product(range(1, 9), (1, 3, 5, 7), (1, 2, 3), range(4))
+CONVOLUTIONS = [(size, kernel, stride, pad)
+                for size, kernel, stride, pad in itertools.product(range(1, 9), (1, 3, 5, 7), (1, 2, 3), range(4))
                 if pad <= kernel // 2 and size + 2 * pad >= kernel]
 
 
@@ -230,14 +265,15 @@ def test_small_map_convolution_is_the_whole_one():
         ours = Conv2d(2, 3, kernel, stride, pad).double()
         results = []
         for function in (ours, lambda x: F.conv2d(x, ours.weight, ours.bias, stride, pad)):
-            maps = torch.randn(2, 2, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(size)).requires_grad_()
+            random = torch.Generator().manual_seed(size)
+            maps = torch.randn(2, 2, size, size, dtype=torch.float64, generator=random, requires_grad=True)
             output = function(maps)
             ours.zero_grad()
             output.square().sum().backward()
             results.append((output, maps.grad, ours.weight.grad, ours.bias.grad))
         torch.testing.assert_close(*results, msg=lambda text: f"{size=} {kernel=} {stride=} {pad=}: {text}")
         smaller += bool((results[0][2] == 0).all(dim=(0, 1)).any())
-    assert smaller > 20  # of the cases had taps to leave out
+    assert smaller > 20  # of the cases had kernel weights to leave out
 
 
 @pytest.mark.parametrize("maps, stride", [((2, 2, 1, 4), 1), ((2, 2, 4, 1), 1), ((2, 2, 8, 4), 2), ((2, 2, 5, 8), 2)])
@@ -258,7 +294,8 @@ def test_maps_and_gradients_stay_channels_last(published):
     assert all(maps.is_contiguous(memory_format=torch.channels_last) for maps in norms)
 
 
-@pytest.mark.parametrize("inside, outside, maps, bias", [(96, 160, (2, 8, 8), True), (128, 96, (3, 4, 12), False), (97, 96, (1, 4, 4), True), (48, 96, (2, 8, 8), True)])
+@pytest.mark.parametrize("inside, outside, maps, bias", [
+    (96, 160, (2, 8, 8), True), (128, 96, (3, 4, 12), False), (97, 96, (1, 4, 4), True), (48, 96, (2, 8, 8), True)])
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_winograds_filtering_is_the_convolution(inside, outside, maps, bias, layout, monkeypatch):
     """In single precision against torch's convolution in double: outputs and all gradients."""
@@ -273,13 +310,14 @@ def test_winograds_filtering_is_the_convolution(inside, outside, maps, bias, lay
     monkeypatch.setattr(nn.Conv2d, "forward", None)  # so that it can't be what is compared
     output = ours(x)
     output.backward(upstream)
-    for one, other in zip([output, *(tensor.grad for tensor in weights)], [wanted, *(tensor.grad for tensor in doubles)], strict=True):
+    results = [(output, wanted), *((single.grad, double.grad) for single, double in zip(weights, doubles, strict=True))]
+    for one, other in results:
         assert (one - other).abs().max() < 2e-5 * other.abs().max()
 
 
 @pytest.mark.parametrize("inside, outside, maps", [(192, 256, (4, 8, 8)), (256, 192, (3, 4, 6))])
 def test_winograds_filtering_in_bf16_is_the_convolution(inside, outside, maps, monkeypatch):
-    """Against torch's convolution in double, outputs and all gradients are off by less than the spacing of bf16's numbers."""
+    """Against torch's in double, outputs and all gradients are off by less than the spacing of bf16's numbers."""
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     ours = Conv2d(inside, outside, 3, padding=1).to(memory_format=torch.channels_last)
     generator = torch.Generator().manual_seed(1)
@@ -303,8 +341,8 @@ def test_winograds_filtering_in_bf16_is_the_convolution(inside, outside, maps, m
 
 
 @pytest.mark.parametrize("channels, side, stride, dtype, bf16", [
-    (64, 8, 1, torch.float32, False), (96, 6, 1, torch.float32, False), (96, 16, 2, torch.float32, False), (96, 8, 1, torch.float64, False),
-    (96, 8, 1, torch.float32, True),
+    (64, 8, 1, torch.float32, False), (96, 6, 1, torch.float32, False), (96, 16, 2, torch.float32, False),
+    (96, 8, 1, torch.float64, False), (96, 8, 1, torch.float32, True),
 ])
 def test_convolutions_that_winograds_filtering_does_not_serve_are_torchs(channels, side, stride, dtype, bf16):
     layer, x = Conv2d(channels, channels, 3, stride, 1).to(dtype), torch.randn(2, channels, side, side, dtype=dtype)
@@ -314,11 +352,12 @@ def test_convolutions_that_winograds_filtering_does_not_serve_are_torchs(channel
 
 def plain_cnn(layers, images, training):
     """CNNBasic as plain functions, without dropout."""
-    convolutions, norms, dense = ([m for m in layers if isinstance(m, kind)] for kind in (nn.Conv2d, nn.BatchNorm2d, nn.Linear))
+    convolutions, norms, dense = ([layer for layer in layers if isinstance(layer, kind)]
+                                  for kind in (nn.Conv2d, nn.BatchNorm2d, nn.Linear))
     x = images
     for i, (c, n) in enumerate(zip(convolutions, norms)):
-        x = F.batch_norm(F.conv2d(x, c.weight, c.bias, padding=1), n.running_mean, n.running_var, n.weight, n.bias, training)
-        x = F.gelu(x)
+        x = F.conv2d(x, c.weight, c.bias, padding=1)
+        x = F.gelu(F.batch_norm(x, n.running_mean, n.running_var, n.weight, n.bias, training))
         x = F.max_pool2d(x, 2) if i % 2 else x
     x = x.reshape(len(x), -1)
     for layer in dense[:-1]:
@@ -338,8 +377,11 @@ def test_cnn_drops_out_15_percent_in_training_only(published):
     model = published["cnn"].train()
     assert [m.p for m in model.modules() if isinstance(m, nn.Dropout)] == [0.15] * 4
     kept = []
-    hooks = [m.register_forward_hook(lambda m, inputs, output: kept.append((output[inputs[0] != 0] != 0).float().mean().item()))
-             for m in model.modules() if isinstance(m, nn.Dropout)]
+
+    def count(module, inputs, output):
+        kept.append((output[inputs[0] != 0] != 0).float().mean().item())
+
+    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Dropout)]
     model(torch.randn(8, 3, 32, 32))
     model.eval()(torch.randn(2, 3, 32, 32))
     for hook in hooks:
@@ -350,9 +392,9 @@ def test_cnn_drops_out_15_percent_in_training_only(published):
 @pytest.mark.parametrize("dim, heads", [(24, 3), (16, 1)])
 def test_vit_block_is_torchs_encoder_layer(dim, heads):
     ours = shaken(Block(dim, heads, dim // heads, 40))
-    theirs = nn.TransformerEncoderLayer(dim, heads, 40, dropout=0.0, activation="gelu", batch_first=True, norm_first=True).double()
-    attention, forward = ours.attention, ours.feed_forward
-    pairs = [(attention.norm, theirs.norm1), (forward[0], theirs.norm2), (forward[1], theirs.linear1), (forward[3], theirs.linear2)]
+    theirs = nn.TransformerEncoderLayer(dim, heads, 40, 0.0, "gelu", batch_first=True, norm_first=True).double()
+    attention, (norm, linear, _, out) = ours.attention, ours.feed_forward
+    pairs = [(attention.norm, theirs.norm1), (norm, theirs.norm2), (linear, theirs.linear1), (out, theirs.linear2)]
     for a, b in pairs:
         b.load_state_dict(a.state_dict())
     with torch.no_grad():
@@ -369,11 +411,10 @@ def test_vit_block_is_torchs_encoder_layer(dim, heads):
 def test_positions_are_the_closed_form(side, dim):
     positions, quarter = sincos_positions(side, dim), dim // 4
     assert positions.shape == (side * side, dim)
-    for place, i in itertools.product(range(side * side), range(0, quarter, max(1, quarter // 16))):
-        row, column = divmod(place, side)
-        frequency = 1 / 10_000 ** (i / (quarter - 1))
-        wanted = [math.sin(column * frequency), math.cos(column * frequency), math.sin(row * frequency), math.cos(row * frequency)]
-        assert positions[place, i::quarter].tolist() == pytest.approx(wanted, abs=1e-5)
+    for index, i in itertools.product(range(side * side), range(0, quarter, max(1, quarter // 16))):
+        row, column = divmod(index, side)
+        wanted = [f(x / 10_000 ** (i / (quarter - 1))) for x in (column, row) for f in (math.sin, math.cos)]
+        assert positions[index, i::quarter].tolist() == pytest.approx(wanted, abs=1e-5)
 
 
 def test_patches_are_flattened_row_column_channel():
@@ -383,8 +424,8 @@ def test_patches_are_flattened_row_column_channel():
     image = torch.arange(3 * 32 * 32.0).view(3, 32, 32)
     model(image[None])
     for row, column in itertools.product(range(8), repeat=2):
-        wanted = [image[c, 4 * row + p1, 4 * column + p2].item() for p1 in range(4) for p2 in range(4) for c in range(3)]
-        assert seen[0][0, 8 * row + column].tolist() == wanted
+        patch = image[:, 4 * row:4 * row + 4, 4 * column:4 * column + 4]
+        assert torch.equal(seen[0][0, 8 * row + column], patch.permute(1, 2, 0).flatten())
 
 
 def test_vit_is_its_parts():
@@ -396,8 +437,10 @@ def test_vit_is_its_parts():
     for block in model.blocks:
         tokens = block(tokens)
     tokens = F.layer_norm(tokens, [16], model.norm.weight, model.norm.bias)
-    torch.testing.assert_close(model(images), tokens.mean(dim=1) @ model.head.weight.T + model.head.bias, rtol=1e-6, atol=1e-6)
+    logits = tokens.mean(dim=1) @ model.head.weight.T + model.head.bias
+    torch.testing.assert_close(model(images), logits, rtol=1e-6, atol=1e-6)
 
 
 def test_checkpoints_of_the_vit_hold_weights_only():
-    assert set(build_model(tiny("vit")).state_dict()) == {name for name, _ in build_model(tiny("vit")).named_parameters()}
+    model = build_model(tiny("vit"))
+    assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}

@@ -1,5 +1,6 @@
 """The notebooks: their form, their parameters, and that they run by papermill and from JupyterLab's folder."""
 
+import ast
 import dataclasses
 import json
 import re
@@ -15,7 +16,7 @@ from jupyter_client import KernelManager
 
 from cifarlib.config import Config, Options
 from cifarlib.errors import InputError
-from cifarlib.notebook.parameters import injected_names, read_parameters
+from cifarlib.notebook.parameters import annotated_names, injected_names, read_parameters
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -51,11 +52,15 @@ def test_committed_notebooks_are_thin_and_without_outputs(path):
     nbformat.validate(notebook)
     assert notebook.metadata.kernelspec.name == "python3"
     assert sum("parameters" in cell.metadata.get("tags", []) for cell in notebook.cells) == 1
+    parameters = annotated_names([cell.source for cell in code_cells(path)])
     for cell in code_cells(path):
         lines = [line for line in cell.source.splitlines() if line.strip()]
         assert not cell.outputs and cell.execution_count is None
         assert not re.search(r"^\s*(def|class) ", cell.source, re.MULTILINE), "it belongs in cifarlib"
-        assert len(lines) <= 14 or "parameters" in cell.metadata.get("tags", [])
+        if "parameters" not in cell.metadata.get("tags", []):
+            names = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Name)]
+            assigned = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+            assert len(lines) <= 14 and not assigned & set(parameters), "a cell run again would take it for a parameter"
 
 
 def test_experiment_parameters_are_the_fields_with_their_defaults():

@@ -1,67 +1,100 @@
-"""Our AdamW against torch's own."""
+"""The optimizers against torch's own, and against what a step should be."""
 
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from conftest import tiny
+from torch import nn
 
 from cifarlib.models import build_model
-from cifarlib.training.optimizers import AdamW
+from cifarlib.training.optimizers import AdamW, Muon, muon, sgd
 
 LR = 0.01
 LATER = 0.003  # as a schedule sets it
 
 
-def pair():
-    """Two equal models with torch's optimizer and ours."""
-    models = [build_model(tiny("resnet")).to(memory_format=torch.channels_last) for _ in range(2)]
-    groups = [[{"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.1},
-               {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0}] for model in models]
-    return models, [torch.optim.AdamW(groups[0], LR, amsgrad=True, fused=True), AdamW(groups[1], LR)]
+def weights(*shapes):
+    """The same random weights at each call."""
+    generator = torch.Generator().manual_seed(7)
+    return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
 
 
-def train(model, optimizer, steps):
-    """Steps on data that are drawn anew, so that the squared gradients fall too, where amsgrad tells."""
+def descend(params, optimizer, steps=range(6)):
+    """Steps on random gradients, which become smaller, where amsgrad tells; the learning rate falls after the third."""
     for step in steps:
         generator = torch.Generator().manual_seed(step)
-        images, labels = torch.randn(8, 3, 32, 32, generator=generator) / (1 + step), torch.randint(10, (8,), generator=generator)
         for group in optimizer.param_groups:
             group["lr"] = LR if step < 3 else LATER
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(images), labels).backward()
+        for p in params:
+            p.grad = torch.empty_like(p).copy_(torch.randn(p.shape, generator=generator) / (1 + step))
         optimizer.step()
 
 
-def same(models):
-    first, second = (list(model.parameters()) for model in models)
-    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+def test_adamw_gives_the_weights_of_torchs_bit_for_bit():
+    models = [build_model(tiny("resnet")).to(memory_format=torch.channels_last) for _ in range(2)]
+    found, wanted = (list(model.parameters()) for model in models)
+    mine, theirs = ([{"params": params[::2], "weight_decay": 0.1}, {"params": params[1::2], "weight_decay": 0.0}]
+                    for params in (found, wanted))
+    descend(found, AdamW(mine, LR))
+    descend(wanted, torch.optim.AdamW(theirs, LR, amsgrad=True, fused=True))
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
 
 
-def test_it_gives_the_weights_of_torchs_bit_for_bit():
-    models, optimizers = pair()
-    for model, optimizer in zip(models, optimizers):
-        train(model, optimizer, range(6))
-    assert same(models)
+@pytest.mark.parametrize("momentum", [0.0, 0.8])
+def test_sgd_looks_ahead_along_its_momentum_and_decays_by_the_gradient(momentum):
+    (found,), (wanted,) = weights((3, 4)), weights((3, 4))
+    descend([found], sgd([{"params": [found], "weight_decay": 0.1}], tiny(optimizer="sgd", momentum=momentum)))
+    velocity = torch.zeros(3, 4)
+    with torch.no_grad():
+        for step in range(6):
+            gradient = torch.randn(3, 4, generator=torch.Generator().manual_seed(step)) / (1 + step) + 0.1 * wanted
+            velocity = momentum * velocity + gradient
+            wanted -= (LR if step < 3 else LATER) * (gradient + momentum * velocity)
+    torch.testing.assert_close(found, wanted)
 
 
-def test_it_goes_on_from_a_saved_state(tmp_path):
-    models, (_, first) = pair()
-    train(models[1], first, range(4))
-    torch.save([models[1].state_dict(), first.state_dict()], tmp_path / "state.pt")
-    train(models[1], first, range(4, 8))
-    others, (_, second) = pair()
-    weights, state = torch.load(tmp_path / "state.pt", weights_only=True)
-    others[1].load_state_dict(weights)
-    second.load_state_dict(state)
-    train(others[1], second, range(4, 8))
-    assert same([models[1], others[1]])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 1e-6), (torch.float32, 1e-3)])  # torch's own takes bf16
+@pytest.mark.parametrize("shape", [(12, 30), (30, 12), (10, 64), (1, 8)])
+def test_muon_is_torchs_on_matrices(shape, dtype, tolerance):
+    found, wanted = weights(shape, shape, (5, 6)), weights(shape, shape, (5, 6))
+    descend(found, Muon([{"params": found, "weight_decay": 0.1}], LR, 0.9, dtype))
+    descend(wanted, torch.optim.Muon(wanted, LR, weight_decay=0.1, momentum=0.9, adjust_lr_fn="match_rms_adamw"))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_muon_takes_a_kernel_for_the_matrix_of_its_flattened_filters(memory_format):
+    (matrix,), (flat,) = weights((6, 3, 3, 3)), weights((6, 27))
+    kernel = nn.Parameter(matrix.detach().contiguous(memory_format=memory_format))
+    for p in (kernel, flat):
+        descend([p], Muon([{"params": [p], "weight_decay": 0.1}], LR, 0.9, torch.float32))
+    torch.testing.assert_close(kernel.flatten(1), flat)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (20, 300), (300, 20), (32, 16, 3, 3)])
+def test_muon_steps_are_as_large_as_adamws(shape):
+    """The root mean square of a step is 0.2 learning rates, whatever the shape: what those of AdamW come to."""
+    (p,), (before,) = weights(shape), weights(shape)
+    descend([p], Muon([{"params": [p], "weight_decay": 0.0}], LR, 0.9, torch.float32), range(1))
+    assert (p - before).detach().square().mean().sqrt() / LR == pytest.approx(0.2, rel=0.25)
+
+
+def test_muon_leaves_vectors_to_adamw():
+    found, wanted = weights((6, 3, 3, 3), (6,), (4, 6), (4,)), weights((6, 3, 3, 3), (6,), (4, 6), (4,))
+    groups = [[{"params": params, "weight_decay": 0.1}] for params in (found, wanted)]
+    descend(found, muon(groups[0], tiny(optimizer="muon")))
+    descend(wanted, AdamW(groups[1], LR))
+    assert [torch.equal(one, other) for one, other in zip(found, wanted)] == [False, True, False, True]
 
 
 def test_training_imports_neither_torchs_compiler_nor_torchvision():
-    code = ("import sys; from conftest import tiny; from cifarlib import build_model, fit, load_cifar10; config = tiny('resnet'); "
-            "fit(build_model(config), load_cifar10(config), config); "
+    code = ("import sys; from conftest import tiny; from cifarlib import build_model, fit, load_cifar10; "
+            "config = tiny('resnet'); fit(build_model(config), load_cifar10(config), config); "
             "sys.exit(' '.join({'torch._dynamo', 'torchvision'} & sys.modules.keys()) or 0)")
     ended = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr

@@ -14,10 +14,9 @@ import torch
 import yaml
 from conftest import tiny
 
-from cifarlib import cli
+from cifarlib import build_model, cli, fit, load_cifar10
 from cifarlib.batch.grid import distinct_runs, read_grid
 from cifarlib.config import Config, Options, check_names
-from cifarlib.models import build_model
 from cifarlib.results import report
 
 ROOT = Path(__file__).parent.parent
@@ -97,7 +96,7 @@ def test_every_command_can_be_given(words, project):
         case ["bash" | "sbatch", *rest]:
             assert Path(next(word for word in rest if not word.startswith("-"))).is_file()
         case _:
-            assert words[0] in ("python", "conda", "pip")
+            assert words[0] in ("python", "conda", "pip", "module", "export", "source", "squeue", "tail")
 
 
 def anchors(text):
@@ -153,8 +152,10 @@ def test_the_weights_of_a_run_are_loaded(tmp_path):
     assert torch.equal(names["model"].fc.weight, build_model(Config(seed=1)).fc.weight)
 
 
-def test_the_network_of_the_front_page_is_a_model(project):
-    assert build_model(Config(model="my_nets.py:SmallNet", model_args={"width": 4})).head.in_features == 8
+def test_the_network_of_the_front_page_trains(project):
+    config = tiny().replace(model="my_nets.py:SmallNet", model_args={"width": 4}, epochs=1)
+    history = fit(model := build_model(config), load_cifar10(config), config)
+    assert len(history.rows) == 1 and model.head.in_features == 8
 
 
 def test_the_parameters_of_one_run_are_a_runs():

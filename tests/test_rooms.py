@@ -14,7 +14,7 @@ MAY_USE = {  # beside the ground floor and itself; the longest name that fits a 
     "": [],  # such as models, runs, device
     "data": ["device"],
     "training": ["data", "models", "runs", "device"],
-    "batch": ["runs", "data.cifar10", "device"],  # the last one in a function: it imports torch
+    "batch": ["runs", "data", "device"],  # what imports torch, in functions
     "results": ["runs"],
     "results.report": ["runs", "batch.launch"],
     "notebook": None,

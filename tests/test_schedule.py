@@ -34,7 +34,8 @@ def test_torchs_schedulers(scheduler, protocol, steps_an_epoch, t_max):
     theirs = {"exponential": lambda: ExponentialLR(optimizer, 0.97), "step": lambda: StepLR(optimizer, 3, 0.97),
               "cosine": lambda: CosineAnnealingLR(optimizer, t_max)}[scheduler]()
     for epoch in range(EPOCHS):
-        assert lr_at(config(scheduler, protocol), epoch) == pytest.approx(theirs.get_last_lr()[0], rel=1e-9, abs=1e-12), epoch
+        wanted = pytest.approx(theirs.get_last_lr()[0], rel=1e-9, abs=1e-12)
+        assert lr_at(config(scheduler, protocol), epoch) == wanted, epoch
         for _ in range(steps_an_epoch):
             optimizer.step()
             theirs.step()

@@ -26,8 +26,9 @@ SIZES = {"depth": 1, "dim": 32, "heads": 1, "head_dim": 8, "mlp_dim": 16}
 TINY = {"dataset": "synthetic", "limit_train": 512, "limit_val": 100, "limit_test": 100, "model_args": SIZES,
         "early_stopping_patience": 10_000}
 ARGUMENTS = [str(EPOCHS), "32", "vit", "step", "True", "0.001", "0.0001", "0.97"]
-RUN = Config(model="vit", epochs=EPOCHS, batch_size=32, scheduler="step", augmentation=True, learning_rate=0.001, weight_decay=0.0001,
-             gamma=0.97, **TINY).run_name
+CONFIG = Config(model="vit", epochs=EPOCHS, batch_size=32, scheduler="step", augmentation=True, learning_rate=0.001,
+                weight_decay=0.0001, gamma=0.97, **TINY)
+RUN = CONFIG.run_name
 OPTIONS = ["--wandb_mode", "disabled"]
 for name, value in TINY.items():
     OPTIONS += [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
@@ -57,7 +58,8 @@ def project(tmp_path_factory):
 @pytest.fixture(scope="session")
 def environment(cluster):
     """A user's shell on the cluster, with the python of the tests first on PATH."""
-    return cluster.environment | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), cluster.environment["PATH"]])}
+    path = os.pathsep.join([str(Path(sys.executable).parent), cluster.environment["PATH"]])
+    return cluster.environment | {"PATH": path}
 
 
 @pytest.fixture(scope="session")
@@ -70,8 +72,8 @@ def submit(cluster, project, environment):
 
 @pytest.fixture(scope="session")
 def first_jobs(project, environment, submit):
-    """Two jobs that run while the arguments are tested: a single run, whose script submits itself as it is called without
-    sbatch, and one cell of a published set."""
+    """Two jobs that run while the arguments are tested: a single run, whose script is called without sbatch and submits
+    itself, and one cell of a published set."""
     called = call(project, environment | {"SBATCH_JOB_NAME": "alone"}, "run_cluster.sh", *ARGUMENTS, *OPTIONS)
     assert called.returncode == 0, called.stderr
     only = "learning_rate=0.01,weight_decay=0.01,gamma=0.95"
@@ -215,13 +217,13 @@ def test_an_array_with_a_throttle_and_a_failing_cell(cluster, project, submit):
     assert sorted(statuses) == ["done", "done", "failed"]
     printed = log(project, f"{array}_*")
     assert printed.count("  done  ") == 2 and printed.count("  failed  ") == 1
-    ended = [log(project, f"{array}_{task}") for task in (1, 2, 3)]
-    assert [text.count("  done  ") + text.count("  failed  ") for text in ended] == [1, 1, 1], "each task trains its own chunk"
+    logs = [log(project, f"{array}_{task}") for task in (1, 2, 3)]
+    assert [text.count("  done  ") + text.count("  failed  ") for text in logs] == [1, 1, 1], "each trains its chunk"
     assert "FAILED" in {cluster.job(f"{array}_{task}")["JobState"] for task in (1, 2, 3)}
 
 
 def test_scancel_stops_a_job_for_good(cluster, project, submit):
-    folder = project / "executed/cancelled" / RUN.replace(f"epochs_{EPOCHS}", "epochs_5000")
+    folder = project / "executed/cancelled" / CONFIG.replace(epochs=5000).run_name
     job_id = submit("run_cluster.sh", "5000", *ARGUMENTS[1:], *OPTIONS, "--study", "cancelled")
     wait_for_epochs(folder, 2)
     assert processes(job_id, cluster)
@@ -258,16 +260,29 @@ def test_only_the_warned_task_of_an_array_goes_back(cluster, project, environmen
     assert log(project, f"{array}_3").startswith("started\nstopped\nrun_grid.sh: job")  # requeued when it had stopped
 
 
-def test_a_job_that_slurm_preempts_is_requeued_and_continues(cluster, project, submit, expected):
+def test_a_preempted_and_then_warned_job_is_requeued_and_continues(cluster, project, submit, expected):
+    """Preempted before its first epoch, warned after its second, it goes back to the queue and on to the same end."""
     folder = project / "executed/preempted" / RUN
     job_id = submit("run_cluster.sh", *ARGUMENTS, *OPTIONS, "--study", "preempted", sbatch=["--exclusive"])
-    wait_for_epochs(folder, 2)
+    wait_for((folder / "run.log").exists, 60, "the run to start")
     urgent = cluster.sbatch("--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
     assert cluster.wait_for_end(urgent)["JobState"] == "COMPLETED"
-    assert record(folder)["status"] == "preempted"
+    assert (record(folder)["status"], record(folder)["epochs_run"]) == ("preempted", 0)
+    wait_for_epochs(folder, 2)
+    cluster.command("scancel", "--batch", "--signal=USR1", job_id)
     job = cluster.wait_for_end(job_id)
-    assert job["JobState"] == "COMPLETED" and int(job["Restarts"]) >= 1
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "2"), log(project, job_id)
+    assert log(project, job_id).count("goes back to the queue") == 2  # before SLURM does it, after GraceTime
     assert history(folder) == expected
+
+
+def test_a_warning_before_the_first_epoch_ends_a_job(cluster, project, submit):
+    job_id = submit("run_cluster.sh", *ARGUMENTS, *OPTIONS, "--study", "early")
+    wait_for((project / "executed/early" / RUN / "run.log").exists, 60, "the run to start")
+    cluster.command("scancel", "--batch", "--signal=USR1", job_id)
+    job = cluster.wait_for_end(job_id)
+    assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("FAILED", "76:0", "0")
+    assert "submit it with a longer --time" in log(project, job_id).splitlines()[-1]
 
 
 def test_a_killed_job_goes_on_when_it_is_submitted_again(cluster, project, submit, expected):

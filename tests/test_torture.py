@@ -1,4 +1,4 @@
-"""Runners, children and kernels that are killed at any moment: a short torture, and what it may never meet by chance."""
+"""Runners, papermill and kernels that are killed at any moment: a short torture, and what chance may never bring."""
 
 import json
 import os
@@ -16,15 +16,16 @@ import pytest
 from services import until
 from torture import torture
 
-from cifarlib.batch import kernel, runner
-from cifarlib.runs import claim, record, study
+from cifarlib.batch import kernel, launch, runner
+from cifarlib.batch.grid import Run
+from cifarlib.batch.kernel import FAILED, OK, PREEMPTED
 from cifarlib.batch.resources import Slots
 from cifarlib.batch.runner import run_all
-from cifarlib.runs.claim import Claim
 from cifarlib.config import Config, Options
 from cifarlib.errors import InputError
-from cifarlib.batch.kernel import FAILED, OK, PREEMPTED
-from cifarlib.batch.grid import Run
+from cifarlib.files import write_json
+from cifarlib.runs import claim, study
+from cifarlib.runs.claim import Claim
 from cifarlib.runs.record import read_record, write_failure
 from cifarlib.runs.study import write_table
 
@@ -53,39 +54,27 @@ def test_a_short_torture():
 
 
 @pytest.fixture
-def notebook(tmp_path):
-    """Start `python -m cifarlib.batch.kernel` on a notebook that shows its folder and open files, and sleeps."""
+def notebook(tmp_path, monkeypatch):
+    """A notebook that shows its folder and open files and sleeps, named from the working directory."""
     cell = {"cell_type": "code", "execution_count": None, "metadata": {}, "outputs": [], "source": SHOW_AND_SLEEP}
     parameters = {**cell, "metadata": {"tags": ["parameters"]}, "source": "seconds = 0"}
     content = {"cells": [parameters, cell], "nbformat": 4, "nbformat_minor": 4,
                "metadata": {"language_info": {"name": "python"}}}
     (tmp_path / "n.ipynb").write_text(json.dumps(content))
     (tmp_path / "work").mkdir()
-    started = []
-
-    def start(seconds, *arguments, lock=None):
-        command = [sys.executable, "-m", "cifarlib.batch.kernel", "../n.ipynb", "../out.ipynb", *map(str, arguments)]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                   cwd=tmp_path / "work", pass_fds=[lock] if lock else [])
-        started.append(process)
-        process.stdin.write(json.dumps({"seconds": seconds}))
-        process.stdin.close()
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
+    monkeypatch.chdir(tmp_path / "work")
+    return Path("../n.ipynb")
 
 
 def test_a_kernel_keeps_the_lock_of_the_claim_and_ends_when_the_claim_is_lost(notebook, tmp_path):
     owned = Claim.take(tmp_path / "run")
-    process = notebook(600, os.getpid(), owned.path, owned.lock, lock=owned.lock)
-    line = process.stdout.readline()
-    kernel = int(line.split()[0])
-    assert str(owned.path) in line and " [] " in line, "the lock is there, and no socket in the working directory"
-    (tmp_path / "run" / f"claim.{owned.number + 1}").touch()
-    assert process.wait(timeout=120) == FAILED
+    with launch.start_notebook(notebook, Path("../out.ipynb"), {"seconds": 600}, claim=owned,
+                               stdout=subprocess.PIPE) as process:
+        line = process.stdout.readline()
+        kernel = int(line.split()[0])
+        assert str(owned.path) in line and " [] " in line, "the lock is there, and no socket in the working directory"
+        (tmp_path / "run" / f"claim.{owned.number + 1}").touch()
+        assert process.wait(timeout=120) == FAILED
     until(lambda: not Path(f"/proc/{kernel}/fd/0").exists(), 5)
     assert owned.lost
 
@@ -93,11 +82,8 @@ def test_a_kernel_keeps_the_lock_of_the_claim_and_ends_when_the_claim_is_lost(no
 def test_a_run_whose_runner_died_before_it_began_ends_at_once(notebook):
     gone = subprocess.Popen(["true"])
     gone.wait()
-    assert notebook(600, gone.pid).wait(timeout=120) == FAILED
-
-
-def test_a_notebook_without_runner_is_executed(notebook):
-    assert notebook(0).wait(timeout=120) == OK
+    command = [sys.executable, "-m", "cifarlib.batch.kernel", str(notebook), "../out.ipynb", str(gone.pid)]
+    assert subprocess.run(command, input='{"seconds": 600}', text=True, timeout=120).returncode == FAILED
 
 
 def test_a_claim_counts_until_the_last_process_under_it_is_gone(tmp_path):
@@ -175,7 +161,7 @@ def test_a_run_that_another_runner_took_over_is_left_to_it(tmp_path, monkeypatch
 
 
 def test_what_breaks_after_a_finished_record_does_not_undo_it(tmp_path):
-    record.write_json(tmp_path / "record.json", {"status": "done"})
+    write_json(tmp_path / "record.json", {"status": "done"})
     runner._outcome(FAILED, tmp_path, CONFIG, ["Kernel died"])
     assert read_record(tmp_path) == {"status": "done"}
 
@@ -221,8 +207,10 @@ def test_fail_fast_starts_nothing_after_the_first_failure(fail_fast, trained, tm
     assert len(started) == trained
 
 
-@pytest.mark.parametrize("failures, begun, code, attempts", [(0, False, OK, 1), (2, False, OK, 3), (3, False, FAILED, 3), (1, True, FAILED, 1)])
-def test_a_kernel_that_does_not_start_is_tried_again_one_that_began_is_not(failures, begun, code, attempts, tmp_path, monkeypatch):
+@pytest.mark.parametrize("failures, begun, code, attempts", [
+    (0, False, OK, 1), (2, False, OK, 3), (3, False, FAILED, 3), (1, True, FAILED, 1)])
+def test_a_kernel_that_does_not_start_is_tried_again_one_that_began_is_not(
+        failures, begun, code, attempts, tmp_path, monkeypatch):
     calls, output = [], tmp_path / "out.ipynb"
 
     def start(notebook, output, *_, **__):
@@ -238,21 +226,22 @@ def test_a_kernel_that_does_not_start_is_tried_again_one_that_began_is_not(failu
     assert len(calls) == attempts
 
 
-@pytest.mark.parametrize("record", [{"config": {"lr": 1}}, {"config": []}, {"config": CONFIG.to_dict()}])
-def test_one_foreign_record_stops_a_grid_before_it_starts_or_not_at_all(record, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("content", [{"config": {"lr": 1}}, {"config": []}, {"config": CONFIG.to_dict()}])
+def test_one_foreign_record_stops_a_grid_before_it_starts_or_not_at_all(content, tmp_path, monkeypatch, capsys):
     foreign = made(tmp_path / "single") / "old" / "record.json"
     trained = []
 
     def train_one(run, options, *_):
         trained.append(run.name)
         foreign.parent.mkdir(exist_ok=True)
-        record.write_json(foreign, {"status": "done", **record})
+        write_json(foreign, {"status": "done", **content})
         write_failure(options.run_folder(run.config), run.config, "out of memory")
         return FAILED
 
     monkeypatch.setattr(runner, "execute_run", train_one)
     configs = [CONFIG.replace(seed=seed) for seed in (1, 2)]
-    every, options, slots = [Run(config, (config,)) for config in configs], Options(executed_dir=str(tmp_path)), Slots(1, 1, ())
+    every, options = [Run(config, (config,)) for config in configs], Options(executed_dir=str(tmp_path))
+    slots = Slots(1, 1, ())
     with pytest.raises(InputError, match="old/record.json is not a run of this version"):
         run_all(every, options, slots)
     assert len(trained) == 2 and "old/record.json is not a run of this version" in capsys.readouterr().err

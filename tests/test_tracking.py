@@ -16,7 +16,8 @@ from cifarlib.config import Options
 from cifarlib.parts import CIFAR10_CLASSES as CLASSES
 from cifarlib.training.tracking import Tracker
 
-RECORD = {"status": "done", "metrics": {"test_accuracy_terminal": 0.5, "test_loss_best_val_acc": None, "train_loss": 1.0}}
+RECORD = {"status": "done",
+          "metrics": {"test_accuracy_terminal": 0.5, "test_loss_best_val_acc": None, "train_loss": 1.0}}
 
 
 def tracked(config, splits, folder, mode, error=None):
@@ -34,15 +35,15 @@ def parsed(content):
 
     It is a LevelDB log: after a header of 7 bytes, blocks of 32 KiB with chunks of checksum, length, type and content.
     """
-    place, whole = 7, b""
-    while place + 7 <= len(content):
-        if 32_768 - place % 32_768 < 7:  # no room for a chunk at the end of a block
-            place += 32_768 - place % 32_768
+    offset, whole = 7, b""
+    while offset + 7 <= len(content):
+        if 32_768 - offset % 32_768 < 7:  # no room for a chunk at the end of a block
+            offset += 32_768 - offset % 32_768
             continue
-        _, length, kind = struct.unpack_from("<IHB", content, place)
-        whole += content[place + 7:place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4) and place <= len(content):  # a record's only or last chunk
+        _, length, kind = struct.unpack_from("<IHB", content, offset)
+        whole += content[offset + 7:offset + 7 + length]
+        offset += 7 + length
+        if kind in (1, 4) and offset <= len(content):  # a record's only or last chunk
             yield Record.FromString(whole)
             whole = b""
 
@@ -76,7 +77,7 @@ def mirrored(load, tmp_path_factory):
 def test_run_has_its_names_and_hyperparameters(mirrored):
     config, _, found = mirrored
     run = found["run"][0]
-    assert (run.project, run.run_group, run.display_name, list(run.tags)) == ("cifar-10", "vit", config.run_name, ["some"])
+    assert (run.project, run.run_group, run.display_name, *run.tags) == ("cifar-10", "vit", config.run_name, "some")
     settings = {item.key: json.loads(item.value_json) for item in run.config.update if not item.key.startswith("_")}
     assert settings == {name: value for name, value in config.to_dict().items() if name != "data_dir"}
 
@@ -110,14 +111,14 @@ def test_finished_run_exits_with_0_and_a_failed_one_with_1(mirrored, load, tmp_p
 
 # wandb that fails, with a stand-in for it.
 
-def failing(place):
-    """A wandb that raises at `place`, with the calls it got."""
+def failing(step):
+    """A wandb that raises at `step`, with the calls it got."""
     calls = []
 
     def call(name, result=None):
         def function(*arguments, **options):
             calls.append(name)
-            if name == place:
+            if name == step:
                 raise RuntimeError(f"{name} failed\nfor some reason")
             return result
         return function
@@ -126,15 +127,15 @@ def failing(place):
     return SimpleNamespace(init=call("init", run), login=call("login", False), Settings=call("Settings"), calls=calls)
 
 
-@pytest.mark.parametrize("place", ["import", "login", "Settings", "init", "log", "summary", "finish"])
-def test_nothing_it_does_fails_a_run(place, load, tmp_path, monkeypatch, capsys):
-    fake = failing(place)
-    monkeypatch.setitem(sys.modules, "wandb", None if place == "import" else fake)
+@pytest.mark.parametrize("step", ["import", "login", "Settings", "init", "log", "summary", "finish"])
+def test_nothing_it_does_fails_a_run(step, load, tmp_path, monkeypatch, capsys):
+    fake = failing(step)
+    monkeypatch.setitem(sys.modules, "wandb", None if step == "import" else fake)
     monkeypatch.delenv("WANDB_MODE")
     assert tracked(tiny(), load(tiny()), tmp_path, "auto").status == "done"
     lines = [line for line in capsys.readouterr().out.splitlines() if "wandb" in line]
     assert len(lines) == 1 and lines[0].startswith("wandb is off for this run (")
-    assert fake.calls[-1:] == ([] if place == "import" else [place]) and fake.calls.count(place) <= 1
+    assert fake.calls[-1:] == ([] if step == "import" else [step]) and fake.calls.count(step) <= 1
 
 
 def test_all_its_calls(load, tmp_path, monkeypatch):
@@ -163,12 +164,15 @@ def test_out_of_reach_the_run_is_kept_offline(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Settings=dict))
     with Tracker(tiny(), Options(wandb_mode="online"), tmp_path):
         pass
-    assert modes == ["online", "offline"] and capsys.readouterr().out.startswith("wandb can't be reached (TimeoutError); the run is kept offline")
+    said = capsys.readouterr().out
+    assert modes == ["online", "offline"]
+    assert said.startswith("wandb can't be reached (TimeoutError); the run is kept offline")
 
 
 @pytest.mark.parametrize("asked, environment, logged_in, mode", [
-    ("auto", None, False, "offline"), ("auto", "", False, "offline"), ("auto", None, True, "online"), ("auto", "offline", True, "offline"),
-    ("offline", "online", True, "offline"), ("online", "offline", False, "online"),
+    ("auto", None, False, "offline"), ("auto", "", False, "offline"), ("auto", None, True, "online"),
+    ("auto", "offline", True, "offline"), ("offline", "online", True, "offline"),
+    ("online", "offline", False, "online"),
 ])
 def test_mode(asked, environment, logged_in, mode, tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_MODE")

@@ -26,13 +26,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas
+import psutil
 import torch
 
 PROJECT = Path(__file__).resolve().parent.parent
 NOTEBOOK = "notebooks/experiment.ipynb"
 MARK = "CIFARLIB_TORTURE"  # a variable in the environment of all that is started here; its value is the round's folder
 PATIENCE = 600  # seconds that a round may take once nothing is killed any more
-TIMES = ("seconds", "images_per_second")  # what two equal runs don't share
+TIMES = ("seconds", "images_per_second")  # in which equal runs differ
 GRID = """
 fixed: {{dataset: synthetic, limit_train: 256, limit_val: 64, limit_test: 64, batch_size: 32, epochs: 12,
         device: cpu, precision: fp32, scheduler: cosine, augmentation: true, model_args: {{widths: [8, 8, 8, 8]}}}}
@@ -47,8 +48,8 @@ import os
 from cifarlib.training import finish, loop
 
 torch.set_num_threads(1)
-place = os.path.join(os.environ["{MARK}"], "trace", config.run_name)
-lock, log = (os.open(place + suffix, os.O_CREAT | os.O_APPEND | os.O_RDWR) for suffix in (".lock", ""))
+trace = os.path.join(os.environ["{MARK}"], "trace", config.run_name)
+lock, log = (os.open(trace + suffix, os.O_CREAT | os.O_APPEND | os.O_RDWR) for suffix in (".lock", ""))
 
 def note(event, epoch=0):
     os.write(log, f"{{os.getpid()}} {{event}} {{epoch}}\\n".encode())
@@ -135,14 +136,14 @@ class Round:
         return any(runner.poll() is None for runner in self.runners)
 
     def kill_one(self, chance: random.Random) -> None:
-        """SIGKILL to a runner, a child, a kernel, or a runner with all that is below it."""
+        """SIGKILL to a runner, a papermill, a kernel, or a runner with all that is below it."""
         found = processes(self.folder)
         runners = [runner.pid for runner in self.runners if runner.poll() is None]
         events = [path.read_text().split() for path in (self.folder / "trace").iterdir() if path.suffix != ".lock"]
         training = [int(words[-3]) for words in events if words and words[-2] in ("begins", "kept")]
         kinds = {"runners": [[pid] for pid in runners],
                  "runners with all below them": [below(pid, found) for pid in runners],
-                 "children": [[pid] for pid, process in found.items() if process.kind == "child"],
+                 "papermill": [[pid] for pid, process in found.items() if process.kind == "papermill"],
                  "kernels": [[pid] for pid, process in found.items() if process.kind == "kernel"],
                  "kernels in training": [[pid] for pid in training if pid in found]}
         if not any(kinds.values()):
@@ -166,8 +167,8 @@ def torture(folder: Path, kills: int, workers: int, cells: int, seed: int = 0, m
             pause: float = 0) -> Report:
     """Torture in a new `folder` and return what came of it.
 
-    pause: mean seconds between two kills; 0 takes the time in which the undisturbed grid ends a run. `minutes` after that grid
-    nothing is killed any more.
+    pause: mean seconds between two kills; 0 takes the time in which the undisturbed grid ends a run. `minutes` after
+    that grid nothing is killed any more.
     """
     report, chance, started = Report(), random.Random(seed), time.monotonic()
     jobs = shares(workers)
@@ -184,7 +185,8 @@ def torture(folder: Path, kills: int, workers: int, cells: int, seed: int = 0, m
             rounds.append(Round(folder / f"round_{report.counts['rounds']}", cells, jobs, report))
             disturb(rounds[-1], chance, kills, deadline, pause)
             settle(rounds[-1])
-            report.problems += [f"{rounds[-1].folder.name}: {problem}" for problem in differences(rounds[-1], reference)]
+            problems = differences(rounds[-1], reference)
+            report.problems += [f"{rounds[-1].folder.name}: {problem}" for problem in problems]
     finally:
         for each in rounds:
             each.end()
@@ -229,30 +231,26 @@ def traced_notebook() -> str:
     """The experiment notebook with the trace after the cell that reads the parameters."""
     notebook = json.loads((PROJECT / NOTEBOOK).read_text())
     cells = notebook["cells"]
-    place = next(number for number, cell in enumerate(cells) if "read_parameters(" in "".join(cell["source"]))
-    cells.insert(place + 1, {**cells[place], "id": "trace", "source": TRACE.splitlines(True)})
+    index = next(number for number, cell in enumerate(cells) if "read_parameters(" in "".join(cell["source"]))
+    cells.insert(index + 1, {**cells[index], "id": "trace", "source": TRACE.splitlines(True)})
     return json.dumps(notebook)
 
 
 @dataclass(frozen=True)
 class Process:
-    kind: str  # runner, child, kernel or other
+    kind: str  # runner, papermill, kernel or other
     parent: int
 
 
 def processes(folder: Path) -> dict[int, Process]:
     """The living processes that a round started, by process id: they carry its folder in their environment."""
-    kinds = {"cifarlib": "runner", "cifarlib.batch.kernel": "child", "ipykernel_launcher": "kernel"}
+    kinds = {"cifarlib": "runner", "cifarlib.batch.kernel": "papermill", "ipykernel_launcher": "kernel"}
     found = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"{MARK}={folder}".encode() not in (path / "environ").read_bytes().split(b"\0"):
-                continue
-            words = (path / "cmdline").read_bytes().decode().split("\0")
-            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-        found[int(path.name)] = Process(next((kinds[word] for word in words[1:4] if word in kinds), "other"), parent)
+    for process in psutil.process_iter(["environ", "cmdline", "ppid"]):
+        if (process.info["environ"] or {}).get(MARK) == str(folder):
+            words = process.info["cmdline"][1:4]
+            kind = next((kinds[word] for word in words if word in kinds), "other")
+            found[process.pid] = Process(kind, process.info["ppid"])
     return found
 
 
@@ -305,7 +303,8 @@ def log_problems(log: Path, report: Report) -> list[str]:
     lines = [line for line in log.read_text().splitlines() if line.strip() and "%|" not in line]  # without the bar
     failures = [(line, error) for line, error in itertools.pairwise(lines) if "  failed  " in line]
     report.counts["failures"] += len(failures)
-    unexplained = [line + error for line, error in failures if not re.search("killed by signal 9|[Kk]ernel died", error)]
+    explained = re.compile("killed by signal 9|[Kk]ernel died")
+    unexplained = [line + error for line, error in failures if not explained.search(error)]
     return unexplained + [line for line in lines if line.startswith(("Traceback", "cifarlib:"))]
 
 
@@ -361,7 +360,8 @@ def history(folder: Path) -> list[dict]:
 
 def table_problems(study: Path, reference: Path) -> list[str]:
     """Whether runs.csv says something else than the undisturbed grid's, times aside."""
-    own, other = (pandas.read_csv(place / "runs.csv").drop(columns=["seconds", "commit"]) for place in (study, reference))
+    tables = (pandas.read_csv(folder / "runs.csv") for folder in (study, reference))
+    own, other = (table.drop(columns=["seconds", "commit"]) for table in tables)
     return [] if own.equals(other) else [f"runs.csv differs: {len(own)} rows of {len(other)}"]
 
 
@@ -372,12 +372,14 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=10, help="runs at a time, by all runners together")
     parser.add_argument("--cells", type=int, default=20, help="cells of the grid, two of which share a run")
     parser.add_argument("--seed", type=int, default=0, help="of what is killed when")
-    parser.add_argument("--minutes", type=float, default=120, help="so many after the undisturbed grid nothing is killed any more")
-    parser.add_argument("--pause", type=float, default=0, help="mean seconds between kills; 0 goes by the undisturbed grid")
+    parser.add_argument("--minutes", type=float, default=120, help="after so many nothing is killed any more")
+    parser.add_argument("--pause", type=float, default=0,
+                        help="mean seconds between kills; 0 goes by the undisturbed grid")
     parser.add_argument("--folder", help="a new folder, which stays; else a temporary one, removed if all is well")
     options = parser.parse_args()
     folder = Path(options.folder or tempfile.mkdtemp(prefix="torture-")).resolve()
-    report = torture(folder, options.kills, options.workers, options.cells, options.seed, options.minutes, options.pause)
+    report = torture(folder, options.kills, options.workers, options.cells, options.seed, options.minutes,
+                     options.pause)
     print(*report.problems, report, sep="\n")
     if not (options.folder or report.problems):
         shutil.rmtree(folder)

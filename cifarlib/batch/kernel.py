@@ -1,8 +1,10 @@
-"""One notebook through papermill in a process of its own: `python -m cifarlib.batch.kernel NOTEBOOK OUTPUT < PARAMETERS.json`.
+"""One notebook through papermill in a process of its own: `python -m cifarlib.batch.kernel NOTEBOOK OUTPUT RUNNER`.
 
-One process a run, because a long-lived one that loops over notebooks leaks. The exit code says how it ended: 0 executed to the end,
-1 an error, 2 bad input, 75 preempted; on an error the last lines on stderr say what it was. A runner adds its process id, the file
-of its claim and the descriptor of the claim's lock: without the runner or the claim the run ends, and it keeps the lock until then.
+One process a run, because a long-lived one that loops over notebooks leaks. The notebook's parameters are read as JSON
+from stdin. The exit code says how it ended: 0 executed to the end, 1 an error, 2 bad input, 75 preempted; on an error
+the last lines on stderr say what it was. RUNNER is the id of the process that started this one; the file of a claim
+and the descriptor of its lock may follow. Without the runner or the claim the run ends, and it keeps the lock until
+then.
 """
 
 import json
@@ -17,12 +19,16 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
+from ..errors import InputError, OtherMachine, Preempted
 from ..runs.claim import is_lost
 from ..runs.stop import SIGNALS
 
 OK, FAILED, BAD_INPUT, PREEMPTED = 0, 1, 2, 75
+# By the name of an error's class, which is what a kernel says of it.
+CODES = {InputError.__name__: BAD_INPUT, Preempted.__name__: PREEMPTED, OtherMachine.__name__: PREEMPTED}
 IMPORT_ERRORS = ("ImportError", "ModuleNotFoundError")
-CODES = {"InputError": BAD_INPUT, "Preempted": PREEMPTED, "OtherMachine": PREEMPTED}
 BROKEN = "a package is missing or broken ({}); set the environment up by `make setup` or from environment.yml"
 START_ATTEMPTS = 3
 
@@ -32,7 +38,8 @@ def execute(notebook: str, output: str, parameters: dict, sockets: str, locks: l
 
     sockets: a folder for the kernel's sockets; locks: file descriptors that the kernel inherits.
     """
-    # papermill imports it, through nbformat, to check addresses that no notebook has; it compiles a grammar for two seconds.
+    # papermill imports it, through nbformat, to check addresses that no notebook has; it compiles a grammar for two
+    # seconds.
     sys.modules["rfc3987_syntax"] = None
     import papermill
     from jupyter_client import AsyncKernelManager
@@ -43,13 +50,14 @@ def execute(notebook: str, output: str, parameters: dict, sockets: str, locks: l
         async def start_kernel(self, **options):
             await super().start_kernel(**options, pass_fds=locks)
 
-    # Ports can collide when many kernels start at once; sockets in a folder of their own can't (jupyter's default is the working
-    # directory, where two kernels that start at once take the same names).
+    # Ports can collide when many kernels start at once; sockets in a folder of their own can't (jupyter's default is
+    # the working directory, where two kernels that start at once take the same names).
     traits = Traits({"KernelManager": {"transport": "ipc", "connection_file": f"{sockets}/kernel.json"}})
     for attempt in range(START_ATTEMPTS):
         try:
-            papermill.execute_notebook(_literal(notebook), _literal(output), parameters, kernel_name="python3", start_timeout=300, progress_bar=False,
-                                       stdout_file=sys.stdout, stderr_file=sys.stderr, config=traits, kernel_manager_class=Kernel)
+            papermill.execute_notebook(_literal(notebook), _literal(output), parameters, kernel_name="python3",
+                                       start_timeout=300, progress_bar=False, stdout_file=sys.stdout,
+                                       stderr_file=sys.stderr, config=traits, kernel_manager_class=Kernel)
             return OK
         except PapermillExecutionError as error:
             broken = is_broken(error.ename, error.evalue)
@@ -67,9 +75,11 @@ def execute(notebook: str, output: str, parameters: dict, sockets: str, locks: l
 def is_broken(name: str, message: str) -> bool:
     """Whether an error, by the name of its class and its message, says that a package can't be imported.
 
-    ctypes, by which torch loads CUDA's libraries, raises an OSError for that: "libcudart.so.12: cannot open shared object file: ...".
+    ctypes, by which torch loads CUDA's libraries, raises an OSError for that: "libcudart.so.12: cannot open shared
+    object file: ...".
     """
-    return name in IMPORT_ERRORS or (name == "OSError" and re.match(r"(?!\[Errno).*\.so[.\d]*: |dlopen\(", message) is not None)
+    return name in IMPORT_ERRORS or (
+        name == "OSError" and re.match(r"(?!\[Errno).*\.so[.\d]*: |dlopen\(", message) is not None)
 
 
 def _literal(path: str) -> str:
@@ -87,13 +97,12 @@ def _begun(output: str) -> bool:
 
 
 def _end_without_owner(runner: int, claim: str, sockets: str) -> None:
-    """End this process and its kernel when the runner is gone or has lost the claim: no run goes on without an owner."""
+    """End this process and its kernel when the runner is gone or has lost the claim: no run goes on without one."""
     while _owned(runner, claim):
         time.sleep(1)
-    with suppress(OSError):  # without /proc, or already gone: the kernel watches its parent too, but not yet while it starts
-        for children in Path("/proc/self/task").glob("*/children"):
-            for child in children.read_text().split():
-                os.kill(int(child), signal.SIGKILL)
+    with suppress(psutil.Error):
+        for kernel in psutil.Process().children():  # which watches its parent too, but not yet while it starts
+            kernel.kill()
     shutil.rmtree(sockets, ignore_errors=True)
     os._exit(FAILED)
 
@@ -105,15 +114,14 @@ def _owned(runner: int, claim: str) -> bool:
         return True  # a shared file system out of reach for a moment
 
 
-def main(notebook: str, output: str, runner: str = "", claim: str = "", lock: str = "") -> int:
+def main(notebook: str, output: str, runner: str, claim: str = "", lock: str = "") -> int:
     """Execute the notebook with the parameters on stdin, as long as there is an owner; return the exit code."""
-    os.environ.pop("JPY_SESSION_NAME", None)  # of a notebook that started this process: nobody looks at the one executed here
+    os.environ.pop("JPY_SESSION_NAME", None)  # of a notebook that started this process: nobody looks at this one's
     # A socket's path has at most 107 characters, of which the names in the folder take 29.
-    place = "/tmp" if len(tempfile.gettempdir()) > 75 else None
-    with tempfile.TemporaryDirectory(prefix="kernel-", dir=place) as sockets:
-        # The runner says who it is: it may be gone, and its place as the parent be taken, before this line is reached.
-        watched = int(runner or os.getppid()), claim, sockets
-        threading.Thread(target=_end_without_owner, args=watched, daemon=True).start()
+    parent = "/tmp" if len(tempfile.gettempdir()) > 75 else None
+    with tempfile.TemporaryDirectory(prefix="kernel-", dir=parent) as sockets:
+        # The runner's id is given: it may be gone, and another process be the parent, before this line is reached.
+        threading.Thread(target=_end_without_owner, args=(int(runner), claim, sockets), daemon=True).start()
         try:
             return execute(notebook, output, json.load(sys.stdin), sockets, [int(lock)] if lock else [])
         except (ImportError, OSError) as error:
@@ -124,8 +132,8 @@ def main(notebook: str, output: str, runner: str = "", claim: str = "", lock: st
 
 
 if __name__ == "__main__":
-    # A cancelled cluster job sends its signal to every process. The runner alone decides what it means, and the kernel (which
-    # inherits this, and sets its own handlers while it trains) ends at its epoch's end.
+    # A cancelled cluster job sends its signal to every process. The runner alone decides what it means, and the kernel
+    # (which inherits this, and sets its own handlers while it trains) ends at its epoch's end.
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     sys.exit(main(*sys.argv[1:]))

@@ -4,20 +4,20 @@ import dataclasses
 import math
 import os
 import subprocess
-from pathlib import Path
+
+import psutil
 
 from ..config import Config
 from ..errors import InputError
-from ..parts import architecture
+from ..parts import Architecture, architecture
 from ..words import listed
 
-MEMORY_A_RUN = 4.5  # GiB of main memory that a run may need: that of the CNN in batches of 256 on a CPU
 GPU_MEMORY_A_RUN = 16.0  # GiB of a card
 
 
 @dataclasses.dataclass(frozen=True)
 class Slots:
-    """How many runs go on at a time, and what each gets: a share of the cores, and a card in turn (one with more room more often)."""
+    """How many runs go on at a time, with how many threads each; the cards they take, larger ones more often."""
 
     jobs: int
     threads: int
@@ -25,13 +25,14 @@ class Slots:
 
     @classmethod
     def of_this_machine(cls, jobs: int, configs: list[Config]) -> "Slots":
-        """`jobs` at a time, or (0) as many of `configs` as the memory and the cores, or the cards' memory, have room for.
+        """`jobs` at a time, or (0) as many of `configs` as memory and cores, or the cards' memory, have room for.
 
         Raises InputError if they are to be trained on several devices, or on one that isn't there.
         """
         device, *others = sorted({config.device for config in configs})
         if others:
-            raise InputError(f"device: expected one for all runs, got {listed([device, *others])}; leave it to --device: auto takes all cards")
+            raise InputError(f"device: expected one for all runs, got {listed([device, *others])}; "
+                             "leave it to --device: auto takes all cards")
         cores = _cores()
         memory = {} if device in ("cpu", "mps") else _gpu_memory()
         if device not in ("auto", "cpu") and not memory:
@@ -45,10 +46,16 @@ class Slots:
             memory = {names[number]: memory[names[number]]}
         room = {name: max(1, int(size // GPU_MEMORY_A_RUN)) for name, size in memory.items()}
         gpus = tuple(name for turn in range(max(room.values(), default=0)) for name in room if turn < room[name])
-        need = MEMORY_A_RUN if gpus else max(MEMORY_A_RUN if config.model_args else architecture(config.model).memory for config in configs)
+        need = Architecture.memory if gpus else max(map(_memory, configs))
         jobs = jobs or max(1, min(len(gpus) or cores, int(_free_memory() // need)))
         jobs = min(jobs, len(configs))  # the cores that would stay idle go to the runs there are
         return cls(jobs, max(1, cores // jobs), gpus)
+
+
+def _memory(config: Config) -> float:
+    """GiB of main memory that a run may need on a CPU: its architecture's, unless it is of another width."""
+    row = architecture(config.model)
+    return Architecture.memory if row.width in config.model_args else row.memory
 
 
 def _cores() -> int:
@@ -67,24 +74,22 @@ def _free_memory() -> float:
     """GiB of main memory that can be used: what is free, within what a SLURM job was given."""
     node, core, cores = map(_slurm, ("MEM_PER_NODE", "MEM_PER_CPU", "CPUS_ON_NODE"))
     given = (node or core * cores) / 1024 or math.inf  # 0, too, is all of the node's
-    try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        return min(given, int(lines["MemAvailable"].split()[0]) / 2**20)
-    except (OSError, KeyError, ValueError):
-        return 8.0
+    return min(given, psutil.virtual_memory().available / 2**30)
 
 
 def _gpu_memory() -> dict[str, float]:
     """GiB of each CUDA card that this process may use, by what CUDA_VISIBLE_DEVICES calls it.
 
-    From nvidia-smi (asking torch would take a context on every card), which lists the cards of other jobs too. A part of a card, and a
-    card under a shortened name or whose memory nvidia-smi can't tell, count as one that has room for one run.
+    From nvidia-smi (asking torch would take a context on every card), which lists the cards of other jobs too. A part
+    of a card, and a card under a shortened name or whose memory nvidia-smi can't tell, count as one that has room for
+    one run.
     """
     try:
         query = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
         answer = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout
         rows = [line.split(", ") for line in answer.splitlines()]
-        memory = {name: float(size) / 1024 if size.isdecimal() else GPU_MEMORY_A_RUN for index, uuid, size in rows for name in (index, uuid)}
+        memory = {name: float(size) / 1024 if size.isdecimal() else GPU_MEMORY_A_RUN
+                  for index, uuid, size in rows for name in (index, uuid)}
     except (OSError, ValueError, subprocess.SubprocessError):
         rows, memory = [], {}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(index for index, _, _ in rows)).split(",")

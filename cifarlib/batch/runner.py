@@ -1,9 +1,9 @@
-"""Runs in batch: each its own papermill process and kernel, several at a time, skipping what is done and resuming what was cut off."""
+"""Runs in batch: each its own papermill process and kernel, several at a time.
 
-import contextlib
+What is done is skipped, what was cut off goes on.
+"""
+
 import dataclasses
-import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,33 +17,39 @@ from tqdm import tqdm
 
 from ..config import Config, Options
 from ..errors import InputError
-from ..files import LOG, NOTEBOOK, RECORD, STOP, project_path
-from ..data.cifar10 import local_cifar10
+from ..files import HISTORY, LOG, NOTEBOOK, RECORD, STOP, project_path
+from ..parts import DATASETS, load
 from ..runs.claim import Claim
-from ..runs.record import FINISHED, check_plan, is_finished, precision_of, read_record, recorded, status_of, write_failure
+from ..runs.record import (FINISHED, check_plan, is_finished, precision_of, read_record, recorded, status_of,
+                           write_failure)
 from ..runs.stop import SignalContext
 from ..runs.study import note_planned, remove_stale_parts, write_table
 from ..words import counted
 from .grid import Run
 from .kernel import BAD_INPUT, FAILED, OK, PREEMPTED
-from .launch import notebook_path, without_paths
+from .launch import notebook_path, start_notebook
 from .resources import Slots
 
 LAST_LINES = 20  # of a failed run's log, kept in its record
+NO_PROGRESS = 76  # exit code of a stop before any run ended or finished an epoch: another start may get no further
 POLL = 2.0  # seconds between two looks at runs that other runners train
 
 
 class Stopping(SignalContext):
-    """Within the context the first Ctrl-C, SIGTERM or SIGUSR1 asks all runs to stop at their epoch's end; a second kills them."""
+    """Within the context a signal asks all runs to stop at their epoch's end; a second one, if Ctrl-C, kills them.
+
+    running: the processes of the runs, by run folder.
+    """
 
     def __init__(self):
         self.requested, self.killed, self.running = False, False, {}
+        self.progress = False  # whether any run has ended or finished an epoch
 
     def _on_signal(self, number, frame) -> None:
         if self.requested and number == signal.SIGINT:
             self.killed = True
             for process in list(self.running.values()):
-                process.kill()  # which passes over one that has just ended; its kernel, of a session of its own, ends with its parent
+                process.kill()  # which passes over one that has just ended; its kernel ends with it
             return
         self.request()
 
@@ -52,14 +58,14 @@ class Stopping(SignalContext):
         self.requested = True
         for folder in list(self.running):
             (folder / STOP).touch()
-        print("stopping: every run ends after its epoch in progress; Ctrl-C again kills them", file=sys.stderr, flush=True)
+        print("stopping: every run ends after its epoch in progress; Ctrl-C again kills them", file=sys.stderr)
 
 
 def execute_run(run: Run, options: Options, stopping: Stopping, threads: int = 0, gpu: str | None = None,
                 echo: Callable[[str], None] | None = None, claim: Claim | None = None) -> int:
-    """Train one run in its own process and return its exit code (see execute.py); a failure is recorded with its last lines.
+    """Train one run in its own process, record it if it failed, and return its exit code (see kernel.py).
 
-    threads: share of the cores (0 leaves it to torch); gpu: the card to use; echo: called with every line the run prints;
+    threads: for its computations (0 leaves it to torch); gpu: the card to use; echo: called with every line it prints;
     claim: the run ends, and nothing is recorded, if somebody else takes it over.
     """
     folder = options.run_folder(run.config)
@@ -67,27 +73,20 @@ def execute_run(run: Run, options: Options, stopping: Stopping, threads: int = 0
         (folder / RECORD).unlink(missing_ok=True)
     for stale in (folder / STOP, *folder.glob(".*.part")):  # parts are what killed processes left half written
         stale.unlink(missing_ok=True)
-    parameters, environment = without_paths({**run.config.to_dict(), **dataclasses.asdict(options)})
-    environment["PYTHONUNBUFFERED"] = "1"
+    parameters, environment = {**run.config.to_dict(), **dataclasses.asdict(options)}, {}
     if threads:
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     if gpu is not None:
-        environment |= {"CUDA_VISIBLE_DEVICES": gpu, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # which is how nvidia-smi counts
+        environment |= {"CUDA_VISIBLE_DEVICES": gpu, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # nvidia-smi's order
         parameters["device"] = run.config.device.partition(":")[0]  # the only card it sees
-    command = [sys.executable, "-m", "cifarlib.batch.kernel", str(notebook_path(NOTEBOOK)), str(folder / NOTEBOOK), str(os.getpid())]
-    if claim:
-        command += [str(claim.path), str(claim.lock)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                               env=environment, start_new_session=True, errors="replace",
-                               pass_fds=[claim.lock] if claim else [])
+    before = _modified(folder / HISTORY)
+    process = start_notebook(notebook_path(NOTEBOOK), folder / NOTEBOOK, parameters, environment, claim,
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     stopping.running[folder] = process
     if stopping.requested:
         (folder / STOP).touch()
     lines = deque(maxlen=LAST_LINES)
     with process, (folder / LOG).open("w") as log:
-        with contextlib.suppress(BrokenPipeError):  # killed before it could read them; its exit code tells
-            process.stdin.write(json.dumps(parameters))
-            process.stdin.close()
         for line in process.stdout:
             log.write(line)
             log.flush()
@@ -95,6 +94,8 @@ def execute_run(run: Run, options: Options, stopping: Stopping, threads: int = 0
             if echo:
                 echo(line)
     del stopping.running[folder]
+    if process.returncode != PREEMPTED or _modified(folder / HISTORY) != before:
+        stopping.progress = True
     if claim and claim.lost:
         return PREEMPTED  # the folder is another runner's now
     (folder / STOP).unlink(missing_ok=True)  # a killed run leaves it, and the next one, by hand, would stop at once
@@ -103,10 +104,15 @@ def execute_run(run: Run, options: Options, stopping: Stopping, threads: int = 0
     return _outcome(process.returncode, folder, run.config, list(lines))
 
 
+def _modified(path: Path) -> int | None:
+    """When a file was written, in nanoseconds by its file system's clock; None if it isn't there."""
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
 def _outcome(code: int, folder: Path, config: Config, lines: list[str]) -> int:
     """The exit code, after making sure that the record agrees: what ended without one, or badly, has failed."""
     if is_finished(folder) or code == PREEMPTED:
-        return code  # what came after a finished record, such as a kernel killed while it draws, does not undo the training
+        return code  # what came after a finished record, such as a kernel killed while it draws, does not undo it
     if code < 0:
         lines.append(f"killed by signal {-code}")
     write_failure(folder, config, "\n".join(lines) or f"ended with exit code {code} and no word")
@@ -117,9 +123,10 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
             wait_for_others: bool = True, echo: Callable[[str], None] | None = None) -> int:
     """Train what is pending of `runs`, print a line for each that ends, rebuild the table, and return the exit code.
 
-    0 if all are finished, 1 if some failed, 2 if none could start for bad input, 75 if some were stopped before their end.
-    Runs that another runner trains are waited for (its owner may die) unless told otherwise. Raises InputError, before anything
-    starts, for what check_runs finds and if the study holds a run of another version.
+    0 if all are finished, 1 if some failed, 2 if none could start for bad input, 75 if some were stopped before their
+    end, 76 if they were so before any ended or finished an epoch. Runs that another runner trains are waited for (it
+    may die) unless told otherwise. Raises InputError, before anything starts, for what check_runs finds and if the
+    study holds a run of another version.
     """
     study = project_path(options.executed_dir) / options.study
     check_runs(runs, options)
@@ -131,11 +138,16 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
         waiting = deque(run for run in runs if wanted(run, options, retry_failed))
         failed = sum(status_of(options.run_folder(run.config)) == "failed" for run in runs)
         if failed and not retry_failed:
-            tqdm.write(f"left alone: {counted(failed, 'run')} that failed before (--retry-failed tries again)", file=sys.stderr)
-        free, training, told = deque(range(slots.jobs)), {}, False  # training: (run, claim, slot, when it started) by future
+            tqdm.write(f"left alone: {counted(failed, 'run')} that failed before (--retry-failed tries again)",
+                       file=sys.stderr)
+        free, told = deque(range(slots.jobs)), False
+        training = {}  # (run, claim, slot, when it started) by future
         while training or (waiting and not stopping.requested):
-            while waiting and free and not stopping.requested and (claimed := _claim_next(waiting, options, retry_failed, bar)):
-                (run, claim), slot = claimed, free.popleft()
+            while waiting and free and not stopping.requested:
+                run, claim = _claim_next(waiting, options, retry_failed, bar)
+                if not claim:
+                    break
+                slot = free.popleft()
                 gpu = slots.gpus[slot % len(slots.gpus)] if slots.gpus else None
                 future = pool.submit(execute_run, run, options, stopping, slots.threads, gpu, echo, claim)
                 training[future] = run, claim, slot, time.monotonic()
@@ -146,7 +158,7 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
                     codes[run.name] = future.result()
                     if claim.lost:
                         waiting.append(run)
-                    else:  # before the release: another runner that tries a failed run again removes its record
+                    else:  # before the release: a runner that tries a failed run again removes its record
                         _report(bar, run, options, codes[run.name], time.monotonic() - started, echo is None)
                     claim.release()
                     if fail_fast and codes[run.name] in (FAILED, BAD_INPUT):
@@ -159,7 +171,8 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
             else:
                 break
     write_table(study)  # what it may have said on the way is an error in the end
-    return _exit_code(runs, options, codes, fail_fast, stopping.requested)
+    code = _exit_code(runs, options, codes, fail_fast, stopping.requested)
+    return NO_PROGRESS if code == PREEMPTED and stopping.requested and not stopping.progress else code
 
 
 def _exit_code(runs: list[Run], options: Options, codes: dict[str, int], fail_fast: bool, stopped: bool) -> int:
@@ -178,28 +191,34 @@ def _exit_code(runs: list[Run], options: Options, codes: dict[str, int], fail_fa
 def check_runs(runs: list[Run], options: Options) -> None:
     """Raise InputError for what can be known to fail before a kernel starts.
 
-    That is a folder named for CIFAR-10 that holds none, and a run folder that holds another run, or one in another precision than asked for.
+    That is a folder named for the data that holds none, and a run folder that holds another run, or one in another
+    precision than asked for.
     """
     for run in runs:
-        if run.config.dataset != "synthetic" and not (options.resume and is_finished(options.run_folder(run.config))):
-            local_cifar10(run.config.data_dir)
+        locate = DATASETS[run.config.dataset].locate
+        if locate and not (options.resume and is_finished(options.run_folder(run.config))):
+            load(locate)(run.config.data_dir)
     for run in runs if options.resume else ():
         folder, asked = options.run_folder(run.config), run.config.precision
         check_plan(folder, run.config.identity())
         if asked != "auto" and (trained := precision_of(folder) or asked) != asked:
-            raise InputError(f"{folder} holds a run in {trained}, not in {asked}; use another study, or train anew with --no-resume")
+            raise InputError(f"{folder} holds a run in {trained}, not in {asked}; use another study, or train anew "
+                             "with --no-resume")
 
 
 def wanted(run: Run, options: Options, retry_failed: bool) -> bool:
-    """Whether a run is still to be trained (or to be waited for, while somebody else trains it): the record alone decides."""
+    """Whether a run is still to be trained (or waited for, while somebody else trains it): the record alone decides."""
     status = recorded(options.run_folder(run.config), "status")
     if status in FINISHED:
         return not options.resume
     return status != "failed" or retry_failed
 
 
-def _claim_next(waiting: deque, options: Options, retry_failed: bool, bar: tqdm):
-    """The first of `waiting` that is free, with its claim; what others have finished meanwhile is dropped, what they train stays."""
+def _claim_next(waiting: deque[Run], options: Options, retry_failed: bool, bar: tqdm) -> tuple:
+    """Take the first of `waiting` that is free: (run, claim), or (None, None) if others train all of them.
+
+    What others have finished meanwhile is dropped, what they train stays.
+    """
     for _ in range(len(waiting)):
         run = waiting.popleft()
         claim = Claim.take(options.run_folder(run.config))
@@ -210,7 +229,7 @@ def _claim_next(waiting: deque, options: Options, retry_failed: bool, bar: tqdm)
         else:
             claim.release()
             bar.update()
-    return None
+    return None, None
 
 
 def _grid_bar(runs: list[Run], options: Options, shown: bool) -> tqdm:
@@ -220,7 +239,7 @@ def _grid_bar(runs: list[Run], options: Options, shown: bool) -> tqdm:
 
 
 def _report(bar: tqdm, run: Run, options: Options, code: int, seconds: float, shown: bool) -> None:
-    """A run that ended: the table anew and, where the bar is `shown`, one line with name, status, best validation accuracy, seconds."""
+    """A run that ended: the table anew and, where the bar is `shown`, a line with name, status, accuracy, seconds."""
     try:
         write_table(options.run_folder(run.config).parent)
     except InputError as error:  # of another run's record that came meanwhile: no reason to stop training

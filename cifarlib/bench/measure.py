@@ -3,11 +3,9 @@
 Ratios are of times taken in turn, so that whatever else the machine does meets both.
 """
 
-import json
 import multiprocessing
 import os
 import subprocess
-import sys
 import tempfile
 import time
 import warnings
@@ -15,13 +13,14 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from functools import partial
+from pathlib import Path
 
 import nbformat
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..batch.launch import ALLOCATOR, notebook_path
+from ..batch.launch import ALLOCATOR, notebook_path, start_notebook
 from ..config import Config
 from ..data import augment
 from ..data.splits import Splits, load_cifar10
@@ -37,7 +36,10 @@ from .reference import Reference
 
 
 def bench_config(model: str, device: str = "auto", share: float = 1.0, **settings) -> Config:
-    """The configuration to measure: augmentation on, batches of 256 or of all images, `share` of the usual number of images."""
+    """The configuration to measure: augmentation on, batches of 256 or of all images.
+
+    share: the fraction to take of the usual number of images.
+    """
     config = Config(model=model, device=device, augmentation=True, **settings)
     images = max(8, int(architecture(model).bench_images[pick_device(device).type == "cuda"] * share))
     return config.replace(batch_size=min(256, images), limit_train=images, limit_val=max(2, images // 4), limit_test=2)
@@ -63,21 +65,24 @@ class Ours:
 def measure(config: Config, rounds: int) -> dict:
     """Ours against the reference, taken in turn `rounds` times after a round of warming up.
 
-    images_per_second: training images by the seconds of training on and validating; ratio: ours over the reference, of each round.
-    The reference has a process of its own, without what our runs set for the allocator of theirs.
+    images_per_second: training images by the seconds of training on and validating; ratio: ours over the reference, of
+    each round; loader_share: the fraction of the training that goes into the images. The reference has a process of
+    its own, without what our runs set for the allocator of theirs.
     """
     splits = load_cifar10(config)
     ours, count = Ours(splits, config), len(splits.train)
     with _plain_process(config) as reference:
-        taken = [(reference.submit(_reference_epoch).result(), _seconds(ours.epoch)) for _ in range(rounds + 1)][1:]  # without the warm-up
+        taken = [(reference.submit(_reference_epoch).result(), _seconds(ours.epoch)) for _ in range(rounds + 1)]
+    taken = taken[1:]  # without the warm-up
     speeds = {"reference": [count / theirs for theirs, _ in taken], "ours": [count / mine for _, mine in taken]}
-    return {"images": count, "batch_size": config.batch_size, "precision": ours.trainer.precision, "images_per_second": speeds,
-            "ratio": [theirs / mine for theirs, mine in taken],
-            "gflop_per_image": flops(config) / 1e9, "loader_share": _loader_share(ours), "waits_per_epoch": _waits(ours)}
+    return {"images": count, "batch_size": config.batch_size, "precision": ours.trainer.precision,
+            "images_per_second": speeds, "ratio": [theirs / mine for theirs, mine in taken],
+            "gflop_per_image": flops(config) / 1e9, "loader_share": _loader_share(ours),
+            "waits_per_epoch": _waits(ours)}
 
 
 def flops(config: Config, count: int = 16) -> float:
-    """Multiplications and additions to train on an image and validate a quarter of one, as our models compute them there.
+    """Multiplications and additions to train on an image and validate a quarter of one, as our models compute them.
 
     count: images of the batch, which share what is done once a batch.
     """
@@ -93,7 +98,10 @@ def flops(config: Config, count: int = 16) -> float:
 
 
 def limits(device: torch.device) -> dict:
-    """The machine's own best: matrix products in GFLOP/s, by precision, and copies in GB/s (read and written), each tried for a second."""
+    """The machine's own best: matrix products in GFLOP/s, by precision, and copies in GB/s (read and written).
+
+    Each is tried for a second.
+    """
     size = 8192 if device.type == "cuda" else 1024
     best = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
@@ -106,15 +114,16 @@ def limits(device: torch.device) -> dict:
 
 
 def at_once(config: Config, ways: list[tuple[int, int]], seconds: float) -> list[dict]:
-    """Images a second that several runs train together, for each (runs, threads of each) of `ways`, tried for `seconds`.
+    """Images a second that several runs train together, for each (runs, threads of each) of `ways`.
 
-    The first way that breaks off, mostly for want of memory, ends the list with a line.
+    Each is tried for `seconds`. The first that breaks off, mostly for want of memory, ends the list with a line.
     """
     torch.cuda.empty_cache()  # what this process no longer uses
     found = []
     for runs, threads in ways:
         try:
-            found.append({"runs": runs, "threads": threads, "images_per_second": _together(config, runs, threads, seconds)})
+            together = _together(config, runs, threads, seconds)
+            found.append({"runs": runs, "threads": threads, "images_per_second": together})
         except (RuntimeError, OSError) as error:
             print(f"{counted(runs, 'run')} at a time broke off ({type(error).__name__}); more are not tried")
             break
@@ -124,27 +133,36 @@ def at_once(config: Config, ways: list[tuple[int, int]], seconds: float) -> list
 def usual_ways(device: torch.device) -> list[tuple[int, int]]:
     """(runs, threads) worth trying: on a CPU from one run on all cores to a run on each; on a GPU up to eight runs."""
     cores = os.cpu_count() or 1
-    runs = [1, 2, 4, 8] if device.type == "cuda" else [n for n in (2**k for k in range(cores.bit_length())) if cores % n == 0]
+    powers = [2**k for k in range(cores.bit_length())]
+    runs = [1, 2, 4, 8] if device.type == "cuda" else [n for n in powers if cores % n == 0]
     return [(n, max(1, cores // n)) for n in runs]
 
 
 def start_up(rounds: int, **settings) -> dict:
-    """Seconds of papermill, process and kernel for a notebook of the experiment's imports alone, and for a tiny run of the experiment."""
+    """Seconds of process, papermill and kernel: for a notebook of the experiment's imports, and for a tiny run."""
     source = nbformat.read(notebook_path(NOTEBOOK), 4)
     lines = [line for cell in source.cells if cell.cell_type == "code" for line in cell.source.splitlines()]
-    source.cells = [nbformat.v4.new_code_cell("\n".join(line for line in lines if line.startswith(("import ", "from "))))]
-    tiny = {"model_args": {"widths": [8, 8, 8, 8]}, "epochs": 1, "batch_size": 32, "limit_train": 64, "limit_val": 64, "limit_test": 64,
-            "wandb_mode": "disabled", **settings}
+    imports = "\n".join(line for line in lines if line.startswith(("import ", "from ")))
+    source.cells = [nbformat.v4.new_code_cell(imports)]
+    tiny = {"model_args": {"widths": [8, 8, 8, 8]}, "epochs": 1, "batch_size": 32, "limit_train": 64, "limit_val": 64,
+            "limit_test": 64, "wandb_mode": "disabled", **settings}
     seconds = {"imports": [], "tiny_run": []}
-    with tempfile.TemporaryDirectory() as folder:
-        nbformat.write(source, f"{folder}/imports.ipynb")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        nbformat.write(source, folder / "imports.ipynb")
         for number in range(rounds):
-            for name, notebook, values in (("imports", f"{folder}/imports.ipynb", {}),
-                                           ("tiny_run", notebook_path(NOTEBOOK), {**tiny, "executed_dir": f"{folder}/{number}"})):
-                command = [sys.executable, "-m", "cifarlib.batch.kernel", str(notebook), f"{folder}/out.ipynb"]
-                seconds[name].append(_seconds(partial(subprocess.run, command, input=json.dumps(values), text=True, check=True,
-                                                      capture_output=True)))
+            run = {**tiny, "executed_dir": str(folder / str(number))}
+            seconds["imports"].append(_seconds(partial(_execute, folder / "imports.ipynb", folder / "out.ipynb", {})))
+            seconds["tiny_run"].append(_seconds(partial(_execute, notebook_path(NOTEBOOK), folder / "out.ipynb", run)))
     return seconds
+
+
+def _execute(notebook: Path, output: Path, parameters: dict) -> None:
+    """Execute a notebook in silence. Raises RuntimeError if it breaks off."""
+    with start_notebook(notebook, output, parameters, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        text = process.stdout.read()
+    if process.returncode:
+        raise RuntimeError(f"{notebook} broke off: {text[-500:]}")
 
 
 def conditions(config: Config) -> dict:
@@ -198,21 +216,21 @@ def _best(work, device: torch.device, seconds: float) -> float:
 
 
 def _loader_share(ours: Ours) -> float:
-    """The part of an epoch of training that goes into the images: drawing, augmenting, normalizing."""
+    """The fraction of an epoch of training that goes into the images: drawing, augmenting, normalizing."""
     trainer = ours.trainer
 
     def images():
         trainer.begin(0)
         for start in range(0, len(trainer.order), trainer.config.batch_size):
-            places = slice(start, start + trainer.config.batch_size)
-            pixels = augment.augmented(trainer.packed, trainer.order[places], trainer.draws[places])
+            batch = slice(start, start + trainer.config.batch_size)
+            pixels = augment.augmented(trainer.packed, trainer.order[batch], trainer.augmentations[batch])
             augment.normalize(augment.unpack(pixels), trainer.split)
 
     return _best(images, trainer.device, 0.5) / _seconds(lambda: trainer.train_epoch(0))
 
 
 def _waits(ours: Ours) -> int | None:
-    """How often the host waits for the GPU in an epoch with its validation; None on a CPU, which has nothing to wait for."""
+    """How often the host waits for the GPU in an epoch with its validation; None on a CPU."""
     if ours.trainer.device.type != "cuda":
         return None
     torch.cuda.set_sync_debug_mode("warn")

@@ -1,8 +1,13 @@
 """Random flip, rotation and crop of a whole batch as one gather, pixel for pixel what torchvision does image by image.
 
-torchvision rotates about the image's centre with nearest sampling: it takes cos and sin in double, rounds them to float32, maps
-each output pixel to a place in the source and rounds that half to even. The same float32 operations in the same order are done
-here for all images at once; scaling by powers of two is exact, so it is moved to where it costs nothing.
+torchvision rotates about the image's centre with nearest sampling: it takes cos and sin in double, rounds them to
+float32, maps each output pixel to a position in the source and rounds that half to even. The same float32 operations in
+the same order are done here for all images at once; scaling by powers of two is exact, so it is moved to where it costs
+nothing.
+
+Only ties depend on the processor: where Intel's library uses AVX-512, torchvision's matrix product rounds a product and
+its sum once instead of twice, and a pixel halfway between two, up to that rounding, may become the other one. Here both
+are rounded, as on other processors, so that the images are the same on every machine.
 """
 
 from dataclasses import dataclass
@@ -18,10 +23,10 @@ SIDE = 34  # an image with its frame of one black pixel: whatever falls outside 
 
 
 @dataclass(frozen=True)
-class Draws:
-    """The random choices for N images; each field has shape (N,).
+class AugmentationParameters:
+    """How each of N images is changed; each field has shape (N,).
 
-    flip: bool; cos, sin: float32, of the rotation; top, left: int64 in 0..8, the crop's place in the padded image.
+    flip: bool; cos, sin: float32, of the rotation; top, left: int64 in 0..8, the crop's position in the padded image.
     """
 
     flip: Tensor
@@ -31,36 +36,36 @@ class Draws:
     left: Tensor
 
     @classmethod
-    def of(cls, flip: Tensor, angle: Tensor, top: Tensor, left: Tensor) -> "Draws":
+    def of(cls, flip: Tensor, angle: Tensor, top: Tensor, left: Tensor) -> "AugmentationParameters":
         """From angles in degrees, counter-clockwise, float64."""
         radians = torch.deg2rad(-angle)
         return cls(flip, radians.cos().float(), radians.sin().float(), top, left)
 
-    def __getitem__(self, index) -> "Draws":
-        return Draws(*(choice[index] for choice in vars(self).values()))
+    def __getitem__(self, index) -> "AugmentationParameters":
+        return AugmentationParameters(*(values[index] for values in vars(self).values()))
 
-    def to(self, device: torch.device) -> "Draws":
-        return Draws(*(choice.to(device) for choice in vars(self).values()))
+    def to(self, device: torch.device) -> "AugmentationParameters":
+        return AugmentationParameters(*(values.to(device) for values in vars(self).values()))
 
-    def copy_(self, other: "Draws") -> None:
-        """Take over the choices of as many images, in place."""
+    def copy_(self, other: "AugmentationParameters") -> None:
+        """Take over the parameters of as many images, in place."""
         for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True):
             mine.copy_(theirs)
 
 
-def draw(count: int, generator: torch.Generator) -> Draws:
-    """Flip with p 0.5, an angle in +-15 degrees and a crop, drawn for each of `count` images.
+def sample_parameters(count: int, generator: torch.Generator) -> AugmentationParameters:
+    """Random parameters for `count` images: flip with p 0.5, an angle within 15 degrees either way, and a crop.
 
-    Drawn on the CPU even when training on a GPU: a seed then gives the same augmentation on every device.
+    Sampled on the CPU even when training on a GPU: a seed then gives the same augmentation on every device.
     """
     flip = torch.rand(count, generator=generator) < 0.5
     angle = torch.empty(count, dtype=torch.float64).uniform_(-MAX_ANGLE, MAX_ANGLE, generator=generator)
     top, left = torch.randint(0, 2 * PADDING + 1, (2, count), generator=generator)
-    return Draws.of(flip, angle, top, left)
+    return AugmentationParameters.of(flip, angle, top, left)
 
 
 def pack(images: Tensor) -> Tensor:
-    """uint8 (N, 3, 32, 32) as int32 (N, 34*34): a pixel's three bytes in one word, so that a gather moves them together."""
+    """uint8 (N, 3, 32, 32) as int32 (N, 34*34): a pixel's three bytes in one word, which a gather moves together."""
     packed = images.new_zeros(len(images), SIDE, SIDE, 4)
     packed[:, 1:-1, 1:-1, :3] = images.permute(0, 2, 3, 1)
     return packed.view(torch.int32).view(len(images), SIDE * SIDE)
@@ -77,19 +82,18 @@ def normalize(images: Tensor, split: Split) -> Tensor:
     return images.float().mul_(scale[:, None, None]).sub_(shift[:, None, None])
 
 
-def source_pixels(draws: Draws) -> Tensor:
-    """Which pixel of its framed image each output pixel shows, as int32 (B, 32*32) into the 34*34; the frame is black."""
-    device = draws.flip.device
-    cos, sin = draws.cos[:, None], draws.sin[:, None]  # (B, 1)
-    pixel = torch.arange(-PADDING, 32 - PADDING, device=device)
-    y, x = pixel + draws.top[:, None], pixel + draws.left[:, None]  # (B, 32): rows and columns of the rotated image
-    # A place outside the rotated image is sent far away, where the clamp below finds the frame.
+def source_pixels(parameters: AugmentationParameters) -> Tensor:
+    """Which of its framed image's 34*34 pixels each output pixel shows, as int32 (B, 32*32); the frame is black."""
+    cos, sin = parameters.cos[:, None], parameters.sin[:, None]  # (B, 1)
+    pixel = torch.arange(-PADDING, 32 - PADDING, device=cos.device)
+    y, x = pixel + parameters.top[:, None], pixel + parameters.left[:, None]  # (B, 32): in the rotated image
+    # What is outside the rotated image is sent far away, where the clamp below finds the frame.
     far_x, far_y = 1e4 * ((x < 0) | (x > 31)), 1e4 * ((y < 0) | (y > 31))
     x, y = x - 15.5, y - 15.5
     column = _to_source((x * cos + far_x)[:, None, :], (y * sin + far_y)[:, :, None])  # (B, 32, 32)
     row = _to_source((x * -sin)[:, None, :], (y * cos)[:, :, None])
     # The flip comes before the rotation: it mirrors the column that is read.
-    sign, offset = torch.where(draws.flip, -1.0, 1.0), torch.where(draws.flip, 32.0, 1.0)
+    sign, offset = torch.where(parameters.flip, -1.0, 1.0), torch.where(parameters.flip, 32.0, 1.0)
     column.mul_(sign[:, None, None]).add_(offset[:, None, None])
     return row.add_(1).mul_(SIDE).add_(column).to(torch.int32).view(-1, 32 * 32)
 
@@ -99,12 +103,12 @@ def _to_source(a: Tensor, b: Tensor) -> Tensor:
     return (a + b).add_(16).sub_(0.5).round_().clamp_(-1, 32)
 
 
-def augmented(packed: Tensor, chosen: Tensor, draws: Draws) -> Tensor:
-    """Images `chosen` (B,) of `packed`, each with its own draw, as packed pixels int32 (B, 32*32)."""
-    places = source_pixels(draws).add_(chosen.to(torch.int32)[:, None], alpha=SIDE * SIDE)
-    return packed.view(-1).index_select(0, places.view(-1)).view(-1, 32 * 32)
+def augmented(packed: Tensor, indices: Tensor, parameters: AugmentationParameters) -> Tensor:
+    """The images of `packed` at `indices` (B,), each with its own parameters, as packed pixels int32 (B, 32*32)."""
+    pixels = source_pixels(parameters).add_(indices.to(torch.int32)[:, None], alpha=SIDE * SIDE)
+    return packed.view(-1).index_select(0, pixels.view(-1)).view(-1, 32 * 32)
 
 
-def plain(packed: Tensor, chosen: Tensor) -> Tensor:
-    """Images `chosen` (B,) of `packed` as they are, as packed pixels int32 (B, 32*32)."""
-    return packed.view(-1, SIDE, SIDE)[chosen][:, 1:-1, 1:-1].reshape(-1, 32 * 32)
+def plain(packed: Tensor, indices: Tensor) -> Tensor:
+    """The images of `packed` at `indices` (B,) as they are, as packed pixels int32 (B, 32*32)."""
+    return packed.view(-1, SIDE, SIDE)[indices][:, 1:-1, 1:-1].reshape(-1, 32 * 32)

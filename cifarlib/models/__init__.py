@@ -1,11 +1,13 @@
 """The models: each maps normalized images (B, 3, 32, 32) to logits (B, classes)."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
 from ..config import Config
 from ..errors import InputError
-from ..parts import architecture, load
+from ..parts import architecture, is_own, load, reason, source_digest
 
 
 def build_model(config: Config) -> nn.Module:
@@ -13,26 +15,52 @@ def build_model(config: Config) -> nn.Module:
 
     Raises InputError for a model that can't be built, or doesn't map images to the dataset's classes.
     """
-    row, sizes, classes = architecture(config.model), config.model_args, len(config.classes)
-    if row.sizes is not None:
-        sizes = {**sizes, "classes": classes}
-    make = load(row.home)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    row, classes = architecture(config.model), len(config.classes)
+    sizes = config.model_args if row.sizes is None else {**config.model_args, "classes": classes}
+    make, doing = load(row.home), "be built"
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         try:
             model = make(**sizes)
-            shape = tuple(model.eval()(torch.zeros(2, 3, 32, 32)).shape)
+            doing = "map images to logits"
+            problem = _problem(model, classes, config)
         except Exception as error:  # whatever a model of the user's own raises
-            reason = " ".join(str(error).splitlines()[:2])  # without the frames of C++ that torch may add
-            raise InputError(f"model_args: {config.model} can't be built with {config.model_args} ({reason})") from None
-    if shape != (2, classes):
-        raise InputError(f"model: {config.model} maps two images to {shape}, expected logits of shape (2, {classes})")
+            raise InputError(f"model_args: {config.model} can't {doing} with {config.model_args} "
+                             f"({reason(error, config.model)})") from None
+    if problem:
+        raise InputError(f"model: {config.model} {problem}")
+    model.source_digest = source_digest(config.model)  # a user's file may change before the model is trained
     return model.train()
+
+
+def _problem(model: nn.Module, classes: int, config: Config) -> str | None:
+    """What keeps `model` from mapping two images to logits (2, classes); None if nothing does.
+
+    A model of the user's own also tries a training step as `fit` does it: stored channels last and, unless the
+    configuration excludes it, in bf16; a copy of it, since that moves running statistics.
+    """
+    if not isinstance(model, nn.Module):
+        return f"gives a {type(model).__name__}, expected a torch.nn.Module"
+    images = torch.zeros(2, 3, 32, 32)
+    with torch.no_grad():
+        outputs = [model.eval()(images)]
+    if own := is_own(config.model):
+        trial = copy.deepcopy(model).train().to(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision != "fp32"):
+            outputs.append(trial(images))
+    for output in outputs:
+        if not isinstance(output, Tensor):
+            return f"maps images to a {type(output).__name__}, expected logits"
+        if output.shape != (2, classes):
+            hint = f"; say how many classes, such as model_args {{num_classes: {classes}}}" if output.ndim == 2 else ""
+            return f"maps two images to {tuple(output.shape)}, expected logits of shape (2, {classes}){hint}"
+    if own:
+        outputs[-1].float().sum().backward()
 
 
 @torch.no_grad()
 def predict_proba(model: nn.Module, images: Tensor) -> Tensor:
-    """Class probabilities (B, classes) of normalized images (B, 3, 32, 32), in the mode that `model` is in: call `eval()` first."""
+    """Class probabilities (B, classes) of normalized images (B, 3, 32, 32), in the mode that `model` is in."""
     return model(images).softmax(dim=1)
 
 

@@ -23,11 +23,12 @@ class CNN(nn.Module):
     channels: of the six convolutions; hidden: widths of the dense layers before the last; dropout: probability.
     """
 
-    def __init__(self, channels: tuple[int, ...] = (48, 96, 192, 256, 512, 512), hidden: tuple[int, ...] = (1024, 512, 256),
-                 dropout: float = 0.15, classes: int = 10):
+    def __init__(self, channels: tuple[int, ...] = (48, 96, 192, 256, 512, 512),
+                 hidden: tuple[int, ...] = (1024, 512, 256), dropout: float = 0.15, classes: int = 10):
         super().__init__()
         a, b, c, d, e, f = channels
-        self.features = nn.Sequential(*conv_block(3, a, b), *conv_block(b, c, d), *conv_block(d, e, f), nn.Dropout(dropout))
+        blocks = [*conv_block(3, a, b), *conv_block(b, c, d), *conv_block(d, e, f)]
+        self.features = nn.Sequential(*blocks, nn.Dropout(dropout))
         widths = [f * 4 * 4, *hidden]
         dense = [layer for n, m in zip(widths, hidden) for layer in (nn.Linear(n, m), nn.GELU(), nn.Dropout(dropout))]
         self.classifier = nn.Sequential(*dense, Head(widths[-1], classes))

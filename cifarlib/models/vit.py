@@ -34,7 +34,8 @@ class Block(nn.Module):
     def __init__(self, dim: int, heads: int, head_dim: int, mlp_dim: int):
         super().__init__()
         self.attention = Attention(dim, heads, head_dim)
-        self.feed_forward = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, dim))
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, dim))
 
     def forward(self, tokens: Tensor) -> Tensor:
         tokens = tokens + self.attention(tokens)
@@ -44,12 +45,12 @@ class Block(nn.Module):
 class ViT(nn.Module):
     """Images (B, 3, 32, 32) to logits (B, classes).
 
-    patch: side of a patch in pixels; dim: width of a token; depth: blocks; heads of head_dim each; mlp_dim: feed-forward width.
-    Raises ValueError for a dim that sine and cosine in x and y can't share, and for sizes of nothing.
+    patch: side of a patch in pixels; dim: width of a token; depth: blocks; heads of head_dim each; mlp_dim: width of
+    the feed-forward nets. Raises ValueError for a dim that sine and cosine in x and y can't share, and for sizes of 0.
     """
 
-    def __init__(self, patch: int = 4, dim: int = 2048, depth: int = 8, heads: int = 6, head_dim: int = 64, mlp_dim: int = 2048,
-                 classes: int = 10):
+    def __init__(self, patch: int = 4, dim: int = 2048, depth: int = 8, heads: int = 6, head_dim: int = 64,
+                 mlp_dim: int = 2048, classes: int = 10):
         super().__init__()
         if dim < 8 or dim % 4:
             raise ValueError("dim must be a multiple of 4, 8 or more")
@@ -72,7 +73,7 @@ class ViT(nn.Module):
 
 
 def sincos_positions(side: int, dim: int) -> Tensor:
-    """Two-dimensional sine-cosine embedding of a side x side grid, float32 (side*side, dim); dim is a multiple of 4, 8 or more."""
+    """Sine-cosine embedding of a side x side grid, float32 (side*side, dim); dim is a multiple of 4, 8 or more."""
     y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     omega = 10_000 ** -(torch.arange(dim // 4) / (dim // 4 - 1))
     x, y = x.flatten()[:, None] * omega, y.flatten()[:, None] * omega

@@ -12,52 +12,62 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..config import Config
 from ..data import augment
+from ..data.augment import AugmentationParameters
 from ..data.splits import Split, Splits
 from ..models import build_model, count_parameters
-from ..parts import ARCHITECTURES
+from ..parts import ARCHITECTURES, architecture, load
+
+MANY = 20  # classes: of more, a table or picture shows a part
 
 
 def class_counts(splits: Splits) -> pandas.DataFrame:
-    """Images of each class in each split, with the sums."""
+    """Images of each class in each split, or of many classes the fewest and the most; with the sums."""
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
-    counts = {name: torch.bincount(split.labels, minlength=len(splits.train.classes)).tolist() for name, split in parts.items()}
-    table = pandas.DataFrame(counts, index=pandas.Index(splits.train.classes, name="class"))
-    table.loc["all"] = table.sum()
-    return table
+    classes = pandas.Index(splits.train.classes, name="class")
+    counts = {name: torch.bincount(split.labels, minlength=len(classes)).tolist() for name, split in parts.items()}
+    table = pandas.DataFrame(counts, index=classes)
+    extremes = table.agg(["min", "max"]).set_axis(["fewest in a class", "most in a class"])
+    shown = table if len(classes) <= MANY else extremes
+    shown.loc["all"] = table.sum()
+    return shown
 
 
 def class_grid(split: Split, seed: int, columns: int = 10) -> Figure:
-    """`columns` images of each class, drawn with `seed`; a row a class."""
+    """`columns` images of each class, or of some of many classes, chosen with `seed`; a row a class."""
     generator = torch.Generator().manual_seed(seed)
+    classes = range(len(split.classes))
+    if len(classes) > MANY:
+        classes = torch.randperm(len(classes), generator=generator)[:MANY].sort().values.tolist()
     rows = []
-    for label in range(len(split.classes)):
+    for label in classes:
         members = (split.labels == label).nonzero().flatten()
         rows.append(split.images[members[torch.randperm(len(members), generator=generator)[:columns]]])
-    return _picture(rows, split.classes, [""] * columns)
+    return _picture(rows, [split.classes[label] for label in classes], [""] * columns)
 
 
-def augmentation_grid(split: Split, seed: int, images: int = 5, draws: int = 5) -> Figure:
-    """Some images as they are, under each augmentation alone, and `draws` times under all together; a row an image."""
+def augmentation_grid(split: Split, seed: int, images: int = 5, samples: int = 5) -> Figure:
+    """Some images as they are, under each augmentation alone, and `samples` times under all; a row an image."""
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(split), generator=generator)[:images]
     packed = augment.pack(split.images[chosen])
     centre = augment.PADDING
 
-    def same(flip: bool = False, angle: float = 0.0, top: int = centre, left: int = centre) -> augment.Draws:
-        return augment.Draws.of(torch.full((images,), flip), torch.full((images,), angle, dtype=torch.float64),
-                                torch.full((images,), top), torch.full((images,), left))
+    def same(flip: bool = False, angle: float = 0.0, top: int = centre, left: int = centre) -> AugmentationParameters:
+        values = flip, torch.tensor(angle, dtype=torch.float64), top, left
+        return AugmentationParameters.of(*(torch.as_tensor(value).expand(images) for value in values))
 
-    drawn = {"original": same(), "flip": same(flip=True), "rotate 15°": same(angle=15), "rotate −15°": same(angle=-15),
-             "crop ↖": same(top=0, left=0), "crop ↘": same(top=2 * centre, left=2 * centre)}
-    drawn |= {f"all, {number}": augment.draw(images, generator) for number in range(1, draws + 1)}
-    shown = [augment.unpack(augment.augmented(packed, torch.arange(images), each)) for each in drawn.values()]
-    return _picture(list(zip(*shown)), [split.classes[label] for label in split.labels[chosen]], list(drawn))
+    ways = {"original": same(), "flip": same(flip=True), "rotate 15°": same(angle=15), "rotate −15°": same(angle=-15),
+            "crop ↖": same(top=0, left=0), "crop ↘": same(top=2 * centre, left=2 * centre)}
+    ways |= {f"all, {number}": augment.sample_parameters(images, generator) for number in range(1, samples + 1)}
+    shown = [augment.unpack(augment.augmented(packed, torch.arange(images), each)) for each in ways.values()]
+    return _picture(list(zip(*shown)), [split.classes[label] for label in split.labels[chosen]], list(ways))
 
 
 def _picture(rows: list[Tensor], row_names, column_names) -> Figure:
     """uint8 images (3, 32, 32), a list of rows of them, with their names at the left and above."""
     height, width = len(rows), len(column_names)
-    figure, axes = plt.subplots(height, width, figsize=(0.8 * width + 1, 0.8 * height + 0.3), squeeze=False, layout="constrained")
+    size = 0.8 * width + 1, 0.8 * height + 0.3
+    figure, axes = plt.subplots(height, width, figsize=size, squeeze=False, layout="constrained")
     plt.close(figure)  # it is returned, and so shown once
     for line, row, name in zip(axes, rows, row_names):
         for axis, image in zip(line, row):
@@ -70,37 +80,40 @@ def _picture(rows: list[Tensor], row_names, column_names) -> Figure:
     return figure
 
 
-def _published(name: str) -> tuple[nn.Module, Tensor]:
-    """A published model and an image for it, both without content: shapes and operations are all that is asked for."""
+def _without_content(config: Config) -> tuple[nn.Module, Tensor]:
+    """A model and an image for it that have shapes but no content: more is not needed to count operations."""
+    load(architecture(config.model).home)  # what its module makes when it is imported has content
     with torch.device("meta"):
-        return build_model(Config(model=name)).eval(), torch.zeros(1, 3, 32, 32)
+        return build_model(config).eval(), torch.zeros(1, 3, 32, 32)
 
 
 def model_table() -> pandas.DataFrame:
     """Parameters, and FLOPs of a forward pass of one image, of each architecture."""
     rows = {}
     for name in ARCHITECTURES:
-        model, image = _published(name)
+        model, image = _without_content(Config(model=name))
         # The counter knows attention only as its matrix products.
         with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             model(image)
-        rows[name] = {"parameters": f"{count_parameters(model):,}", "GFLOPs per image": round(counter.get_total_flops() / 1e9, 4)}
+        rows[name] = {"parameters": f"{count_parameters(model):,}",
+                      "GFLOPs per image": round(counter.get_total_flops() / 1e9, 4)}
     return pandas.DataFrame.from_dict(rows, orient="index")
 
 
-def stage_table(name: str) -> pandas.DataFrame:
-    """Output shape and parameters of each stage of a published model, for one image."""
-    model, image = _published(name)
+def stage_table(model: str, **sizes) -> pandas.DataFrame:
+    """Output shape and parameters of a model's stages, for one image; of its children where parts.py names none."""
+    network, image = _without_content(Config(model=model, model_args=sizes))
     rows = [{"stage": "image", "output": "3 x 32 x 32", "parameters": ""}]
 
-    def note(module_name, module, inputs, output):
+    def note(name, module, inputs, output):
         parameters = count_parameters(module)
-        rows.append({"stage": f"{module_name} ({type(module).__name__})", "output": " x ".join(map(str, output.shape[1:])),
+        rows.append({"stage": f"{name} ({type(module).__name__})", "output": " x ".join(map(str, output.shape[1:])),
                      "parameters": f"{parameters:,}" if parameters else ""})
 
-    for module_name, module in model.named_modules():
-        if {module_name, type(module).__name__} & set(ARCHITECTURES[name].stages):
-            module.register_forward_hook(partial(note, module_name))
+    stages = set(architecture(model).stages) or {name for name, _ in network.named_children()}
+    for name, module in network.named_modules():
+        if stages & {name, type(module).__name__}:
+            module.register_forward_hook(partial(note, name))
     with torch.inference_mode():
-        model(image)
+        network(image)
     return pandas.DataFrame(rows).set_index("stage")

@@ -1,11 +1,12 @@
-"""Claims on runs, so that several runners (terminals, array tasks, machines on a shared file system) never train the same one.
+"""Claims on runs: several runners (terminals, array tasks, machines on a shared file system) never train the same one.
 
-A claim is a file `claim.N` created with O_EXCL, which is atomic on POSIX file systems and NFS; the highest N is in force. Its owner
-renews its modification time. Whoever finds it stale creates `claim.N+1`: only one can, and the old owner, should it only have been
-slow, sees the higher number. Nothing is deleted while it counts, so no two can believe that they own a run.
+A claim is a file `claim.N` created with O_EXCL, which is atomic on POSIX file systems and NFS; the highest N is in
+force. Its owner renews its modification time. Whoever finds it stale creates `claim.N+1`: only one can, and the old
+owner, should it only have been slow, sees the higher number. Nothing is deleted while it counts, so no two can believe
+that they own a run.
 
-The owner also locks the file, and the processes that train inherit the lock: on one machine a claim counts until the last of them
-is gone, even if the runner was killed and they live on for a moment.
+The owner also locks the file, and the processes that train inherit the lock: on one machine a claim counts until the
+last of them is gone, even if the runner was killed and they live on for a moment.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ STALE = 120.0  # seconds without one after which an owner on another machine cou
 
 
 class Claim:
-    """The right to train in a run folder, from `take` until `release`; `lost` tells that somebody took it over meanwhile.
+    """The right to train in a run folder, from `take` until `release`.
 
     lock: a file descriptor for the processes that train to inherit.
     """
@@ -48,7 +49,8 @@ class Claim:
             return None  # somebody was faster
         with contextlib.suppress(OSError):  # some network file systems have no locks
             fcntl.flock(lock, fcntl.LOCK_EX)
-        os.write(lock, json.dumps({"machine": _machine(), "pid": os.getpid(), "started": _started(os.getpid())}).encode())
+        owner = {"machine": _machine(), "pid": os.getpid(), "started": _started(os.getpid())}
+        os.write(lock, json.dumps(owner).encode())
         if is_lost(path):  # others took and released the next claims, and removed this number, since we looked
             path.unlink(missing_ok=True)
             os.close(lock)
@@ -92,7 +94,7 @@ def _highest(folder: Path) -> int:
 
 
 def _stale(path: Path) -> bool:
-    """Whether the owner released the claim, is dead on this machine with all that it started, or has not renewed it for STALE seconds."""
+    """Whether the owner released the claim, is dead on this machine with all that it started, or is silent for long."""
     try:
         renewed, text = path.stat().st_mtime, path.read_text()
     except OSError:
@@ -131,7 +133,10 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When process `pid` of this machine started, in clock ticks since boot (so that a reused number is told apart); None if it is gone."""
+    """When process `pid` of this machine started, by which a reused number is told apart; None if it is gone.
+
+    In clock ticks since boot: psutil's times are those of a clock that may be set meanwhile.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] == "Z" else fields[19]

@@ -1,4 +1,4 @@
-"""What each epoch of a run gave, and what follows from it: the best epochs, early stopping, whether the run is finished."""
+"""What each epoch of a run gave, and what follows from it: best epochs, early stopping, whether the run is finished."""
 
 import csv
 import math
@@ -14,7 +14,7 @@ from ..files import replacing
 
 @dataclass
 class History:
-    """What each epoch gave: one row an epoch with the published column names, learning rate, seconds and images per second.
+    """One row an epoch: the published column names, learning rate, seconds and images per second.
 
     status: `done`, `diverged` (a loss became NaN or infinite) or `preempted` (stopped before its end; can go on).
     """
@@ -36,9 +36,11 @@ class History:
         """The row whose weights a checkpoint holds: the first with the best value; None if there is none yet."""
         if checkpoint == "terminal":
             return self.last if self.rows else None
-        validated = [row for row in self.rows if math.isfinite(row["train_loss"]) and math.isfinite(row.get("val_loss", math.nan))]
-        key = {"best_val_acc": lambda row: row["val_accuracy"], "best_val_loss": lambda row: -row["val_loss"]}[checkpoint]
-        return max(validated, key=key, default=None)
+        validated = [row for row in self.rows
+                     if math.isfinite(row["train_loss"]) and math.isfinite(row.get("val_loss", math.nan))]
+        if checkpoint == "best_val_acc":
+            return max(validated, key=lambda row: row["val_accuracy"], default=None)
+        return min(validated, key=lambda row: row["val_loss"], default=None)
 
     def out_of_patience(self, patience: int) -> bool:
         """Whether the last `patience` validations brought no lower validation loss."""
@@ -69,4 +71,4 @@ class History:
                 rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(handle)]
             return cls([{**row, "epoch": int(row["epoch"])} for row in rows])
         except (KeyError, TypeError, ValueError):
-            raise InputError(f"{path} is damaged; restore it, or train the run anew with resume False (--no-resume)") from None
+            raise InputError(f"{path} is damaged; restore it, or train anew with resume False (--no-resume)") from None

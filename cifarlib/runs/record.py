@@ -1,5 +1,6 @@
 """One run folder from outside, without torch: its status, its record, its failure."""
 
+import dataclasses
 import importlib.metadata
 import json
 import math
@@ -12,10 +13,13 @@ from pathlib import Path
 from ..config import CHECKPOINTS, Config
 from ..errors import InputError, OtherMachine
 from ..files import HISTORY, PACKAGE, PLAN, RECORD, STATE, write_json
+from ..parts import is_own, source_file
 from .claim import is_claimed
 from .history import History
 
 FINISHED = ("done", "diverged")
+DEFAULTS = {spec.name: spec.default for spec in dataclasses.fields(Config)
+            if spec.metadata["role"] != "place" and spec.default not in (None, dataclasses.MISSING)}
 
 
 def read_record(folder: Path) -> dict | None:
@@ -30,7 +34,10 @@ def recorded(folder: Path, name: str):
 
 
 def _read_json(path: Path) -> dict:
-    """The mapping in a file; an empty one if there is no file. Raises InputError for a damaged one: what it stood for must not be lost."""
+    """The mapping in a file; an empty one if there is no file.
+
+    Raises InputError for a damaged one, since what it held must not be lost.
+    """
     try:
         content = json.loads(path.read_text())
     except PermissionError as error:
@@ -40,7 +47,7 @@ def _read_json(path: Path) -> dict:
     except ValueError:
         content = None
     if not isinstance(content, dict):
-        raise InputError(f"{path} is damaged, so nothing says what it held; restore it, or remove it to train the run anew")
+        raise InputError(f"{path} is damaged, so nothing says what it held; restore it, or remove it to train anew")
     return content
 
 
@@ -60,19 +67,26 @@ def is_finished(folder: Path) -> bool:
 def check_plan(folder: Path, plan: dict) -> None:
     """Raise InputError if the run that `folder` holds differs from `plan` in any of the names that both have.
 
-    Raises OtherMachine if that is the kind of device or the precision.
+    Fields that were added since then had their defaults. Raises OtherMachine if the kind of device or the precision is
+    what differs.
     """
     done = is_finished(folder)
     before = _read_json(folder / PLAN)
-    if not before and done:  # a run as it is published
-        before = recorded(folder, "config") or {}
+    if done and not before:  # a run as it is published
+        record = read_record(folder)
+        before = record.get("config", {}) | {name: record[name] for name in ("model_source",) if name in record}
     if done:  # where it was computed no longer matters
         before = {name: value for name, value in before.items() if name not in ("device", "precision")}
+    before = before and DEFAULTS | before
     for name, value in json.loads(json.dumps(plan)).items():  # as it reads back: tuples are lists
-        if name in before and before[name] != value:
-            kind = OtherMachine if name in ("device", "precision") else InputError
-            raise kind(f"{folder} holds a run with {name} {before[name]!r}, this one has {value!r}; "
-                       "use another study, or train anew with resume False (--no-resume)")
+        if name not in before or before[name] == value:
+            continue
+        difference = f"holds a run with {name} {before[name]!r}, this one has {value!r}"
+        if name == "model_source":
+            file = source_file(plan["model"])
+            difference = f"holds a run of another {file} (and a copy of that): it has changed since"
+        kind = OtherMachine if name in ("device", "precision") else InputError
+        raise kind(f"{folder} {difference}; use another study, or train anew with resume False (--no-resume)")
 
 
 def precision_of(folder: Path) -> str | None:
@@ -86,18 +100,26 @@ def write_failure(folder: Path, config: Config, error: str) -> None:
         history = History.read(folder / HISTORY)
     except (OSError, InputError):  # not there, or what broke the run
         history = History()
-    write_json(folder / RECORD, {**common_fields(config, "failed", history, {}), "error": error})
+    write_json(folder / RECORD, {**common_fields(folder, config, "failed", history, {}), "error": error})
 
 
-def common_fields(config: Config, status: str, history: History, scores: dict) -> dict:
+def common_fields(folder: Path, config: Config, status: str, history: History, scores: dict) -> dict:
     """What every record says: of the run, its code and versions, its epochs and its checkpoints' scores."""
     # data_dir is left out: a folder says nothing about the result, and may name somebody's home.
     settings = {name: value for name, value in config.to_dict().items() if name != "data_dir"}
-    packages = ("torch", "torchvision", "papermill", "pandas", "wandb")
-    return {"status": status, "name": config.run_name, "config": settings, "seed": config.seed,
-            "epochs_run": len(history.rows), "seconds": round(sum(row["seconds"] for row in history.rows), 2),
-            "metrics": metrics_of(history, scores), "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"), "commit": commit(),
-            "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}}}
+    packages = ["torch", "torchvision", "papermill", "pandas", "wandb"]
+    own = {}
+    if file := source_file(config.model):  # as it was when training began, of which the folder has a copy
+        own = {"model_file": file.name, "model_source": _read_json(folder / PLAN).get("model_source")}
+    elif is_own(config.model):
+        packages.append(config.model.partition(":")[0].partition(".")[0])
+    return {
+        "status": status, "name": config.run_name, "config": settings, **own, "seed": config.seed,
+        "epochs_run": len(history.rows), "seconds": round(sum(row["seconds"] for row in history.rows), 2),
+        "metrics": metrics_of(history, scores), "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
+    }
 
 
 def _version(package: str) -> str | None:
@@ -113,18 +135,20 @@ def commit() -> str | None:
 
     Remembered by each process: the files may change while it trains.
     """
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(PACKAGE), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        git = ["git", "-C", str(PACKAGE)]
-        short = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "--", "."], capture_output=True, text=True, check=True).stdout
-        return f"{short}+" if changed else short
+        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
 def metrics_of(history: History, scores: dict) -> dict:
-    """The published columns: train and val of the last epoch, test of each checkpoint; and each checkpoint's epoch and val."""
-    metrics = {name: value for name, value in (history.last if history.rows else {}).items() if name.startswith(("train_", "val_"))}
+    """The published columns: train and val of the last epoch, test of each checkpoint; also its epoch and val."""
+    last = history.last if history.rows else {}
+    metrics = {name: value for name, value in last.items() if name.startswith(("train_", "val_"))}
     for checkpoint in CHECKPOINTS:
         row = history.best(checkpoint) or {}
         metrics |= {f"epoch_{checkpoint}": row.get("epoch"), f"val_accuracy_{checkpoint}": row.get("val_accuracy"),

@@ -81,6 +81,8 @@ def table_rows(folder: Path, planned: list[Config]) -> list[dict]:
         "train_images": data.get("train"), "val_images": data.get("validation"), "test_images": data.get("test"),
         "data_fingerprint": data.get("fingerprint"), **results,
     }
+    if "model_source" in record:  # runs of a network that was changed in between don't compare
+        common["model_source"] = record["model_source"]
     cells = {cell.cell_name: cell for cell in [*planned, run]}.values()
     settings = [name for name in Config.names_of("knob", "condition", "repeat") if name not in common]
     return [{**common, **{name: getattr(cell, name) for name in settings}, "Full_Modelname": cell.cell_name,

@@ -19,11 +19,22 @@ set -e
 [[ $# == 0 ]] || fail "unexpected argument '$1'"
 cd "$root"
 if command -v conda >/dev/null; then
+    environment=$(conda_environment)
+    if [[ ! $environment ]]; then
+        conda create --yes --quiet --name cifar
+        environment=$(conda_environment)
+    elif [[ ! -e $environment/$made ]]; then
+        fail "$environment was not made by this script, which would remove packages from it; rename it (conda rename\
+ --name cifar OTHER), use .venv instead (make setup) or, if it is only for this project: touch '$environment/$made'"
+    fi
+    echo "${LOADEDMODULES:-}" >"$environment/$made"  # before the rest, which may break off and be tried again
+    export PYTHONNOUSERSITE=1
     conda env update --name cifar --file environment.yml --prune
 else
     python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
         fail "needs python 3.11 or newer as python3, or conda; most clusters have them as a module (module avail)"
     python3 -m venv .venv
+    echo "${LOADEDMODULES:-}" >".venv/$made"
     .venv/bin/python -m pip install --editable .
 fi
 activate

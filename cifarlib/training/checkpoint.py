@@ -1,6 +1,7 @@
 """The files of a run folder from which training goes on."""
 
 import pickle
+import shutil
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch.optim import Optimizer
 from ..config import CHECKPOINTS
 from ..errors import InputError
 from ..files import HISTORY, PLAN, PREDICTIONS, RECORD, STATE, STOP, replacing, write_json
+from ..parts import source_file
 from ..runs.history import History
 from ..runs.record import check_plan, commit, is_finished
 
@@ -26,14 +28,15 @@ def load_weights(path: Path, device: torch.device) -> dict:
     except torch.OutOfMemoryError:
         raise
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError):
-        raise InputError(f"{path} is damaged; restore it, or train the run anew with resume False (--no-resume)") from None
+        raise InputError(f"{path} is damaged; restore it, or train anew with resume False (--no-resume)") from None
 
 
 class Store:
     """The files of a run folder that training needs; without a folder every call does nothing.
 
-    plan.json says what the run is; last.pt holds weights, optimizer and history after the latest epoch and is removed once
-    terminal.pt exists, which says that nothing is left to train.
+    plan.json says what the run is; last.pt holds weights, optimizer and history after the latest epoch and is removed
+    once terminal.pt exists, which says that nothing is left to train. A copy of the user's own file of the model is
+    kept beside them.
     """
 
     def __init__(self, folder: Path | str | None, plan: dict, resume: bool):
@@ -53,6 +56,8 @@ class Store:
             check_plan(self.folder, plan)
             if not is_finished(self.folder):
                 write_json(self.folder / PLAN, plan)
+                if own := source_file(plan["model"]):
+                    shutil.copyfile(own, self.folder / own.name)
             commit()  # that of the code which trains, not of the files at the end
         except OSError as error:
             raise InputError(f"{self.folder} can't be written ({error.strerror}); choose another executed_dir or study")
@@ -78,7 +83,8 @@ class Store:
         if not self.folder:
             return
         if best := [name for name in ("best_val_acc", "best_val_loss") if history.best(name) is history.last]:
-            self.unwritten_best |= dict.fromkeys(best, {key: value.clone() for key, value in model.state_dict().items()})
+            weights = {key: value.clone() for key, value in model.state_dict().items()}
+            self.unwritten_best |= dict.fromkeys(best, weights)
         self.unwritten = True
         if self.every_epoch or time.monotonic() >= self.next_writing:
             self.write(model, optimizer, history)
@@ -86,13 +92,15 @@ class Store:
     def write(self, model: nn.Module, optimizer: Optimizer, history: History) -> None:
         """Write what `keep` has remembered, if anything.
 
-        Once STATE is in place its epochs are never trained again, so it also holds the best weights, whose own files follow it.
+        Once STATE is in place its epochs are never trained again, so it also holds the best weights; their own files
+        follow it.
         """
         if not self.unwritten:
             return
         started = time.monotonic()
         history.write(self.folder / HISTORY)
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rows": history.rows, "best": self.unwritten_best}
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rows": history.rows,
+                 "best": self.unwritten_best}
         save(state, self.folder / STATE)
         self._write_best(self.unwritten_best)
         self.unwritten_best, self.unwritten = {}, False
@@ -104,7 +112,7 @@ class Store:
             save(weights, self.folder / f"{name}.pt")
 
     def finish(self, model: nn.Module) -> None:
-        """Keep the terminal weights; the state to go on from, at least four times their size, is not needed any more."""
+        """Keep the terminal weights; the state to go on from, of several times their size, is not needed any more."""
         if self.folder and (self.folder / STATE).exists():
             save(model.state_dict(), self.folder / "terminal.pt")
             (self.folder / STATE).unlink()

@@ -17,44 +17,44 @@ from .loop import evaluate_checkpoints
 from .metrics import Scores
 
 
-def finish_run(model: nn.Module, splits: Splits, config: Config, folder: Path, history: History, checkpoints: str = "all") -> dict:
-    """Test the checkpoints, write predictions.npz and, last, record.json, and return the record; a finished run keeps the one it has.
+def finish_run(model: nn.Module, splits: Splits, config: Config, folder: Path, history: History,
+               checkpoints: str = "all") -> dict:
+    """Test the checkpoints, write predictions.npz and, last, record.json, and return the record.
 
-    checkpoints: which weights stay in the folder: all three, the best (by validation accuracy) or none. Raises Preempted, after
-    writing, if the run was stopped before its end; nothing is tested then.
+    A finished run keeps the record that it has. checkpoints: which weights stay in the folder: all three, the best (by
+    validation accuracy) or none. Raises Preempted, after writing, if the run was stopped before its end; nothing is
+    tested then.
     """
     if is_finished(folder):
         record = read_record(folder)
     else:
-        scores = evaluate_checkpoints(model, splits.test, config, folder)
+        scores, device = evaluate_checkpoints(model, splits.test, config, folder), splits.train.images.device
         if scores:
             _write_predictions(folder, scores)
-        record = _record(model, splits, config, history, scores)
+        record = {
+            **common_fields(folder, config, history.status, history, scores),
+            "device": describe(device),
+            "precision": pick_precision(config.precision, device),
+            "data": {"dataset": splits.dataset, "split": config.split, "fingerprint": splits.fingerprint,
+                     "train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test),
+                     "classes": splits.test.classes},
+            "parameters": count_parameters(model),
+            "confusion": {name: score.confusion.tolist() for name, score in scores.items()},
+        }
         write_json(folder / RECORD, record)
     if record["status"] == "preempted":
-        raise Preempted(f"stopped after epoch {len(history.rows)} of {config.epochs}; the same command goes on from there "
-                        "(in a notebook: Run All), unless it says --no-resume (resume False)")
+        raise Preempted(f"stopped after epoch {len(history.rows)} of {config.epochs}; the same command goes on from "
+                        "there (in a notebook: Run All), unless it says --no-resume (resume False)")
     for name in {"all": (), "best": ("best_val_loss", "terminal"), "none": CHECKPOINTS}[checkpoints]:
         (folder / f"{name}.pt").unlink(missing_ok=True)
     return record
 
 
-def _record(model: nn.Module, splits: Splits, config: Config, history: History, scores: dict[str, Scores]) -> dict:
-    device = splits.train.images.device
-    return {
-        **common_fields(config, history.status, history, scores),
-        "device": describe(device),
-        "precision": pick_precision(config.precision, device),
-        "data": {"dataset": splits.dataset, "split": config.split, "fingerprint": splits.fingerprint,
-                 "train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test),
-                 "classes": splits.test.classes},
-        "parameters": count_parameters(model),
-        "confusion": {name: score.confusion.tolist() for name, score in scores.items()},
-    }
-
-
 def _write_predictions(folder: Path, scores: dict[str, Scores]) -> None:
-    """Labels, and each checkpoint's logits minus their maximum by image: the predicted class has 0, which no rounding to float16 can pass."""
-    logits = {name: (score.logits - score.logits.amax(dim=1, keepdim=True)).cpu().numpy().astype(np.float16) for name, score in scores.items()}
+    """Labels, and each checkpoint's logits minus the image's highest, which stays apart at 0 when float16 rounds."""
+    logits = {}
+    for name, score in scores.items():
+        below = score.logits - score.logits.amax(dim=1, keepdim=True)
+        logits[name] = below.cpu().numpy().astype(np.float16)
     with replacing(folder / PREDICTIONS) as part, part.open("wb") as handle:
         np.savez_compressed(handle, labels=next(iter(scores.values())).labels.cpu().numpy(), **logits)

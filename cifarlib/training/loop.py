@@ -15,6 +15,7 @@ from ..config import CHECKPOINTS, Config
 from ..data import augment
 from ..data.splits import Split, Splits
 from ..device import autocast, pick_precision
+from ..errors import InputError
 from ..files import STATE
 from ..runs.history import History
 from ..runs.stop import StopRequest
@@ -32,17 +33,20 @@ def fit(model: nn.Module, splits: Splits, config: Config, folder: Path | str | N
         on_epoch: Callable | Iterable[Callable] = (), resume: bool = True) -> History:
     """Train `model` in place, call each of `on_epoch` with the history after every epoch, and return the history.
 
-    With a `folder` it keeps history.csv, the checkpoints and the state to go on from there: a run that was cut off continues after
-    its last finished epoch to the numbers of an uninterrupted one, a finished run is only read back. `resume=False` starts anew.
-    Ctrl-C, SIGTERM, SIGUSR1 or a file `stop` in the folder end it after the epoch in progress. Raises InputError if the folder
-    holds another configuration's run or can't be written.
+    With a `folder` it keeps history.csv, the checkpoints and the state to go on from there: a run that was cut off
+    continues after its last finished epoch to the numbers of an uninterrupted one, a finished run is only read back.
+    `resume=False` starts anew. Ctrl-C, SIGTERM, SIGUSR1 or a file `stop` in the folder end it after the epoch in
+    progress. Raises InputError if the folder holds another configuration's run or can't be written.
     """
     train, device = splits.train, splits.train.images.device
     precision = pick_precision(config.precision, device)
     callbacks = [on_epoch] if callable(on_epoch) else list(on_epoch)
     model.to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(model, config)
-    store = Store(folder, {**config.identity(), "device": device.type, "precision": precision, "data": splits.fingerprint}, resume)
+    plan = {**config.identity(), "device": device.type, "precision": precision, "data": splits.fingerprint}
+    if getattr(model, "source_digest", source := plan.get("model_source")) != source:
+        raise InputError(f"{config.model} has changed since this model was built from it; build it anew")
+    store = Store(folder, plan, resume)
     history = store.restore(model, optimizer)
     trainer = Trainer(model, optimizer, train, config, precision)
     with StopRequest(store.stop_file) as stop, torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -67,20 +71,21 @@ def fit(model: nn.Module, splits: Splits, config: Config, folder: Path | str | N
 
 
 class Trainer:
-    """The training epochs of one run; on CUDA a whole step, from augmentation to optimizer, is captured as a graph and replayed.
+    """The training epochs of one run.
 
-    Hundreds of small kernels are one launch then. A graph replays on the memory that it was captured with, so what a step uses stays in
-    place: `order` and `draws` of the epoch, `places` (the batch's positions in them), the learning rate and the tally.
+    On CUDA a whole step, from augmentation to optimizer, is captured as a graph and replayed: hundreds of small kernels
+    are one launch then. A graph replays on the memory that it was captured with, so what a step uses stays in place:
+    `order` and `augmentations` of the epoch, `positions` (the batch's in the order), the learning rate and the tally.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, split: Split, config: Config, precision: str):
         self.model, self.optimizer, self.split, self.config, self.precision = model, optimizer, split, config, precision
         self.device = split.images.device
         self.packed = augment.pack(split.images)
-        self.order, self.draws = None, None  # of the epoch
-        self.places = torch.arange(config.batch_size, device=self.device)
+        self.order, self.augmentations = None, None  # of the epoch
+        self.positions = torch.arange(config.batch_size, device=self.device)
         self.tally = Tally(split.classes, self.device)
-        # Libraries prepare themselves in the first steps of a stream, which can't be captured; so all steps run in this one.
+        # Libraries prepare themselves in a stream's first steps, which can't be captured; so all steps run in this one.
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.graph = None
         self.steps_to_capture = WARM_UP if self.stream else 0  # 0: no step is captured, or was tried in vain
@@ -90,8 +95,8 @@ class Trainer:
     def train_epoch(self, epoch: int) -> Scores:
         """One pass over the training images in the order that seed and epoch give.
 
-        All random numbers depend on seed and epoch alone, so an epoch is the same after a resume, and the same order and
-        augmentation are drawn on every device.
+        All random numbers depend on seed and epoch alone, so an epoch is the same after a resume, and order and
+        augmentation are the same on every device.
         """
         if self.stream:
             self.stream.wait_stream(torch.cuda.current_stream(self.device))
@@ -101,28 +106,28 @@ class Trainer:
                 self._advance()
             rest = len(self.order) % self.config.batch_size
             if rest > 1:  # batch norm has no variance over a left-over single image
-                self._step(self.places[:rest])
+                self._step(self.positions[:rest])
             return self.tally.read()
 
     def begin(self, epoch: int) -> None:
-        """Draw the epoch's order and augmentation, set its learning rate, and go back to the first batch."""
+        """Sample the epoch's order and augmentations, set its learning rate, and go back to the first batch."""
         count, seed = len(self.split), self.config.seed * 1_000_003 + epoch
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(count, generator=generator)
-        draws = augment.draw(count, generator) if self.config.augmentation else None
+        augmentations = augment.draw(count, generator) if self.config.augmentation else None
         torch.manual_seed(seed)  # of dropout
         if self.order is None:
-            self.order, self.draws = order.to(self.device), draws and draws.to(self.device)
+            self.order, self.augmentations = order.to(self.device), augmentations and augmentations.to(self.device)
         else:
             self.order.copy_(order)
-            if draws:
-                self.draws.copy_(draws)
+            if augmentations:
+                self.augmentations.copy_(augmentations)
         for group in self.optimizer.param_groups:
             if self.stream:
                 group["lr"].fill_(lr_at(self.config, epoch))
             else:
                 group["lr"] = lr_at(self.config, epoch)
-        torch.arange(self.config.batch_size, out=self.places)
+        torch.arange(self.config.batch_size, out=self.positions)
         self.tally.clear()
         self.model.train()
 
@@ -145,17 +150,21 @@ class Trainer:
                 self._step_and_move()
             self.graph = graph
         except RuntimeError as error:
-            cause = (str(error.__context__ or error) or type(error).__name__).splitlines()[0]  # the end of a broken capture raises a second error
+            first = error.__context__ or error  # the end of a broken capture raises a second error
+            cause = (str(first) or type(first).__name__).splitlines()[0]
             print(f"no CUDA graph here ({cause}); the same steps are launched kernel by kernel, more slowly")
 
     def _step_and_move(self) -> None:
-        self._step(self.places)
-        self.places += self.config.batch_size
+        self._step(self.positions)
+        self.positions += self.config.batch_size
 
-    def _step(self, places: Tensor) -> None:
-        """Train on the images at `places` (B,) of the epoch's order."""
-        chosen = self.order[places]
-        pixels = augment.augmented(self.packed, chosen, self.draws[places]) if self.draws else augment.plain(self.packed, chosen)
+    def _step(self, positions: Tensor) -> None:
+        """Train on the images at `positions` (B,) of the epoch's order."""
+        chosen = self.order[positions]
+        if self.augmentations:
+            pixels = augment.augmented(self.packed, chosen, self.augmentations[positions])
+        else:
+            pixels = augment.plain(self.packed, chosen)
         labels = self.split.labels[chosen]
         with autocast(self.device, self.precision):
             logits = self.model(augment.normalize(augment.unpack(pixels), self.split))
@@ -163,12 +172,17 @@ class Trainer:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+        if self.config.label_smoothing:  # what is recorded compares with the validation loss
+            loss = evaluation_loss(logits.detach(), labels, self.config)
         self.tally.add(loss, logits, labels)
 
 
 @torch.no_grad()  # in inference mode the weights that are moved here could not be trained afterwards
 def evaluate(model: nn.Module, split: Split, config: Config) -> Scores:
-    """Loss, accuracy, confusion and logits of `model` on a whole split, in the configuration's precision; leaves its mode as it was."""
+    """Loss, accuracy, confusion and logits of `model` on a whole split, in the configuration's precision.
+
+    `model` is moved to the split's device and stays in the mode that it was in.
+    """
     device = split.images.device
     precision = pick_precision(config.precision, device)
     tally, all_logits, training = Tally(split.classes, device), [], model.training
@@ -187,7 +201,8 @@ def evaluate(model: nn.Module, split: Split, config: Config) -> Scores:
 def evaluate_checkpoints(model: nn.Module, split: Split, config: Config, folder: Path | str) -> dict[str, Scores]:
     """Scores of the three checkpoints in `folder` on the test split; none while there is something left to train.
 
-    A run that diverged at once has no best checkpoints. `model` lends its architecture and ends with the terminal weights.
+    A run that diverged at once has no best checkpoints. `model` gives the architecture and ends with the terminal
+    weights.
     """
     scores = {}
     if (Path(folder) / STATE).exists():

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+MANY = 20  # classes: of more, a table has no column each
+
 
 class Tally:
     """Running loss and confusion counts of named classes on `device`; adding a batch never waits for the device."""
@@ -17,8 +19,8 @@ class Tally:
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Count a batch: its mean loss (scalar), logits (B, classes) and labels (B,)."""
         self.loss.add_(loss.detach(), alpha=len(labels))
-        cells = labels * len(self.classes) + logits.detach().argmax(dim=1)
-        self.confusion.index_add_(0, cells, torch.ones_like(cells))
+        pairs = labels * len(self.classes) + logits.detach().argmax(dim=1)
+        self.confusion.index_add_(0, pairs, torch.ones_like(pairs))
 
     def clear(self) -> None:
         """Begin anew, in place."""
@@ -26,7 +28,7 @@ class Tally:
         self.confusion.zero_()
 
     def read(self) -> "Scores":
-        """The metrics so far; the only place that waits for the device, once."""
+        """The metrics so far; nothing else waits for the device."""
         values = torch.cat([self.confusion.float(), self.loss[None]]).cpu()  # float32 counts exactly to 16 million
         confusion = values[:-1].long().view(len(self.classes), -1)
         return Scores(values[-1].item() / max(1, int(confusion.sum())), confusion, self.classes)
@@ -36,8 +38,8 @@ class Tally:
 class Scores:
     """Metrics of one pass over a split.
 
-    loss: mean over images; confusion: int64 (C, C) on the CPU, row = true class, column = predicted class; classes: their names;
-    logits: float32 (N, C) and labels: int64 (N,) on the split's device, of an evaluation only.
+    loss: mean over images; confusion: int64 (C, C) on the CPU, row = true class, column = predicted class; classes:
+    their names; logits: float32 (N, C) and labels: int64 (N,) on the split's device, of an evaluation only.
     """
 
     loss: float
@@ -48,12 +50,12 @@ class Scores:
 
     @property
     def accuracy(self) -> float:
-        """Share of images whose class is the predicted one, in [0, 1]."""
+        """Fraction of images whose class is the predicted one."""
         return self.confusion.diag().sum().item() / max(1, self.confusion.sum().item())
 
     @property
     def per_class(self) -> list[float]:
-        """Accuracy on the images of each class, in [0, 1]; NaN for a class without images."""
+        """Accuracy on the images of each class; NaN for a class without images."""
         return (self.confusion.diag().double() / self.confusion.sum(dim=1)).tolist()
 
     @property
@@ -64,5 +66,6 @@ class Scores:
     def row(self, prefix: str, suffix: str = "") -> dict[str, float]:
         """The published column names, e.g. `val_per_class_accuracy_cat` or `test_loss_terminal`."""
         values = {"loss": self.loss, "accuracy": self.accuracy, "per_class_accuracy": self.per_class_accuracy}
-        values |= {f"per_class_accuracy_{name}": value for name, value in zip(self.classes, self.per_class)}
+        if len(self.classes) <= MANY:
+            values |= {f"per_class_accuracy_{name}": value for name, value in zip(self.classes, self.per_class)}
         return {f"{prefix}_{name}{suffix}": value for name, value in values.items()}

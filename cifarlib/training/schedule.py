@@ -10,7 +10,7 @@ STEP_SIZE = 3  # schedule steps between two drops of the step schedule
 def lr_at(config: Config, epoch: int) -> float:
     """The learning rate in `epoch`, counted from 0.
 
-    The published recipe steps its scheduler twice an epoch and gives its cosine a half period of ten steps, so that its rate is
+    The published recipe steps its schedule twice an epoch and its cosine has a half period of ten steps: the rate is
     zero in the 6th, 16th, ... epoch and rises again.
     """
     steps = config.schedule_steps * epoch

@@ -13,7 +13,7 @@ PROJECT = "cifar-10"
 
 
 class Tracker:
-    """A context in which a run is mirrored to wandb. Whatever fails there is one printed line, and tracking is off from then on."""
+    """A context that mirrors a run to wandb; whatever fails there is one printed line, and ends the mirroring."""
 
     def __init__(self, config: Config, options: Options, folder: Path):
         self.config, self.options, self.folder, self.run = config, options, folder, None
@@ -45,12 +45,13 @@ class Tracker:
             return
         import wandb
 
-        with suppress(OSError):  # wandb warns of a folder that isn't there yet; one that can't be is for the run to report
+        with suppress(OSError):  # wandb warns of a missing folder; one that can't be made is for the run to report
             self.folder.mkdir(parents=True, exist_ok=True)
         start = partial(
             wandb.init, project=PROJECT, group=self.config.model, name=self.config.run_name, dir=str(self.folder),
             config={name: value for name, value in self.config.to_dict().items() if name != "data_dir"},
-            tags=[self.options.study], settings=wandb.Settings(silent=True, console="off", disable_git=True, init_timeout=30),
+            tags=[self.options.study],
+            settings=wandb.Settings(silent=True, console="off", disable_git=True, init_timeout=30),
         )
         try:
             self.run = start(mode=mode)

@@ -1,0 +1,181 @@
+"""CIFAR-10's and CIFAR-100's files: found or downloaded, verified, opened once, then mapped into memory; without torch.
+
+Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
+"""
+
+import fcntl
+import hashlib
+import http.client
+import os
+import pickle
+import shutil
+import socket
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+from ..files import project_path, replacing
+from .synthetic import synthetic
+
+CACHE = "cifarlib.cache"  # beside the batches: their pixels, their labels and the stamp of the files they came from
+PIXELS = 3 * 32 * 32  # bytes of an image
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A published archive of pickled batches: 50,000 training images, then 10,000 test images.
+
+    name: as texts call it; batches: the folder in it; label_key: what a batch calls its labels; md5: of each batch, in
+    order. The MD5s are torchvision's (a test compares them): without its import a run starts two seconds earlier.
+    """
+
+    name: str
+    batches: str
+    label_key: str
+    md5: dict[str, str]
+
+    @property
+    def key(self) -> str:
+        """`CIFAR10`, as torchvision's class and the variable $CIFAR10_DIR are called."""
+        return self.name.replace("-", "")
+
+    @property
+    def home(self) -> str:
+        """`cifar-10`, the folder in the project's that is searched, and downloaded into."""
+        return self.name.lower()
+
+    def read(self, data_dir: str = "") -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, str]:
+        """What parts.Dataset asks of a reader. Raises InputError if the data can't be had, or is damaged."""
+        return *self.arrays(self.find(data_dir)), " ".join([self.key.lower(), *self.md5.values()])
+
+    def find(self, data_dir: str = "") -> Path:
+        """The folder of the batches: `data_dir`, $CIFAR10_DIR, ./cifar-10, or a fresh download into ./cifar-10.
+
+        Raises InputError if a folder that was named holds no batches, or the download fails.
+        """
+        return self.local(data_dir) or self.download()
+
+    def local(self, data_dir: str = "") -> Path | None:
+        """As `find`, but None instead of a download."""
+        variable = f"{self.key}_DIR"
+        for named, source in ((data_dir, "data_dir"), (os.environ.get(variable, ""), f"${variable}")):
+            if named:
+                if found := self._batches_in(project_path(named)):
+                    return found
+                raise InputError(f"{source}: no {self.name} in {named}; expected {self.batches}/ or its "
+                                 f"{', '.join(self.md5)} there; name the right folder, or none to search ./{self.home} "
+                                 "and else download")
+        return self._batches_in(project_path(self.home))
+
+    def _batches_in(self, folder: Path) -> Path | None:
+        candidates = folder / self.batches, folder
+        return next((found for found in candidates if any((found / name).exists() for name in self.md5)), None)
+
+    def download(self) -> Path:
+        """Fetch the archive with torchvision, which shows a progress bar; only complete batches are moved in place.
+
+        One process at a time downloads; the others wait and take what it brought. Raises InputError if it can't be had.
+        """
+        import torchvision.datasets
+
+        home, timeout = project_path(self.home), socket.getdefaulttimeout()
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            with (home / ".lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if found := self._batches_in(home):
+                    return found
+                socket.setdefaulttimeout(10)
+                with tempfile.TemporaryDirectory(dir=home, prefix=".download-") as part:
+                    getattr(torchvision.datasets, self.key)(part, download=True)
+                    shutil.move(Path(part) / self.batches, home / self.batches)
+        # no network, a broken-off transfer, a full or read-only disk
+        except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{self.name} could not be downloaded into {home} ({reason}); download "
+                             f"{self.home}-python.tar.gz elsewhere and unpack it there, name its folder (data_dir or "
+                             f"${self.key}_DIR), or take the stand-in (dataset synthetic)")
+        finally:
+            socket.setdefaulttimeout(timeout)
+        return home / self.batches
+
+    def arrays(self, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(images uint8 (50000, 3, 32, 32), labels int64 (50000,), test images, test labels) of a folder's batches.
+
+        The first call keeps what it read beside the batches, if it may write there; later ones map that file into
+        memory as long as no batch has changed. Raises InputError for a missing or damaged batch.
+        """
+        stamp = self._stamp(folder)
+        content = _kept(folder / CACHE, stamp)
+        if content is None:
+            content = np.concatenate([*self._opened(folder), stamp])
+            with suppress(OSError), replacing(folder / CACHE) as part:
+                content.tofile(part)
+        count = (len(content) - len(stamp)) // (PIXELS + 1)  # of images: first all pixels, then all labels, the stamp
+        images = content[:count * PIXELS].reshape(count, 3, 32, 32)
+        labels = content[count * PIXELS:-len(stamp)].astype(np.int64)
+        train = count * 5 // 6
+        return images[:train], labels[:train], images[train:], labels[train:]
+
+    def _stamp(self, folder: Path) -> np.ndarray:
+        """Size and time of change of each batch, digested: uint8 (16,)."""
+        states = [path.stat() for path in map(folder.joinpath, self.md5) if path.exists()]
+        text = repr([(state.st_size, state.st_mtime_ns) for state in states])
+        return np.frombuffer(hashlib.md5(text.encode()).digest(), np.uint8)
+
+    def _opened(self, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels and labels of all batches, uint8. A pickle is code: its MD5 is checked before it is opened."""
+        pixels, labels = [], []
+        for name, wanted in self.md5.items():
+            try:
+                blob = (folder / name).read_bytes()
+            except OSError as error:
+                raise InputError(f"{name} in {folder} can't be read ({error.strerror}); expected "
+                                 f"{', '.join(self.md5)} there; unpack {self.name} again") from None
+            if hashlib.md5(blob).hexdigest() != wanted:
+                raise InputError(f"{name} in {folder} is damaged (its MD5 is not {wanted}); remove it and unpack or "
+                                 f"download {self.name} again")
+            batch = pickle.loads(blob, encoding="latin1")
+            pixels.append(batch["data"].reshape(-1))
+            labels.append(np.array(batch[self.label_key], np.uint8))
+        return np.concatenate(pixels), np.concatenate(labels)
+
+
+def _kept(cache: Path, stamp: np.ndarray) -> np.ndarray | None:
+    """The content of the cache; None if there is none, or the batches have changed since."""
+    try:
+        content = np.memmap(cache, np.uint8, mode="c")  # copied where it is written to; the file stays as it is
+    except (OSError, ValueError):
+        return None
+    return content if np.array_equal(content[-len(stamp):], stamp) else None
+
+
+CIFAR10 = Archive("CIFAR-10", "cifar-10-batches-py", "labels", {
+    "data_batch_1": "c99cafc152244af753f735de768cd75f",
+    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+    "data_batch_4": "634d18415352ddfa80567beed471001a",
+    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    "test_batch": "40351d587109b95175f43aff81a1287e",
+})
+CIFAR100 = Archive("CIFAR-100", "cifar-100-python", "fine_labels", {
+    "train": "16019d7e3df5f24257cddd939b257f8d",
+    "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+})
+# As parts.DATASETS names them.
+read_cifar10, local_cifar10 = CIFAR10.read, CIFAR10.local
+read_cifar100, local_cifar100 = CIFAR100.read, CIFAR100.local
+
+
+def cifar10_or_stand_in(data_dir: str = ""):
+    """CIFAR-10 if it can be had, else the generated stand-in; but a folder that is named must hold CIFAR-10."""
+    if not CIFAR10.local(data_dir):
+        try:
+            CIFAR10.download()
+        except InputError:
+            return synthetic()
+    return CIFAR10.read(data_dir)
