@@ -279,6 +279,101 @@ def test_gamma_tells_no_cosine_runs_apart():
     assert len(knobs.compare(first, second)) == 2
 
 
+# ------------------------------------------------------------------ any field, any model
+
+
+def runs_of(*configs: Config, accuracy=0.8, **columns) -> pd.DataFrame:
+    """A table of one run of each configuration, each a thousandth better than the one before."""
+    noise = np.random.default_rng(0)
+    return pd.DataFrame([made.row(config, score, noise) | {"val_accuracy_best_val_acc": score} | columns
+                         for config, score in zip(configs, np.arange(accuracy, 1, 0.001))])
+
+
+def varied(**values) -> list[Config]:
+    """A configuration for each combination of the values, of a ResNet where nothing else is said."""
+    return [Config(**dict(zip(values, chosen))) for chosen in itertools.product(*values.values())]
+
+
+def test_any_field_is_a_knob_and_any_model_has_its_own_look():
+    own = "my_nets.py:SmallNet"
+    frame = runs_of(*varied(model=("resnet", own), batch_size=(64, 128), learning_rate=(0.01, 0.001), epochs=(20,),
+                            normalization=("dataset", "imagenet")))
+    table = checked(frame)
+    assert table.knobs == [*tables.KNOBS, "batch_size", "normalization"]
+    assert [look.label for look in table.looks.values()] == ["ResNet", "SmallNet"] and table.stem(own) == "SmallNet"
+    assert len({(look.colour, look.marker) for look in table.looks.values()}) == 2
+    name = "SmallNet_aug_False_scheduler_cosine_lr_0.001_wd_0.001_gamma_0.97_batch_size_128_normalization_imagenet"
+    assert table.rows["name"].iloc[-1] == name, "without the epochs, which all share"
+    shares, basis = knobs.importance(table, own)
+    assert basis == "all 8 cells" and {"batch_size", "learning_rate x normalization"} <= set(shares.index)
+    text = markdown.readme_section(table)
+    assert "up to 20 epochs" in text and "batches of" not in text and "Batch size: from 64 to 128" in text
+    assert "**Normalization:** at best 81.50% with imagenet" in text and "brings +0.10 points (median) and helps in 4 of 4" in text
+    assert "The best run's batch size, 128, is the largest one tried" in text
+    assert "SmallNet is 0.80 points above ResNet" in text and f"`{frame['run'].iloc[-1]}`" in text
+    row = next(line for line in markdown.overall_section(table).splitlines() if line.startswith("| SmallNet"))
+    assert row.endswith("|  |") and "| 84.22% |" in markdown.overall_section(table), "nobody published it"
+
+
+def test_what_follows_from_the_protocol_is_not_counted_beside_it():
+    both = varied(model=("cnn",), protocol=("corrected", "published"), epochs=(10, 20), split=("stratified",))
+    assert checked(runs_of(*both)).knobs == [*tables.KNOBS, "epochs", "protocol"]
+    alone = Config(model="cnn", split="stratified", epochs=10, softmax_in_loss=True)
+    table = checked(runs_of(*both, alone))
+    assert table.knobs == [*tables.KNOBS, "epochs", "protocol", "softmax_in_loss"] and len(ranking.ranked(table)) == 5
+    text = "80.40% with it, 80.10% without it (+0.30 points); all else equal it brings +0.40 points."
+    assert f"**Softmax in the loss:** at best {text}" in sentences.observations(table, "cnn")
+
+
+def test_knobs_that_always_change_together_count_once():
+    pairs = [config.replace(batch_size=round(config.learning_rate * 64_000))
+             for config in varied(learning_rate=(0.001, 0.002, 0.004), augmentation=(False, True))]
+    assert knobs.varying(checked(runs_of(*pairs)), "resnet") == ["learning_rate", "augmentation"]
+    drawn = [Config(learning_rate=rate, weight_decay=decay) for rate, decay in ((0.1, 0.02), (0.01, 0.3), (0.02, 0.01))]
+    assert knobs.varying(checked(runs_of(*drawn)), "resnet") == ["learning_rate", "weight_decay"], "by chance"
+
+
+def test_a_field_that_does_nothing_is_empty_and_stands_at_every_value():
+    table = checked(runs_of(*varied(scheduler=("step", "cosine"), cosine_period=(20, 80))[1:], Config(gamma=0.99)))
+    assert table.rows["cosine_period"].isna().tolist() == [True, False, False, False] and table.rows["gamma"].notna().sum() == 1
+    assert len(ranking.experiments(table)) == 3 and knobs.importance(table, "resnet")[1] == "all 4 cells"
+    assert knobs.cells(table, "resnet").groupby("scheduler")["cosine_period"].unique().map(sorted).tolist() == 2 * [[20, 80]]
+    assert knobs.pairs(table, "resnet", "scheduler", "cosine", "step")["gain"].gt(0).tolist() == [True, True]
+    assert "Cosine period does nothing under the exponential or step scheduler" in sentences.shared_knobs(table, table.rows.head(1))
+
+
+def test_fewer_training_images_are_a_knob_and_other_ones_a_condition():
+    configs = varied(limit_train=(0, 5_000), learning_rate=(0.01, 0.001))
+    frame = runs_of(*configs, data_fingerprint="all").assign(data_fingerprint=["all", "all", "few", "few"])
+    table = checked(frame)
+    assert len(ranking.ranked(table)) == 4 and not table.notes and table.knobs[-1] == "limit_train"
+    assert "Training images: from all to 5000" in " ".join(sentences.observations(table, "resnet"))
+    assert not any("training images" in text for text in knobs.edges(table, "resnet")), "0 takes all"
+    other = checked(frame.assign(data_fingerprint=["all", "other", "few", "few"]))
+    assert len(ranking.ranked(other)) == 3 and "data fingerprint other, not all" in other.notes[0].replace("few", "all")
+
+
+def test_an_older_table_has_the_defaults_of_the_fields_it_lacks():
+    frame = runs_of(*varied(protocol=("published",), learning_rate=(0.01, 0.001)), study="new")
+    lacking = ["normalization", "decayed", "schedule_steps", "optimizer", "val_freq", "model_args"]
+    older = frame.drop(columns=lacking).assign(study="old", test_accuracy_best_val_acc=0.7)
+    both = checked(pd.concat([older, frame], ignore_index=True))
+    assert ranking.experiments(both)["runs"].tolist() == [2, 2] and not both.notes
+    assert len(knobs.compare(checked(older), checked(frame))) == 2
+
+
+def test_what_the_table_has_no_field_for_is_never_ranked_in_silence():
+    frame = runs_of(*varied(learning_rate=(0.01, 0.001)))
+    known = checked(frame.assign(warmup=[5, 5], study="same"))
+    assert not known.notes and "warmup" not in known.knobs, "it does not vary"
+    table = checked(pd.concat([frame, frame.assign(warmup=5, run=frame["run"] + "_warmup")], ignore_index=True))
+    assert len(ranking.ranked(table)) == 4 and table.knobs[-1] == "warmup"
+    assert "warmup is no field of a configuration, yet it varies" in table.notes[0]
+    blind = checked(pd.concat([frame, frame.assign(run=frame["run"] + "_warmup", test_loss_terminal=1.0)], ignore_index=True))
+    assert len(ranking.ranked(blind)) == 4 and set(ranking.experiments(blind)["runs"]) == {1}
+    assert "four rows of different runs agree in every field that the table has" in blind.notes[0] and "_warmup" in blind.notes[0]
+
+
 # ------------------------------------------------------------------ predictions and histories
 
 

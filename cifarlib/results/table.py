@@ -247,7 +247,7 @@ def _fields(frame: pd.DataFrame, configs: pd.Series, notes: list[str]) -> list[s
     known = [name for name in [*CONDITIONS, *Config.names_of("knob"), "model_args"]
              if name in frame and (name in CONDITIONS or not left_to_protocol(name))]
     others = [column for column in frame if column not in (*FIELDS, *BOOKKEEPING, *metrics(frame))
-              and frame[column].astype(str).nunique() > 1]
+              and frame[column].nunique(dropna=False) > 1]
     for column in others:
         notes.append(f"{column} is no field of a configuration, yet it varies: rows that differ in it rank as "
                      "different configurations. If it changes no result, remove the column.")

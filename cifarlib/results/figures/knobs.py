@@ -17,6 +17,11 @@ MOST_LEVELS = 12  # of a knob: more have no room on an axis
 MOST_PANELS = 4
 
 
+def tick_labels(knob: str, values) -> list[str]:
+    """A knob's values in lines as short as an axis has room for."""
+    return [textwrap.fill(shown(knob, value), 12) for value in values]
+
+
 @styled
 def scores_by_knob(table: Table, model: str) -> Figure | str:
     """Distribution of the score and its best for each value of each knob."""
@@ -38,7 +43,7 @@ def scores_by_knob(table: Table, model: str) -> Figure | str:
             axis.hlines(scores.median(), x - 0.3, x + 0.3, color="black", linewidth=1.5, zorder=3)
             axis.annotate(f"{score:.3f}" if table.lower_is_better else f"{100 * score:.1f}", (x, scores.max()),
                           (0, 5), textcoords="offset points", ha="center", fontsize=7.5)
-        names = [shown(knob, value).replace("exponential", "expo-\nnential") for value, _ in group]
+        names = [tick.replace("exponential", "expo-\nnential") for tick in tick_labels(knob, group.groups)]
         axis.set(xticks=range(len(names)), xticklabels=names, title=label(knob), xlim=(-0.6, len(names) - 0.4))
         axis.grid(axis="x", visible=False)
     axes[0, 0].set_ylabel(table.score)
@@ -97,7 +102,7 @@ def heatmap(table: Table, model: str) -> Figure | str:
         values = (best[value] if panel else best).unstack().reindex(index=rows, columns=columns)
         seaborn.heatmap(values, vmin=lowest, vmax=highest, cmap=colours, cbar=False, annot=100 * values, fmt=".1f",
                         annot_kws={"fontsize": 8}, ax=axis,
-                        xticklabels=[shown(x, each) for each in columns], yticklabels=[shown(y, each) for each in rows])
+                        xticklabels=tick_labels(x, columns), yticklabels=tick_labels(y, rows))
         faces = axis.collections[0].get_facecolors()[values.notna().to_numpy().ravel()]
         for text, face in zip(axis.texts, faces):  # seaborn's own choice is too pale to read
             text.set_color("black" if face[:3] @ (0.299, 0.587, 0.114) > 0.46 else "white")

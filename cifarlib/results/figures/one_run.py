@@ -127,7 +127,8 @@ def per_class(accuracies: dict[str, list[float]], n_per_class, classes: tuple[st
                       label=look.label, **look_of(look))
         worst = np.nanargmin(values)
         heads.append(f"{look.label} at {classes[shown[worst]]} ({percent(values[worst])})")
-    axis.set_xticks(range(len(shown)), [classes[i] for i in shown], rotation=60 * (len(shown) > 10))
+    slanted = dict(rotation=60, ha="right", rotation_mode="anchor") if len(shown) > 10 else {}
+    axis.set_xticks(range(len(shown)), [classes[i] for i in shown], **slanted)
     axis.set(ylabel="test accuracy of the class", xlim=(-0.5, len(shown) - 0.3))
     axis.grid(axis="x", visible=False)
     percent_ticks(axis.yaxis)
