@@ -6,13 +6,11 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ...parts import architectures
+from ...parts import MANY, architectures
 from ...words import counted, listed, percent, points
 from .. import ranking, statistics
 from ..table import Table
 from .style import GREY, TRAIN, VALIDATION, legend_above, look_of, new_figure, percent_ticks, styled, titled, whiskers
-
-MOST_CLASSES = 20  # that a chart shows one by one
 
 
 @styled
@@ -83,14 +81,14 @@ def curves_of_best(table: Table, model: str) -> Figure | str:
 def confusion(matrix, classes: tuple[str, ...], title: str = "", table: Table | None = None) -> Figure:
     """Confusion matrix (row: true class, column: predicted class), coloured by fraction of the true class.
 
-    Up to MOST_CLASSES classes are named, and counts written.
+    Up to MANY classes are named, and their counts written.
     """
     matrix = np.asarray(matrix)
     fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     figure, axis = new_figure(6.3, width=7.2)
     image = axis.imshow(fractions, cmap="Purples", norm=PowerNorm(0.5, 0, 1))  # the root makes small fractions visible
     axis.set(xticks=[], yticks=[], xlabel="predicted class", ylabel="true class")
-    if len(classes) <= MOST_CLASSES:
+    if len(classes) <= MANY:
         for (i, j), count in np.ndenumerate(matrix):
             if count:
                 axis.text(j, i, f"{count:.0f}", ha="center", va="center", fontsize=8, in_layout=False,  # layout: slow
@@ -111,11 +109,11 @@ def confusion(matrix, classes: tuple[str, ...], title: str = "", table: Table | 
 @styled
 def per_class(accuracies: dict[str, list[float]], n_per_class, classes: tuple[str, ...],
               table: Table | None = None) -> Figure:
-    """Accuracy of each class with its 95% Wilson interval; of more than MOST_CLASSES, the first model's weakest.
+    """Accuracy of each class with its 95% Wilson interval; of more than MANY, the first model's weakest.
 
     accuracies: fractions by model; n_per_class: test images a class, one number or a list.
     """
-    shown = np.sort(np.argsort(next(iter(accuracies.values())))[:MOST_CLASSES])
+    shown = np.sort(np.argsort(next(iter(accuracies.values())))[:MANY])
     figure, axis = new_figure(3.8, width=8.5)
     heads, shifts = [], np.linspace(-0.2, 0.2, len(accuracies)) if len(accuracies) > 1 else [0]
     n = np.broadcast_to(np.maximum(n_per_class, 1), len(classes))[shown]
@@ -139,7 +137,7 @@ def per_class(accuracies: dict[str, list[float]], n_per_class, classes: tuple[st
 def class_accuracies(table: Table) -> Figure | str:
     """Accuracy of each class for the best run of each model."""
     names = table.data.classes
-    if len(names) > MOST_CLASSES:
+    if len(names) > MANY:
         return f"{table.data.label} has {len(names)} classes, more than a chart shows one by one"
     columns = [f"test_per_class_accuracy_{name}_{table.checkpoint}" for name in names]
     rows = table.rows.loc[ranking.overall(table).index].reindex(columns=["model", "images", *columns]).dropna()
