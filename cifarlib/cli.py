@@ -192,7 +192,7 @@ def train(arguments: argparse.Namespace) -> int:
     def echo(line: str) -> None:
         print(line, end="", flush=True, file=sys.stderr if line.startswith("cifarlib: ") else sys.stdout)
 
-    code = run_all(runs, options, Slots(1, 0, ()), retry_failed=True, echo=echo)
+    code = run_all(runs, options, Slots(1, 0, ()), retry_failed=True, echo=echo, warm=False)
     if code != BAD_INPUT:
         print(options.run_folder(config))
     return code

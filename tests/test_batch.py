@@ -3,11 +3,13 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas
@@ -25,12 +27,13 @@ from cifarlib.runs import claim
 from cifarlib.runs.claim import Claim, is_claimed
 from cifarlib.runs.record import read_record, status_of
 
+PROJECT = Path(__file__).resolve().parent.parent
 SMALL = "{widths: [8, 8, 8, 8]}"
 FIXED = f"""
 fixed: {{dataset: synthetic, limit_train: 128, limit_val: 64, limit_test: 64, batch_size: 32, epochs: 2, device: cpu,
         precision: fp32, scheduler: step, model_args: {SMALL}}}
 """
-LONG = FIXED.replace("epochs: 2", "epochs: 12").replace("limit_train: 128", "limit_train: 1024") + "rows: [{seed: 1}]\n"
+LONG = FIXED.replace("epochs: 2", "epochs: 12").replace("limit_train: 128", "limit_train: 512") + "rows: [{seed: 1}]\n"
 
 
 STARTED = []  # by grid()
@@ -178,7 +181,7 @@ def test_kill_9_of_everything_loses_at_most_the_epoch_in_progress(tmp_path, unin
 
 
 def test_what_a_second_interrupt_kills_has_not_failed(tmp_path):
-    process = grid(tmp_path, LONG.replace("limit_train: 1024", "limit_train: 8192"), wait=False)  # epochs of seconds
+    process = grid(tmp_path, LONG.replace("limit_train: 512", "limit_train: 8192"), wait=False)  # epochs of seconds
     folder = begun(tmp_path)
     time.sleep(0.2)  # into the next epoch
     process.send_signal(signal.SIGINT)
@@ -188,6 +191,39 @@ def test_what_a_second_interrupt_kills_has_not_failed(tmp_path):
     assert process.returncode == 75 and read_record(folder) is None, output
     assert not (folder / "stop").exists(), "the next run of this folder would end before its first epoch"
     until(lambda: status_of(folder) == "preempted")
+
+
+def test_where_no_process_can_be_forked_runs_start_cold_and_give_the_same_numbers(tmp_path, uninterrupted):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import threading, time\nthreading.Thread(target=time.sleep, args=[9], daemon=True).start()")
+    cold = grid(tmp_path, LONG, env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{PROJECT}"})
+    assert cold.returncode == 0
+    assert cold.output.count("no warm start (RuntimeError: an import has started a thread)") == 1
+    assert_same_numbers(run_folder(tmp_path), uninterrupted)
+
+
+def test_code_that_is_edited_while_a_grid_runs_is_not_the_code_of_its_runs(tmp_path):
+    for name in ("cifarlib", "notebooks"):
+        shutil.copytree(PROJECT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def git(*words):
+        identity = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
+        command = ["git", "-C", str(tmp_path), *identity, *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init")
+    git("add", "cifarlib")
+    git("commit", "-m", "before")
+    process = grid(tmp_path, FIXED + "rows: [{seed: [1, 2]}]", "--jobs", "1", wait=False, cwd=tmp_path,
+                   env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    study = tmp_path / "executed" / "g"
+    until(lambda: any(study.glob("*/record.json")))
+    before = git("rev-parse", "--short", "HEAD")
+    (tmp_path / "cifarlib" / "training" / "loop.py").write_text("raise SystemExit('edited')")
+    git("commit", "-a", "-m", "after")
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, output
+    assert [json.loads(path.read_text())["commit"] for path in study.glob("*/record.json")] == [before, before]
 
 
 @pytest.mark.parametrize("statuses, fail_fast, code", [

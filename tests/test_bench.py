@@ -31,7 +31,7 @@ FOUND = {
     },
     "at_once": {"model": "resnet", "ways": [{"runs": 1, "threads": 2, "images_per_second": 400.0},
                                             {"runs": 2, "threads": 1, "images_per_second": 1500.0}]},
-    "start_up": {"imports": [4.0, 5.0, 6.0], "tiny_run": [6.0]},
+    "start_up": {"imports": [4.0, 5.0, 6.0], "tiny_run": [6.0], "warm": [1.2]},
 }
 
 
@@ -99,6 +99,7 @@ def test_table_chart_and_text_say_what_was_measured():
     assert frame.loc["resnet", "loader"] == "1.2%"
     text = bench_report.readme_section(FOUND)
     assert "1 x 2: 400; 2 x 1: 1,500" in text and "6.0 s" in text and "5.0 (4.0 to 6.0) s: 1.20 times" in text
+    assert "Forked from a warm process, as a grid's are, it takes 1.2 s, 20% of that." in text
     assert "| `resnet` | 100.0 (90.0 to 120.0) | 400.0 (390.0 to 410.0) |" in text and "100 GFLOP/s in fp32" in text
     assert "A round trains 2,560 images (resnet, in batches of 256) and 64 images (vit, in batches of 64)." in text
     figure = bench_report.chart(FOUND)

@@ -31,9 +31,14 @@ from cifarlib.runs.study import write_table
 
 CONFIG = Config(dataset="synthetic")
 SHOW_AND_SLEEP = """
-import os, time
+import json, matplotlib, os, signal, sys, time
+import numpy, torch
 files = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
-print(os.getpid(), os.listdir(), files, flush=True)
+print(json.dumps({
+    "pid": os.getpid(), "alone": os.getsid(0) == os.getpid() != os.getppid(), "random": numpy.random.random(),
+    "folder": os.listdir(), "claims": [file for file in files if "claim." in file], "environment": dict(os.environ),
+    "path": sys.path, "signals": [str(signal.getsignal(number)) for number in (1, 2, 10, 15)],
+    "threads": torch.get_num_threads(), "backend": matplotlib.get_backend(), "main": __name__}), flush=True)
 time.sleep(seconds)
 """
 CLAIM_AND_START = """
@@ -66,24 +71,70 @@ def notebook(tmp_path, monkeypatch):
     return Path("../n.ipynb")
 
 
-def test_a_kernel_keeps_the_lock_of_the_claim_and_ends_when_the_claim_is_lost(notebook, tmp_path):
+@pytest.fixture
+def source():
+    """A warm process."""
+    with launch.Warm() as warm:
+        yield warm
+
+
+def shown(process):
+    """What the kernel of `notebook` finds."""
+    return json.loads(process.stdout.readline())
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_kernel_keeps_the_lock_of_the_claim_and_ends_when_the_claim_is_lost(warm, notebook, source, tmp_path):
     owned = Claim.take(tmp_path / "run")
-    with launch.start_notebook(notebook, Path("../out.ipynb"), {"seconds": 600}, claim=owned,
+    with launch.start_notebook(notebook, Path("../out.ipynb"), {"seconds": 90}, claim=owned, warm=warm and source,
                                stdout=subprocess.PIPE) as process:
-        line = process.stdout.readline()
-        kernel = int(line.split()[0])
-        assert str(owned.path) in line and " [] " in line, "the lock is there, and no socket in the working directory"
+        found = shown(process)
+        assert found["claims"] == [str(owned.path)]
+        assert found["folder"] == [], "no socket in the working directory"
+        if warm:
+            source.process.kill()  # which touches no run
+            assert source.process.wait() == -signal.SIGKILL
+            assert found["claims"] and process.poll() is None
         (tmp_path / "run" / f"claim.{owned.number + 1}").touch()
-        assert process.wait(timeout=120) == FAILED
-    until(lambda: not Path(f"/proc/{kernel}/fd/0").exists(), 5)
-    assert owned.lost
+        assert process.stdout.read() == ""  # until the last of them is gone
+    assert process.returncode == FAILED and owned.lost
+    assert not Path(f"/proc/{found['pid']}/fd/0").exists()
+
+
+def test_a_forked_kernel_finds_what_a_cold_one_finds(notebook, source, monkeypatch):
+    monkeypatch.setenv("JPY_SESSION_NAME", "n.ipynb")  # of a runner in a notebook
+    found = []
+    for number, warm in enumerate((None, source, source)):
+        environment = {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": str(min(number, 1))}
+        with launch.start_notebook(notebook, Path("../out.ipynb"), {"seconds": 0}, environment, warm=warm,
+                                   stdout=subprocess.PIPE) as process:
+            found.append(shown(process))
+            if number == 1:
+                source.process.kill()  # another one takes its place
+                source.process.wait()
+        assert process.returncode == OK
+    cold, *warm = found
+    assert len({kernel.pop("random") for kernel in found}) == len({kernel.pop("pid") for kernel in found}) == 3
+    assert cold["environment"].pop("CUDA_VISIBLE_DEVICES") == "0" and cold["environment"].pop("JPY_PARENT_PID")
+    assert [kernel["environment"].pop("CUDA_VISIBLE_DEVICES") for kernel in warm] == ["1", "1"]
+    assert warm == [cold, cold] and cold["alone"]
+
+
+@pytest.mark.parametrize("spoilt, reason", [
+    ("threading.Thread(target=time.sleep, args=[9], daemon=True).start()", "has started a thread"),
+    ("warm.open_files = lambda: ['/dev/nvidia0']", "has opened a GPU")])
+def test_a_process_with_threads_or_a_gpu_is_not_forked(spoilt, reason):
+    code = f"import threading, time; from cifarlib.batch import warm; {spoilt}; warm.prepare()"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert reason in ended.stderr.splitlines()[-1]
 
 
 def test_a_run_whose_runner_died_before_it_began_ends_at_once(notebook):
     gone = subprocess.Popen(["true"])
     gone.wait()
     command = [sys.executable, "-m", "cifarlib.batch.kernel", str(notebook), "../out.ipynb", str(gone.pid)]
-    assert subprocess.run(command, input='{"seconds": 600}', text=True, timeout=120).returncode == FAILED
+    ended = subprocess.run(command, input='{"seconds": 600}', stderr=subprocess.PIPE, text=True, timeout=120)
+    assert (ended.returncode, ended.stderr) == (FAILED, "")
 
 
 def test_a_claim_counts_until_the_last_process_under_it_is_gone(tmp_path):
@@ -219,7 +270,6 @@ def test_a_kernel_that_does_not_start_is_tried_again_one_that_began_is_not(
         if len(calls) <= failures:
             raise RuntimeError("Kernel died before replying to kernel_info")
 
-    monkeypatch.setitem(sys.modules, "rfc3987_syntax", None)  # as execute sets it; taken back afterwards
     monkeypatch.setattr(papermill, "execute_notebook", start)
     monkeypatch.setattr(kernel, "time", SimpleNamespace(sleep=lambda seconds: None))
     assert kernel.execute("n.ipynb", str(output), {}, str(tmp_path), []) == code

@@ -136,14 +136,15 @@ class Round:
         return any(runner.poll() is None for runner in self.runners)
 
     def kill_one(self, chance: random.Random) -> None:
-        """SIGKILL to a runner, a papermill, a kernel, or a runner with all that is below it."""
+        """SIGKILL to a runner, its warm process, a run, a kernel, or a runner with all that is below it."""
         found = processes(self.folder)
         runners = [runner.pid for runner in self.runners if runner.poll() is None]
         events = [path.read_text().split() for path in (self.folder / "trace").iterdir() if path.suffix != ".lock"]
         training = [int(words[-3]) for words in events if words and words[-2] in ("begins", "kept")]
         kinds = {"runners": [[pid] for pid in runners],
                  "runners with all below them": [below(pid, found) for pid in runners],
-                 "papermill": [[pid] for pid, process in found.items() if process.kind == "papermill"],
+                 "warm processes": [[pid] for pid, process in found.items() if process.kind == "warm"],
+                 "runs": [[pid] for pid, process in found.items() if process.kind == "run"],
                  "kernels": [[pid] for pid, process in found.items() if process.kind == "kernel"],
                  "kernels in training": [[pid] for pid in training if pid in found]}
         if not any(kinds.values()):
@@ -238,17 +239,18 @@ def traced_notebook() -> str:
 
 @dataclass(frozen=True)
 class Process:
-    kind: str  # runner, papermill, kernel or other
+    kind: str  # runner, warm, run, kernel or other
     parent: int
 
 
 def processes(folder: Path) -> dict[int, Process]:
     """The living processes that a round started, by process id: they carry its folder in their environment."""
-    kinds = {"cifarlib": "runner", "cifarlib.batch.kernel": "papermill", "ipykernel_launcher": "kernel"}
+    kinds = {"cifarlib": "runner", "cifarlib.batch.kernel": "run", "ipykernel_launcher": "kernel",  # started
+             "cifarlib warm": "warm", "cifarlib run": "run", "cifarlib kernel": "kernel"}  # forked
     found = {}
-    for process in psutil.process_iter(["environ", "cmdline", "ppid"]):
+    for process in psutil.process_iter(["name", "environ", "cmdline", "ppid"]):
         if (process.info["environ"] or {}).get(MARK) == str(folder):
-            words = process.info["cmdline"][1:4]
+            words = process.info["name"], *process.info["cmdline"][1:4]
             kind = next((kinds[word] for word in words if word in kinds), "other")
             found[process.pid] = Process(kind, process.info["ppid"])
     return found

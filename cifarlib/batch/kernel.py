@@ -41,10 +41,7 @@ def execute(notebook: str, output: str, parameters: dict, sockets: str, locks: l
     sockets: a folder for the kernel's sockets; locks: file descriptors that the kernel inherits; provisioner:
     jupyter_client's class that starts the kernel, if not the usual one.
     """
-    # papermill imports it, through nbformat, to check addresses that no notebook has; it compiles a grammar for two
-    # seconds.
-    sys.modules["rfc3987_syntax"] = None
-    import papermill
+    import papermill  # here, since a broken package is told in one line
     from jupyter_client import AsyncKernelManager
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config as Traits
@@ -102,7 +99,7 @@ def _begun(output: str) -> bool:
 
 
 def _end_without_owner(runner: int, claim: str, sockets: str) -> None:
-    """End this process, and so its kernel, when the runner is gone or has lost the claim: no run goes on without one."""
+    """End this process, and so its kernel, when the runner is gone or has lost the claim."""
     while _owned(runner, claim):
         time.sleep(1)
     shutil.rmtree(sockets, ignore_errors=True)
@@ -124,7 +121,7 @@ def prctl(option: int, value: int) -> None:
 
 
 def end_with(parent: int) -> None:
-    """Let this process be killed when its parent ends, where the system can: a kernel watches only once it has started."""
+    """Let this process be killed when its parent ends, where the system can; a kernel by itself takes a second."""
     with suppress(OSError):
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # already gone

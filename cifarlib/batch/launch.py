@@ -71,11 +71,12 @@ class Fork:
 class Warm:
     """A context with a warm process (see warm.py), from which runs are forked; where that can't be, they start cold.
 
-    It begins with the first run, and anew if it was killed, or for a run in another folder or environment.
+    It begins with the first run, and anew if it was killed, or for a run in another folder or environment. possible:
+    False starts all of them cold.
     """
 
-    def __init__(self):
-        self.process, self.socket, self.made_for, self.possible = None, None, None, True
+    def __init__(self, possible: bool = True):
+        self.process, self.socket, self.made_for, self.possible = None, None, None, possible
         self.one_at_a_time = threading.Lock()
 
     def __enter__(self):
@@ -86,17 +87,21 @@ class Warm:
 
     def start(self, job: dict, locks: list[int]) -> Fork | None:
         """A process that does a job (see warm.py), with its output on `stdout`; None if it can't be forked."""
-        reading, writing = os.pipe()
+        (its_stdin, stdin), (stdout, its_stdout) = os.pipe(), os.pipe()
         with self.one_at_a_time:
-            pid = self._fork(job, [writing, *locks]) if self.possible else None
-        os.close(writing)
-        if pid:
-            return Fork(pid, open(reading, errors="replace"))
-        os.close(reading)
-        return None
+            pid = self._fork(job, [its_stdin, its_stdout, *locks]) if self.possible else None
+        os.close(its_stdin)
+        os.close(its_stdout)
+        if not pid:  # what the warm process may have forked before it was killed ends, too, when nothing comes
+            os.close(stdin)
+            os.close(stdout)
+            return None
+        with suppress(BrokenPipeError), open(stdin, "w") as pipe:  # killed before it could read; its exit code tells
+            json.dump(job, pipe)
+        return Fork(pid, open(stdout, errors="replace"))
 
     def _fork(self, job: dict, files: list[int]) -> int | None:
-        """The id of a process with this job and these files; None, after a line that says why, if there is none."""
+        """The id of a process with these files; None, after a line that says why, if there is none."""
         environment = {name: text for name, text in job["environment"].items() if name not in NOT_IMPORTED}
         if self.made_for != (job["folder"], environment) or self.process.poll() is not None:
             self._end()
@@ -104,7 +109,7 @@ class Warm:
             if not self.process:
                 self._begin(environment)
                 self.made_for = job["folder"], environment
-            socket.send_fds(self.socket, [json.dumps(job).encode()], files)
+            socket.send_fds(self.socket, [b"1"], files)
             answer = self.socket.recv(1000).decode()
         except OSError as error:
             answer = str(error)
@@ -112,8 +117,8 @@ class Warm:
             return int(answer)
         self._end()
         self.possible = not answer  # killed, it may begin anew
-        tqdm.write(f"no warm start here ({answer or 'the warm process was killed'}): cold ones take longer",
-                   file=sys.stderr)
+        reason = answer or "the warm process was killed"
+        tqdm.write(f"no warm start ({reason}): a cold one takes longer", file=sys.stderr)
 
     def _begin(self, environment: dict[str, str]) -> None:
         prctl(PR_SET_CHILD_SUBREAPER, 1)  # this process adopts what the warm one forks twice

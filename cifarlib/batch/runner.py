@@ -122,13 +122,13 @@ def _outcome(code: int, folder: Path, config: Config, lines: list[str]) -> int:
 
 
 def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bool = False, fail_fast: bool = False,
-            wait_for_others: bool = True, echo: Callable[[str], None] | None = None) -> int:
+            wait_for_others: bool = True, echo: Callable[[str], None] | None = None, warm: bool = True) -> int:
     """Train what is pending of `runs`, print a line for each that ends, rebuild the table, and return the exit code.
 
     0 if all are finished, 1 if some failed, 2 if none could start for bad input, 75 if some were stopped before their
     end, 76 if they were so before any ended or finished an epoch. Runs that another runner trains are waited for (it
-    may die) unless told otherwise. Raises InputError, before anything starts, for what check_runs finds and if the
-    study holds a run of another version.
+    may die) unless told otherwise. warm: whether runs are forked, which gains nothing for one alone. Raises InputError,
+    before anything starts, for what check_runs finds and if the study holds a run of another version.
     """
     study = project_path(options.executed_dir) / options.study
     check_runs(runs, options)
@@ -136,7 +136,7 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
     note_planned(study, [cell for run in runs for cell in run.cells])
     write_table(study)  # cells that share a finished run may be new
     codes: dict[str, int] = {}
-    with (Stopping() as stopping, Warm() as warm, ThreadPoolExecutor(slots.jobs) as pool,
+    with (Stopping() as stopping, Warm(warm) as source, ThreadPoolExecutor(slots.jobs) as pool,
           _grid_bar(runs, options, echo is None) as bar):
         waiting = deque(run for run in runs if wanted(run, options, retry_failed))
         failed = sum(status_of(options.run_folder(run.config)) == "failed" for run in runs)
@@ -152,7 +152,7 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
                     break
                 slot = free.popleft()
                 gpu = slots.gpus[slot % len(slots.gpus)] if slots.gpus else None
-                future = pool.submit(execute_run, run, options, stopping, slots.threads, gpu, echo, claim, warm)
+                future = pool.submit(execute_run, run, options, stopping, slots.threads, gpu, echo, claim, source)
                 training[future] = run, claim, slot, time.monotonic()
             if training:
                 for future in wait(training, timeout=POLL, return_when=FIRST_COMPLETED).done:

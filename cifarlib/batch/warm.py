@@ -1,9 +1,10 @@
 """A process that has imported what runs need and computed nothing: `python -m cifarlib.batch.warm SOCKET`.
 
-Over SOCKET, a file descriptor, the runner (see launch.py) sends a run's job as JSON (environment, folder, and what
-kernel.main takes) together with the files for its output and the lock of its claim. The answer is the id of the run's
-process. It was forked twice and so is the runner's own child: neither the end of the warm process nor that of another
-run touches it. Before it does anything else, it forks the process that will be its kernel.
+Over SOCKET, a file descriptor, the runner (see launch.py) sends the files of a run: its stdin, its output and the lock
+of its claim. The answer is the id of the run's process. It was forked twice and so is the runner's own child: neither
+the end of the warm process nor that of another run touches it. It forks the process that will be its kernel, and then
+reads its job from stdin: JSON with its environment, its folder, its notebook's parameters and the arguments of
+kernel.main.
 """
 
 import atexit
@@ -24,9 +25,8 @@ from . import kernel
 from .launch import Fork
 
 OTHERS = ("papermill", "jupyter_client.provisioning", "ipykernel.kernelapp", "ipykernel.ipkernel",
-          "IPython.core.pylabtools", "matplotlib.backends.backend_agg")
+          "IPython.core.pylabtools", "matplotlib.backends.backend_agg", "wandb")
 GPUS = ("/dev/nvidia", "/dev/kfd", "/dev/dri")
-LARGEST_JOB = 2**20  # bytes
 
 
 def main(descriptor: str) -> None:
@@ -39,10 +39,11 @@ def main(descriptor: str) -> None:
     try:
         prepare()
     except Exception as error:
+        runner.recv(1)  # or it would lose the answer
         runner.send(f"{type(error).__name__}: {error}".encode())
         return
-    if request := serve(runner):
-        codes.append(run(*request))
+    if files := serve(runner):
+        codes.append(run(*files))
 
 
 def leave(codes: list[int]) -> None:
@@ -61,7 +62,7 @@ def prepare() -> None:
     """Import this package and OTHERS. Raises RuntimeError if this process can't be forked then."""
     own = [module.name for module in pkgutil.walk_packages([str(PACKAGE)], f"{PACKAGE.name}.")]
     for name in [*OTHERS, *own]:
-        if not name.endswith(("__main__", ".warm")):
+        if not name.endswith("__main__"):
             importlib.import_module(name)
     commit()  # remembered: that of the code which was imported
     gc.freeze()  # or collecting garbage would copy the memory that forks share
@@ -83,21 +84,21 @@ def open_files() -> list[str]:
     return found
 
 
-def serve(runner: socket.socket) -> tuple | None:
-    """Fork a process for each request, and return (job, output, locks) in it; None here, when the runner is gone."""
+def serve(runner: socket.socket) -> list[int]:
+    """Fork a process for each request and return its files in it; none here, when the runner is gone."""
     while True:
-        request, files, *_ = socket.recv_fds(runner, LARGEST_JOB, 2)
+        request, files, *_ = socket.recv_fds(runner, 1, 3)
         if not request:
-            return None
+            return []
         reading, writing = os.pipe()
         first = os.fork()
         if first == 0:
-            with suppress(OSError):
+            with suppress(OSError):  # no more processes, or nobody to answer any more
                 second = os.fork()
                 if second == 0:
                     for file in (runner.detach(), reading, writing):
                         os.close(file)
-                    return json.loads(request), *files
+                    return files
                 os.write(writing, str(second).encode())
             os._exit(0)
         os.waitpid(first, 0)  # from here on the second is the runner's child
@@ -107,20 +108,23 @@ def serve(runner: socket.socket) -> tuple | None:
             os.close(file)
 
 
-def run(job: dict, output: int, *locks: int) -> int:
+def run(stdin: int, output: int, *locks: int) -> int:
     """In a run's process: do its job and return the exit code."""
     named("cifarlib run")
     os.setsid()
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.close(output)
-    provisioner = forked_kernel()
-    move(job)
+    provisioner = forked_kernel(but_not=stdin)
+    job = take_job(stdin)
     return kernel.main(job["parameters"], *job["arguments"], *map(str, locks), provisioner=provisioner)
 
 
-def forked_kernel() -> type:
-    """Fork a process that waits to be this run's kernel; return jupyter_client's provisioner that makes it one."""
+def forked_kernel(but_not: int) -> type:
+    """Fork a process that waits to be this run's kernel; return jupyter_client's provisioner that makes it one.
+
+    but_not: an open file that the kernel doesn't inherit.
+    """
     from jupyter_client.provisioning import LocalProvisioner
 
     reading, writing = os.pipe()
@@ -128,15 +132,11 @@ def forked_kernel() -> type:
     if pid == 0:
         named("cifarlib kernel")
         os.setsid()
-        os.close(writing)
         kernel.end_with(os.getppid())
-        with open(reading) as pipe:
-            text = pipe.read()
-        if text:  # else papermill has ended without a kernel
-            job = json.loads(text)
-            move(job)
-            sys.argv[1:] = job["arguments"]
-            runpy.run_module("ipykernel_launcher", run_name="__main__", alter_sys=True)
+        os.close(writing)
+        os.close(but_not)
+        sys.argv[1:] = take_job(reading)["arguments"]
+        runpy.run_module("ipykernel_launcher", run_name="__main__", alter_sys=True)
         sys.exit()
     os.close(reading)
     waiting = [Fork(pid)]
@@ -145,23 +145,30 @@ def forked_kernel() -> type:
         async def launch_kernel(self, cmd, **options):
             if not waiting or "ipykernel_launcher" not in cmd:  # a second attempt, or another kernel: from cold
                 return await super().launch_kernel(cmd, **options)
-            job = {"environment": options["env"], "folder": options.get("cwd") or os.getcwd(),
-                   "arguments": cmd[cmd.index("ipykernel_launcher") + 1:]}
-            with open(writing, "w") as pipe:
-                json.dump(job, pipe)
             self.process = waiting.pop()
             self.pid = self.pgid = self.process.pid
+            arguments = [*cmd[cmd.index("ipykernel_launcher") + 1:], f"--IPKernelApp.parent_handle={os.getpid()}"]
+            folder = options.get("cwd") or os.getcwd()
+            job = {"environment": options["env"], "folder": folder, "arguments": arguments}
+            with suppress(BrokenPipeError), open(writing, "w") as pipe:  # killed meanwhile, it will be found dead
+                json.dump(job, pipe)
             return self.connection_info
 
     return Forked
 
 
-def move(job: dict) -> None:
-    """Go on in the environment and the folder of a job."""
+def take_job(file: int) -> dict:
+    """Read a job and go on in its environment and folder; end this process if whoever was to write it is gone."""
+    with open(file) as pipe:
+        text = pipe.read()
+    if not text:
+        sys.exit(kernel.FAILED)
+    job = json.loads(text)
     os.environ.clear()
     os.environ.update(job["environment"])
     os.chdir(job["folder"])
     sys.modules["numpy"].random.seed()  # or what is drawn without a seed would be the same in all forks
+    return job
 
 
 def named(name: str) -> None:

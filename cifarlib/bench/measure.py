@@ -20,7 +20,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..batch.launch import ALLOCATOR, notebook_path, start_notebook
+from ..batch.launch import ALLOCATOR, Warm, notebook_path, start_notebook
 from ..config import Config
 from ..data import augment
 from ..data.splits import Splits, load_cifar10
@@ -139,27 +139,36 @@ def usual_ways(device: torch.device) -> list[tuple[int, int]]:
 
 
 def start_up(rounds: int, **settings) -> dict:
-    """Seconds of process, papermill and kernel: for a notebook of the experiment's imports, and for a tiny run."""
-    source = nbformat.read(notebook_path(NOTEBOOK), 4)
-    lines = [line for cell in source.cells if cell.cell_type == "code" for line in cell.source.splitlines()]
-    imports = "\n".join(line for line in lines if line.startswith(("import ", "from ")))
-    source.cells = [nbformat.v4.new_code_cell(imports)]
+    """Seconds of process, papermill and kernel, in turn: of imports alone, of a tiny run, and of one that is forked.
+
+    The last, `warm`, is missing where runs can't be forked.
+    """
+    imports = nbformat.read(notebook_path(NOTEBOOK), 4)
+    lines = [line for cell in imports.cells if cell.cell_type == "code" for line in cell.source.splitlines()]
+    kept = "\n".join(line for line in lines if line.startswith(("import ", "from ")))
+    imports.cells = [nbformat.v4.new_code_cell(kept)]
     tiny = {"model_args": {"widths": [8, 8, 8, 8]}, "epochs": 1, "batch_size": 32, "limit_train": 64, "limit_val": 64,
             "limit_test": 64, "wandb_mode": "disabled", **settings}
-    seconds = {"imports": [], "tiny_run": []}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        nbformat.write(source, folder / "imports.ipynb")
+    seconds = {"imports": [], "tiny_run": [], "warm": []}
+    with tempfile.TemporaryDirectory() as folder, Warm() as warm:
+        nbformat.write(imports, f"{folder}/imports.ipynb")
+        experiment, output = notebook_path(NOTEBOOK), Path(folder, "out.ipynb")
+        _execute(experiment, output, {"executed_dir": folder, **tiny}, warm)  # with it the warm process begins
         for number in range(rounds):
-            run = {**tiny, "executed_dir": str(folder / str(number))}
-            seconds["imports"].append(_seconds(partial(_execute, folder / "imports.ipynb", folder / "out.ipynb", {})))
-            seconds["tiny_run"].append(_seconds(partial(_execute, notebook_path(NOTEBOOK), folder / "out.ipynb", run)))
+            run = {"executed_dir": f"{folder}/{number}", **tiny}
+            for name, notebook, parameters, source in (
+                    ("imports", Path(folder, "imports.ipynb"), {}, None), ("tiny_run", experiment, run, None),
+                    ("warm", experiment, {**run, "study": "warm"}, warm)):
+                seconds[name].append(_seconds(partial(_execute, notebook, output, parameters, source)))
+    if not warm.possible:
+        del seconds["warm"]
     return seconds
 
 
-def _execute(notebook: Path, output: Path, parameters: dict) -> None:
+def _execute(notebook: Path, output: Path, parameters: dict, warm: Warm | None) -> None:
     """Execute a notebook in silence. Raises RuntimeError if it breaks off."""
-    with start_notebook(notebook, output, parameters, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    with start_notebook(notebook, output, parameters, warm=warm,
+                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         text = process.stdout.read()
     if process.returncode:
         raise RuntimeError(f"{notebook} broke off: {text[-500:]}")

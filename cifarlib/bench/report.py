@@ -81,6 +81,9 @@ def readme_section(results: dict) -> str:
     together = "; ".join(f"{way['runs']} x {way['threads']}: {way['images_per_second']:,.0f}" for way in results["at_once"]["ways"])
     start = results["start_up"]
     ratio = statistics.median(start["tiny_run"]) / statistics.median(start["imports"])
+    forked = (f" Forked from a warm process, as a grid's are, it takes {spread(start['warm'], 1)} s, "
+              f"{statistics.median(start['warm']) / statistics.median(start['tiny_run']):.0%} of that."
+              if "warm" in start else "")
     sizes = listed(f"{found['images']:,} images ({model}, in batches of {found['batch_size']})" for model, found in results["models"].items())
     used = sorted({found["precision"] for found in results["models"].values()})
     return "\n".join([
@@ -92,7 +95,7 @@ def readme_section(results: dict) -> str:
         f"a training epoch spent on drawing, augmenting and normalizing the images. A round trains {sizes}.", "",
         f"- **Runs at a time x threads of each**, {results['at_once']['model']}, images per second together: {together}.",
         f"- **Start-up:** a tiny run through papermill takes {spread(start['tiny_run'], 1)} s, a notebook that only imports "
-        f"{spread(start['imports'], 1)} s: {ratio:.2f} times.",
+        f"{spread(start['imports'], 1)} s: {ratio:.2f} times.{forked}",
     ])
 
 
