@@ -64,6 +64,7 @@ def prepare() -> None:
     for name in [*OTHERS, *own]:
         if not name.endswith("__main__"):
             importlib.import_module(name)
+    sys.modules["nbformat"].validate(sys.modules["nbformat"].v4.new_notebook())  # compiles what checks all notebooks
     commit()  # remembered: that of the code which was imported
     gc.freeze()  # or collecting garbage would copy the memory that forks share
     if os.fork() == 0:  # numpy's BLAS has threads, which it ends when a fork is near
