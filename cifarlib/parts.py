@@ -188,6 +188,7 @@ def _file_as_module(name: str) -> ModuleType:
     module = ModuleType(f"{path.stem}_{source_digest(name)}")
     if module.__name__ in sys.modules:
         return sys.modules[module.__name__]
+    module.__file__ = str(path)
     sys.modules[module.__name__] = module  # before it is executed: dataclasses look there
     try:
         # Not by importlib, which may take over a compiled file of another content if both are of one second and length.
