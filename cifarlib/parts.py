@@ -92,6 +92,7 @@ class Dataset:
     published_split: bool = False
 
 
+MANY = 20  # classes: of more, tables and charts show a part
 DATASETS = {
     "cifar10": Dataset("CIFAR-10", CIFAR10_CLASSES, "cifarlib.data.cifar:read_cifar10",
                        "cifarlib.data.cifar:local_cifar10", published_split=True),
