@@ -68,7 +68,7 @@ def test_every_figure_fits_and_no_text_is_clipped_or_overlaps(study):
     images = np.zeros((300, 3, 32, 32), np.uint8), ranking.read_predictions(study,
                                                                             ranking.ranked(study).iloc[0]["run"])[0]
     drawn = dict(pair for kind in write.KINDS for pair in write._drawn(study, kind, images, other))
-    drawn = {name: figure for name, figure in drawn.items() if not name.startswith("cnn_")}
+    drawn = {name: figure for name, figure in drawn.items() if not str(figure).startswith("no ranked")}
     assert len(drawn) == 3 * 6 + 9 and "SmallNet_top5" in drawn
     for name, figure in drawn.items():
         assert not isinstance(figure, str), f"{name}: {figure}"
@@ -121,7 +121,7 @@ def test_left_out_figures_are_said_in_a_sentence_and_their_old_files_go(tmp_path
     assert len(best_charts.cost(table).axes) == 1, "one number of weights tells nothing apart"
     said = capsys.readouterr().out
     everything = {name for kind in write.KINDS for name, _ in write._drawn(table, kind, None, None)}
-    assert all(name in said for name in everything - names) and "no histories of ResNet's best runs" in said
+    assert all(name in said for name in everything - names) and "no history of ResNet's best run" in said
 
 
 def test_synthetic_data_is_named_in_the_title(small=dict(models=("cnn",), **ONE)):
@@ -215,20 +215,19 @@ def test_the_notebook_is_thin_and_its_parameters_are_literals():
 
 
 def test_titles_say_who_ranks_first_and_who_does_better_on_test():
-    frame = made.table(models=("cnn", "resnet"), **ONE).assign(val_accuracy_best_val_acc=[0.9, 0.8], test_accuracy_best_val_acc=[0.85, 0.87])
-    title = best_charts.overall_top5(tables.check_table(frame)).get_suptitle().replace("\n", " ")
-    assert title == "CNN ranks first by validation accuracy, on test images with 85.00%, 2.00 points behind ResNet"
+    frame = made.table(models=("cnn", "resnet"), **ONE)
+    table = tables.check_table(frame.assign(val_accuracy_best_val_acc=[0.9, 0.8], test_accuracy_best_val_acc=[0.85, 0.87]))
+    assert best_charts.overall_top5(table).get_suptitle().replace("\n", " ").startswith(
+        "CNN ranks first by validation accuracy; CNN is 2.00 points below ResNet on the test images, more than the sampling")
 
 
-def test_knobs_that_move_the_score_alike_are_not_ranked():
+def test_knobs_of_which_not_every_cell_was_run_are_called_so():
     frame = made.table(models=("cnn",), **{**ONE, "learning_rate": (0.001, 0.0001), "augmentation": (False, True)})
-    same = frame.assign(val_accuracy_best_val_acc=[0.9, 0.8, 0.8, 0.7])
-    title = knob_charts.scores_by_knob(tables.check_table(same), "cnn").get_suptitle().replace("\n", " ")
-    assert title == "CNN: learning rate and augmentation move the best score alike (10.00 points)"
-    title = knob_charts.scores_by_knob(tables.check_table(same.iloc[:3]), "cnn").get_suptitle().replace("\n", " ")
-    assert "3 of the 4 cells" in title and "not compared like for like" in title
-    lost = same.assign(status=["done", "done", "done", "diverged"], val_accuracy_best_val_acc=[0.9, 0.8, 0.8, np.nan])
-    assert "move the best score alike" in knob_charts.scores_by_knob(tables.check_table(lost), "cnn").get_suptitle().replace("\n", " "), "it was run"
+    missing = knob_charts.scores_by_knob(tables.check_table(frame.iloc[:3]), "cnn").get_supxlabel().replace("\n", " ")
+    assert "3 of the 4 cells of these values were run" in missing and "not compared like for like" in missing
+    lost = frame.assign(status=["done", "done", "done", "diverged"], val_accuracy_best_val_acc=[0.9, 0.8, 0.8, np.nan])
+    for every in (frame, lost):
+        assert "cells" not in knob_charts.scores_by_knob(tables.check_table(every), "cnn").get_supxlabel(), "it was run"
 
 
 def test_charts_take_any_knobs_the_sizes_of_a_model_too():

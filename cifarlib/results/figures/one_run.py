@@ -14,12 +14,30 @@ from .style import GREY, TRAIN, VALIDATION, legend_above, look_of, new_figure, p
 
 
 @styled
-def learning_curves(history: pd.DataFrame) -> Figure:
-    """Loss, accuracy (training and validation) and learning rate by epoch; works from the first epoch on."""
-    figure, axes = new_figure(3.3, 1, 3)
-    _curves(axes, history)
-    axes[0].legend()
-    return titled(figure, _curve_message(history))
+def learning_curves(*histories: pd.DataFrame, names=("",), whose: str = "", table: Table | None = None) -> Figure:
+    """Loss, accuracy (training and validation) and learning rate by epoch, a row a run; works from the first epoch on.
+
+    names: of the runs; whose: what the title's numbers, those of the first run, are of.
+    """
+    figure, axes = new_figure(0.7 + 2.2 * len(histories), len(histories), 3, squeeze=False)
+    for row, history, name in zip(axes, histories, names):
+        _curves(row, history)
+        title = row[0].set_title(name, loc="left", fontsize=min(8, 700 / max(1, len(name))))
+        title.set_in_layout(False)
+    for axis in axes[-1]:
+        axis.set_xlabel("epoch")
+    axes[0, 0].legend()
+    message = f"{whose}{_curve_message(histories[0])}"
+    return titled(figure, message, "Stars: the epoch with the best validation accuracy.", table)
+
+
+def curves_of_best(table: Table, model: str) -> Figure | str:
+    """Learning curves of a model's three best runs."""
+    found, whose = ranking.best_with(table, ranking.read_history, model, 3), f"{table.looks[model].label}'s best run"
+    if not found:
+        return f"no history of {whose} beside the table"
+    names, histories = zip(*((row["name"], history) for row, history in found))
+    return learning_curves(*histories, names=names, whose=f"{whose} with a history: ", table=table)
 
 
 def _curves(axes, history: pd.DataFrame) -> None:
@@ -29,14 +47,14 @@ def _curves(axes, history: pd.DataFrame) -> None:
                                    ("val", "validation", dict(color=VALIDATION, linestyle="--"))):
             line = history.reindex(columns=["epoch", f"{split}_{metric}"]).dropna()
             axis.plot(*line.to_numpy().T, label=name, **style, **marker)
-        axis.set(ylabel=metric, xlabel="epoch")
+        axis.set_ylabel(metric)
     if (best := _best_epoch(history)) is not None:
         axes[1].plot(best["epoch"], best["val_accuracy"], "*", color=VALIDATION, markersize=11, markeredgecolor="black",
                      markeredgewidth=0.5)
     percent_ticks(axes[1].yaxis)
     rates = history.reindex(columns=["epoch", "learning_rate"]).dropna().to_numpy().T
     axes[2].plot(*rates, color="black", drawstyle="steps-mid", **marker)
-    axes[2].set(ylabel="learning rate", xlabel="epoch", ylim=(0, 1.05 * rates[1].max(initial=0) or None))
+    axes[2].set(ylabel="learning rate", ylim=(0, 1.05 * rates[1].max(initial=0) or None))
     # 0.00005, not 5e-05 beside 0.0001; and powers of ten would start mathtext, for 0.3 s.
     axes[2].yaxis.set_major_formatter(lambda value, _: np.format_float_positional(float(f"{value:g}"), trim="-"))
     for axis in axes:
@@ -57,24 +75,6 @@ def _curve_message(history: pd.DataFrame) -> str:
     end = f", {percent(history['train_accuracy'].iloc[-1])} at the end" if best["epoch"] < last else ""
     return (f"validation accuracy {percent(best['val_accuracy'])} in epoch {best['epoch']:.0f} of {last:.0f}; "
             f"training accuracy {percent(best['train_accuracy'])} there{end}")
-
-
-@styled
-def curves_of_best(table: Table, model: str) -> Figure | str:
-    """Learning curves of a model's three best runs, a row each."""
-    found = ranking.best_with(table, ranking.read_history, model, 3)
-    if not found:
-        return f"no histories of {table.looks[model].label}'s best runs beside the table"
-    figure, axes = new_figure(0.7 + 2.2 * len(found), len(found), 3, squeeze=False)
-    for line, (row, history) in zip(axes, found):
-        _curves(line, history)
-        title = line[0].set_title(row["name"], loc="left", fontsize=min(8, 700 / len(row["name"])))
-        title.set_in_layout(False)
-    for axis in axes[:-1].flat:
-        axis.set_xlabel("")
-    axes[0, 0].legend()
-    title = f"{table.looks[model].label}'s best run with a history: {_curve_message(found[0][1])}"
-    return titled(figure, title, "Stars: the epoch with the best validation accuracy.", table)
 
 
 @styled
