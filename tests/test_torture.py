@@ -102,7 +102,7 @@ def test_a_kernel_keeps_the_lock_of_the_claim_and_ends_when_the_claim_is_lost(wa
 
 
 def test_a_forked_kernel_finds_what_a_cold_one_finds(notebook, source, monkeypatch):
-    monkeypatch.setenv("JPY_SESSION_NAME", "n.ipynb")  # of a runner in a notebook
+    monkeypatch.setenv("JPY_SESSION_NAME", "n.ipynb")  # of a runner in a notebook, which a person looks at
     found = []
     for number, warm in enumerate((None, source, source)):
         environment = {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": str(min(number, 1))}
@@ -117,7 +117,7 @@ def test_a_forked_kernel_finds_what_a_cold_one_finds(notebook, source, monkeypat
     assert len({kernel.pop("random") for kernel in found}) == len({kernel.pop("pid") for kernel in found}) == 3
     assert cold["environment"].pop("CUDA_VISIBLE_DEVICES") == "0" and cold["environment"].pop("JPY_PARENT_PID")
     assert [kernel["environment"].pop("CUDA_VISIBLE_DEVICES") for kernel in warm] == ["1", "1"]
-    assert warm == [cold, cold] and cold["alone"]
+    assert warm == [cold, cold] and cold["alone"] and "JPY_SESSION_NAME" not in cold["environment"]
 
 
 @pytest.mark.parametrize("spoilt, reason", [

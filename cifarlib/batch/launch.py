@@ -21,7 +21,6 @@ from .kernel import BAD_INPUT, OK, PR_SET_CHILD_SUBREAPER, prctl
 # quarter faster.
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(2**26)}
 INLINE = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}  # which a kernel sets before it imports matplotlib
-NOT_IMPORTED = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CIFAR10_DIR")  # variables that no import reads
 
 
 def notebook_path(name: str) -> Path:
@@ -61,9 +60,6 @@ class Fork:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
-    def terminate(self) -> None:
-        self.send_signal(signal.SIGTERM)
-
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
@@ -71,12 +67,12 @@ class Fork:
 class Warm:
     """A context with a warm process (see warm.py), from which runs are forked; where that can't be, they start cold.
 
-    It begins with the first run, and anew if it was killed, or for a run in another folder or environment. possible:
-    False starts all of them cold.
+    It begins with the first run, and anew if it was killed. All runs have the first one's environment, but for what no
+    import reads, such as their cards. possible: False starts all of them cold.
     """
 
     def __init__(self, possible: bool = True):
-        self.process, self.socket, self.made_for, self.possible = None, None, None, possible
+        self.process, self.socket, self.possible = None, None, possible
         self.one_at_a_time = threading.Lock()
 
     def __enter__(self):
@@ -89,7 +85,7 @@ class Warm:
         """A process that does a job (see warm.py), with its output on `stdout`; None if it can't be forked."""
         (its_stdin, stdin), (stdout, its_stdout) = os.pipe(), os.pipe()
         with self.one_at_a_time:
-            pid = self._fork(job, [its_stdin, its_stdout, *locks]) if self.possible else None
+            pid = self._fork(job["environment"], [its_stdin, its_stdout, *locks]) if self.possible else None
         os.close(its_stdin)
         os.close(its_stdout)
         if not pid:  # what the warm process may have forked before it was killed ends, too, when nothing comes
@@ -100,15 +96,12 @@ class Warm:
             json.dump(job, pipe)
         return Fork(pid, open(stdout, errors="replace"))
 
-    def _fork(self, job: dict, files: list[int]) -> int | None:
+    def _fork(self, environment: dict[str, str], files: list[int]) -> int | None:
         """The id of a process with these files; None, after a line that says why, if there is none."""
-        environment = {name: text for name, text in job["environment"].items() if name not in NOT_IMPORTED}
-        if self.made_for != (job["folder"], environment) or self.process.poll() is not None:
-            self._end()
         try:
-            if not self.process:
+            if not self.process or self.process.poll() is not None:
+                self._end()
                 self._begin(environment)
-                self.made_for = job["folder"], environment
             socket.send_fds(self.socket, [b"1"], files)
             answer = self.socket.recv(1000).decode()
         except OSError as error:
@@ -133,7 +126,7 @@ class Warm:
             self.socket.close()
             self.process.kill()
             self.process.wait()
-            self.process = self.made_for = None
+            self.process = None
 
 
 def start_notebook(notebook: Path, output: Path, parameters: dict, environment: dict[str, str] | None = None,
