@@ -366,9 +366,9 @@ def _main(rows: pd.DataFrame, looks: dict[str, Architecture], notes: list[str]) 
         main[group.index] = group["condition"] == group.groupby("condition")["experiment"].nunique().idxmax()
         ours, others = group[main[group.index]].iloc[0], group[~main[group.index]]
         if len(others):
-            differing = [name for name in conditions if (others[name] != ours[name]).any()]
-            how = "; ".join(f"{label(name)} {' or '.join(shown(name, value) for value in others[name].unique())}, "
-                            f"not {shown(name, ours[name])}" for name in differing)
+            unlike = {name: others.loc[others[name] != ours[name], name].unique() for name in conditions}
+            how = "; ".join(f"{label(name)} {' or '.join(shown(name, value) for value in values)}, "
+                            f"not {shown(name, ours[name])}" for name, values in unlike.items() if len(values))
             notes.append(f"{looks[model].label}: {counted(len(others), 'row')} under other conditions ({how}) do not "
                          f"enter the ranking: {some(others['name'])}.")
     return main
