@@ -58,9 +58,11 @@ def test_stages_of_other_sizes():
 
 
 OWN = """
+from pathlib import Path
+
 import torch
 
-SCALE = torch.tensor(2.0)
+SCALE = torch.tensor(float((Path(__file__).parent / "scale.txt").read_text()))
 
 
 class Net(torch.nn.Module):
@@ -75,6 +77,7 @@ class Net(torch.nn.Module):
 
 def test_stages_of_a_network_of_ones_own(tmp_path):
     (tmp_path / "net.py").write_text(OWN)
+    (tmp_path / "scale.txt").write_text("2.0")
     table = explore.stage_table(f"{tmp_path}/net.py:Net")
     assert table["output"].to_dict() == {"image": "3 x 32 x 32", "flat (Flatten)": "3072", "head (Linear)": "10"}
     assert parts.load(f"{tmp_path}/net.py:SCALE").device.type == "cpu", "its module is made for training too"
