@@ -332,7 +332,7 @@ def test_any_field_is_a_knob_and_any_model_has_its_own_look():
     text = markdown.readme_section(table)
     assert "up to 20 epochs" in text and "batches of" not in text and "Batch size: from 64 to 128" in text
     assert ("**Normalization:** all else equal, imagenet instead of dataset brings +0.10 points (median) and helps in "
-            "4 of four pairs.") in text
+            "4 of 4 pairs.") in text
     assert "The best run's batch size, 128, is the largest one tried" in text
     assert "SmallNet is 0.80 points above ResNet" in text and f"`{frame['run'].iloc[-1]}`" in text
     row = next(line for line in markdown.overall_section(table).splitlines() if line.startswith("| SmallNet"))
@@ -345,7 +345,7 @@ def test_what_follows_from_the_protocol_is_not_counted_beside_it():
     alone = Config(model="cnn", split="stratified", epochs=10, softmax_in_loss=True)
     table = checked(runs_of(*both, alone))
     assert table.knobs == [*tables.KNOBS, "epochs", "protocol", "softmax_in_loss"] and len(ranking.ranked(table)) == 5
-    text = "all else equal, on instead of off brings +0.40 points (median) and helps in 1 of one pair."
+    text = "all else equal, on instead of off brings +0.40 points."
     assert f"**Softmax in the loss:** {text}" in sentences.observations(table, "cnn")
 
 
