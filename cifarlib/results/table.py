@@ -119,10 +119,10 @@ class Table:
 
 def read_table(path: str | Path, rank_by: str = "auto", study: str = "") -> Table:
     """Read runs.csv (or a folder that holds one) or a table in the published format, and check it; see check_table."""
-    place = project_path(path)
-    place = place / TABLE if place.is_dir() else place
+    file = project_path(path)
+    file = file / TABLE if file.is_dir() else file
     try:
-        frame = pd.read_csv(place, dtype=dict.fromkeys(TEXT, "str"), skipinitialspace=True)
+        frame = pd.read_csv(file, dtype=dict.fromkeys(TEXT, "str"), skipinitialspace=True)
     except FileNotFoundError:
         message = f"{path}: no table of runs; expected a CSV such as executed/STUDY/runs.csv; run a study first"
         raise InputError(message) from None
@@ -130,8 +130,8 @@ def read_table(path: str | Path, rank_by: str = "auto", study: str = "") -> Tabl
         raise InputError(f"{path}: the table is empty; expected a header and a row for each run") from None
     except (OSError, UnicodeDecodeError, pd.errors.ParserError) as error:
         raise InputError(f"{path}: not a readable CSV ({str(error).strip()}); expected a table of runs") from None
-    name = place.resolve().parent.name if place.name == TABLE else place.stem
-    return check_table(frame, rank_by, study, place.parent, name)
+    name = file.resolve().parent.name if file.name == TABLE else file.stem
+    return check_table(frame, rank_by, study, file.parent, name)
 
 
 def check_table(frame: pd.DataFrame, rank_by: str = "auto", study: str = "", folder: Path = Path("."),
