@@ -396,6 +396,11 @@ def test_what_the_table_has_no_field_for_is_never_ranked_in_silence():
     table = checked(pd.concat([frame, frame.assign(warmup=5, run=frame["run"] + "_warmup")], ignore_index=True))
     assert len(ranking.ranked(table)) == 4 and table.knobs[-1] == "warmup"
     assert "warmup is no field of a configuration, yet it varies" in table.notes[0]
+    both = runs_of(*varied(model=("resnet", "my_nets.py:SmallNet"), learning_rate=(0.01, 0.001)))
+    known = checked(both.assign(model_source=[None, None, "a", "a"]))
+    assert not known.notes and "model_source" not in known.fields
+    changed = checked(both.assign(model_source=[None, None, "a", "b"]))
+    assert not changed.notes and "Model source: b in one and a in one." in said(changed, "my_nets.py:SmallNet")
     blind = checked(pd.concat([frame, frame.assign(run=frame["run"] + "_warmup", test_loss_terminal=1.0)]))
     assert len(ranking.ranked(blind)) == 4 and set(ranking.experiments(blind)["runs"]) == {1}
     assert "four rows of different runs agree in every field that the table has" in blind.notes[0]

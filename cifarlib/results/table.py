@@ -23,6 +23,7 @@ KNOBS = sorted(PUBLISHED_KNOBS, key=lambda name: (float, str, bool).index(FIELDS
 NEEDED = ("Modelname", "Full_Modelname", *KNOBS, "test_accuracy_best_val_acc", "test_per_class_accuracy_best_val_acc")
 TEXT = ("study", "run", "Modelname", "Full_Modelname", "data_fingerprint")  # even where it looks like a number
 MEASURED = ("seconds", "parameters", "test_images")
+SOURCE = "model_source"  # a digest of the user's file: two versions of a network are two configurations
 # What beside fields and metrics every table may have: it tells no configurations apart.
 BOOKKEEPING = (*TEXT, *MEASURED, "Group", "status", "shared_with", "error", "commit", "epochs_run", "precision",
                "device", "train_images", "val_images", *(f"epoch_{checkpoint}" for checkpoint in CHECKPOINTS))
@@ -244,7 +245,9 @@ def _fields(frame: pd.DataFrame, configs: pd.Series, notes: list[str]) -> list[s
 
     known = [name for name in [*CONDITIONS, *Config.names_of("knob"), "model_args"]
              if name in frame and (name in CONDITIONS or not left_to_protocol(name))]
-    others = [column for column in frame if column not in (*FIELDS, *BOOKKEEPING, *metrics(frame))
+    if SOURCE in frame and frame.groupby("Modelname")[SOURCE].nunique(dropna=False).max() > 1:
+        known.append(SOURCE)
+    others = [column for column in frame if column not in (*FIELDS, *BOOKKEEPING, SOURCE, *metrics(frame))
               and frame[column].nunique(dropna=False) > 1]
     for column in others:
         notes.append(f"{column} is no field of a configuration, yet it varies: rows that differ in it rank as "
