@@ -14,25 +14,27 @@ from ..words import listed
 
 
 @styled
-def throughput(names: list[str], reference: list[list[float]], ours: list[list[float]], shares: list[float], limit: str) -> Figure:
-    """Speed of the plain reference and of this package, a pair of bars a model; and how near that is to the machine's limit.
+def throughput(names: list[str], reference: list[list[float]], ours: list[list[float]], fractions: list[float],
+               limit: str) -> Figure:
+    """Speed of the plain reference and of this package, a pair of bars a model; and how near that is to the limit.
 
-    reference, ours: images per second, round by round; shares: of the limit, in [0, 1]; limit: what it is, in words.
+    reference, ours: images per second, round by round; fractions: of the machine's limit; limit: what it is, in words.
     """
     figure, (left, right) = new_figure(1.6 + 0.75 * len(names), 1, 2, width_ratios=(2.2, 1), sharey=True)
     medians, longest, looks = [], 1.0, architectures(names)
-    for place, (name, theirs, mine, share) in enumerate(zip(names, reference, ours, shares)):
+    for y, (name, theirs, mine, fraction) in enumerate(zip(names, reference, ours, fractions)):
         ratios = np.divide(mine, theirs)
         medians.append(float(np.median(ratios)))
         longest = max(longest, *ratios)
-        left.barh(place - 0.17, 1, 0.3, color="#BBBBBB", label="plain reference" if place == 0 else None)
-        left.barh(place + 0.17, medians[-1], 0.3, color=looks[name].colour)
-        left.plot([min(ratios), max(ratios)], [place + 0.17] * 2, color="black", linewidth=1)
+        left.barh(y - 0.17, 1, 0.3, color="#BBBBBB", label="plain reference" if y == 0 else None)
+        left.barh(y + 0.17, medians[-1], 0.3, color=looks[name].colour)
+        left.plot([min(ratios), max(ratios)], [y + 0.17] * 2, color="black", linewidth=1)
         for offset, end, speed in ((-0.17, 1, np.median(theirs)), (0.17, max(ratios), np.median(mine))):
             text = f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
-            left.annotate(f"{text} images/s", (end, place + offset), (5, 0), textcoords="offset points", va="center", fontsize=8)
-        right.barh(place, share, 0.5, color=looks[name].colour)
-        right.text(share + 0.015, place, f"{share:.0%}", va="center", fontsize=8)
+            left.annotate(f"{text} images/s", (end, y + offset), (5, 0), textcoords="offset points", va="center",
+                          fontsize=8)
+        right.barh(y, fraction, 0.5, color=looks[name].colour)
+        right.text(fraction + 0.015, y, f"{fraction:.0%}", va="center", fontsize=8)
     left.set(xlabel="times the reference's speed, training and validation", xlim=(0, 1.25 * longest))
     left.set_yticks(range(len(names)), [looks[name].label for name in names])
     left.invert_yaxis()
@@ -40,8 +42,8 @@ def throughput(names: list[str], reference: list[list[float]], ours: list[list[f
     percent_ticks(right.xaxis)
     legend_above(left)
     heads = listed(f"{looks[name].label} {ratio:.1f}" for name, ratio in zip(names, medians))
-    return titled(figure, f"times as fast as the plain reference: {heads}",
-                   f"Coloured: this package. Bars: medians of the rounds' ratios; black lines: lowest to highest. Matrix rate: {limit}.")
+    note = "Coloured: this package. Bars: medians of the rounds' ratios; black lines: lowest to highest. Matrix rate: "
+    return titled(figure, f"times as fast as the plain reference: {heads}", f"{note}{limit}.")
 
 
 def spread(values: list[float], digits: int = 2) -> str:
@@ -53,21 +55,24 @@ def spread(values: list[float], digits: int = 2) -> str:
 def limit_share(results: dict, model: str) -> float:
     """The part of the machine's measured matrix rate, in the precision used, that our training and validation reach."""
     found = results["models"][model]
-    return statistics.median(found["images_per_second"]["ours"]) * found["gflop_per_image"] / results["limits"][found["precision"]]
+    reached = statistics.median(found["images_per_second"]["ours"]) * found["gflop_per_image"]
+    return reached / results["limits"][found["precision"]]
 
 
 def machine_table(results: dict) -> pandas.DataFrame:
     """What the measurements were taken on, and its limits."""
     where, machine = results["conditions"], results["limits"]
-    rows = {**where, "fp32, GFLOP/s": f"{machine['fp32']:,.0f}", "bf16, GFLOP/s": f"{machine['bf16']:,.0f}", "copy, GB/s": f"{machine['copy']:.1f}"}
+    rows = {**where, "fp32, GFLOP/s": f"{machine['fp32']:,.0f}", "bf16, GFLOP/s": f"{machine['bf16']:,.0f}",
+            "copy, GB/s": f"{machine['copy']:.1f}"}
     return pandas.DataFrame.from_dict(rows, orient="index", columns=["this machine"])
 
 
 def table(results: dict) -> pandas.DataFrame:
-    """A row a model: images per second of both ways, ratio, share of the machine's limit, share of the loader, waits."""
+    """A row a model: images per second of both ways, ratio, fraction of the machine's limit, loader's part, waits."""
     rows = {model: {"reference, img/s": spread(found["images_per_second"]["reference"], 1),
                     "ours, img/s": spread(found["images_per_second"]["ours"], 1), "ratio": spread(found["ratio"]),
-                    "of the matrix rate": f"{limit_share(results, model):.0%}", "loader": f"{found['loader_share']:.1%}",
+                    "of the matrix rate": f"{limit_share(results, model):.0%}",
+                    "loader": f"{found['loader_share']:.1%}",
                     "waits an epoch": "" if found["waits_per_epoch"] is None else str(found["waits_per_epoch"])}
             for model, found in results["models"].items()}
     frame = pandas.DataFrame.from_dict(rows, orient="index")
@@ -78,24 +83,28 @@ def readme_section(results: dict) -> str:
     """The measurements as Markdown, with their conditions."""
     frame, where, machine = table(results), results["conditions"], results["limits"]
     models = markdown([{"model": f"`{model}`", **row} for model, row in frame.to_dict("index").items()])
-    together = "; ".join(f"{way['runs']} x {way['threads']}: {way['images_per_second']:,.0f}" for way in results["at_once"]["ways"])
+    together = "; ".join(f"{way['runs']} x {way['threads']}: {way['images_per_second']:,.0f}"
+                         for way in results["at_once"]["ways"])
     start = results["start_up"]
     ratio = statistics.median(start["tiny_run"]) / statistics.median(start["imports"])
     forked = (f" Forked from a warm process, as a grid's are, it takes {spread(start['warm'], 1)} s, "
               f"{statistics.median(start['warm']) / statistics.median(start['tiny_run']):.0%} of that."
               if "warm" in start else "")
-    sizes = listed(f"{found['images']:,} images ({model}, in batches of {found['batch_size']})" for model, found in results["models"].items())
+    sizes = listed(f"{found['images']:,} images ({model}, in batches of {found['batch_size']})"
+                   for model, found in results["models"].items())
     used = sorted({found["precision"] for found in results["models"].values()})
     return "\n".join([
-        f"**Conditions:** {where['device']}, {where['cores']} cores, torch {where['torch']}, {where['dataset']}, ours in {' and '.join(used)}; "
-        f"{where['date']}, commit {where['commit']}. Its limits: {machine['fp32']:,.0f} GFLOP/s in fp32, {machine['bf16']:,.0f} in bf16, "
-        f"copies at {machine['copy']:.1f} GB/s.", "", models, "",
-        "Images per second: training images divided by the seconds of training and validation, median of the rounds (lowest to highest). The "
-        "share of the matrix rate counts only multiplications that are carried out, not those that our convolutions save. Loader: the share of "
+        f"**Conditions:** {where['device']}, {where['cores']} cores, torch {where['torch']}, {where['dataset']}, ours "
+        f"in {' and '.join(used)}; {where['date']}, commit {where['commit']}. Its limits: {machine['fp32']:,.0f} "
+        f"GFLOP/s in fp32, {machine['bf16']:,.0f} in bf16, copies at {machine['copy']:.1f} GB/s.", "", models, "",
+        "Images per second: training images divided by the seconds of training and validation, median of the rounds "
+        "(lowest to highest). The share of the matrix rate counts only multiplications that are carried out, not those "
+        "that our convolutions save. Loader: the share of "
         f"a training epoch spent on drawing, augmenting and normalizing the images. A round trains {sizes}.", "",
-        f"- **Runs at a time x threads of each**, {results['at_once']['model']}, images per second together: {together}.",
-        f"- **Start-up:** a tiny run through papermill takes {spread(start['tiny_run'], 1)} s, a notebook that only imports "
-        f"{spread(start['imports'], 1)} s: {ratio:.2f} times.{forked}",
+        f"- **Runs at a time x threads of each**, {results['at_once']['model']}, images per second together: "
+        f"{together}.",
+        f"- **Start-up:** a tiny run through papermill takes {spread(start['tiny_run'], 1)} s, a notebook that only "
+        f"imports {spread(start['imports'], 1)} s: {ratio:.2f} times.{forked}",
     ])
 
 
@@ -103,7 +112,8 @@ def chart(results: dict) -> Figure:
     """The measurements as figures.throughput draws them."""
     found = results["models"]
     speeds = [[model["images_per_second"][way] for model in found.values()] for way in ("reference", "ours")]
-    rates = [f"{results['limits'][kind]:,.0f} GFLOP/s in {kind}" for kind in sorted({model["precision"] for model in found.values()})]
+    used = sorted({model["precision"] for model in found.values()})
+    rates = [f"{results['limits'][kind]:,.0f} GFLOP/s in {kind}" for kind in used]
     return throughput(list(found), *speeds, [limit_share(results, model) for model in found], listed(rates))
 
 

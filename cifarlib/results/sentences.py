@@ -154,9 +154,9 @@ def _two_sided(table: Table, model: str) -> list[str]:
             better, other = (True, False) if is_switch(rows[knob].dropna()) else values
             gains = pairs(table, model, knob, better, other)["gain"]
             if len(gains):
+                often = f" (median) and helps in {(gains > 0).sum()} of {len(gains)} pairs" if len(gains) > 1 else ""
                 lines.append(f"**{label(knob).capitalize()}:** all else equal, {shown(knob, better)} instead of "
-                             f"{shown(knob, other)} brings {signed(gains.median())} points (median) and helps in "
-                             f"{(gains > 0).sum()} of {counted(len(gains), 'pair')}.")
+                             f"{shown(knob, other)} brings {signed(gains.median())} points{often}.")
     return lines
 
 

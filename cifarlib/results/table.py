@@ -23,6 +23,7 @@ KNOBS = sorted(PUBLISHED_KNOBS, key=lambda name: (float, str, bool).index(FIELDS
 NEEDED = ("Modelname", "Full_Modelname", *KNOBS, "test_accuracy_best_val_acc", "test_per_class_accuracy_best_val_acc")
 TEXT = ("study", "run", "Modelname", "Full_Modelname", "data_fingerprint")  # even where it looks like a number
 MEASURED = ("seconds", "parameters", "test_images")
+SOURCE = "model_source"  # a digest of the user's file: two versions of a network are two configurations
 # What beside fields and metrics every table may have: it tells no configurations apart.
 BOOKKEEPING = (*TEXT, *MEASURED, "Group", "status", "shared_with", "error", "commit", "epochs_run", "precision",
                "device", "train_images", "val_images", *(f"epoch_{checkpoint}" for checkpoint in CHECKPOINTS))
@@ -119,10 +120,10 @@ class Table:
 
 def read_table(path: str | Path, rank_by: str = "auto", study: str = "") -> Table:
     """Read runs.csv (or a folder that holds one) or a table in the published format, and check it; see check_table."""
-    place = project_path(path)
-    place = place / TABLE if place.is_dir() else place
+    file = project_path(path)
+    file = file / TABLE if file.is_dir() else file
     try:
-        frame = pd.read_csv(place, dtype=dict.fromkeys(TEXT, "str"), skipinitialspace=True)
+        frame = pd.read_csv(file, dtype=dict.fromkeys(TEXT, "str"), skipinitialspace=True)
     except FileNotFoundError:
         message = f"{path}: no table of runs; expected a CSV such as executed/STUDY/runs.csv; run a study first"
         raise InputError(message) from None
@@ -130,8 +131,8 @@ def read_table(path: str | Path, rank_by: str = "auto", study: str = "") -> Tabl
         raise InputError(f"{path}: the table is empty; expected a header and a row for each run") from None
     except (OSError, UnicodeDecodeError, pd.errors.ParserError) as error:
         raise InputError(f"{path}: not a readable CSV ({str(error).strip()}); expected a table of runs") from None
-    name = place.resolve().parent.name if place.name == TABLE else place.stem
-    return check_table(frame, rank_by, study, place.parent, name)
+    name = file.resolve().parent.name if file.name == TABLE else file.stem
+    return check_table(frame, rank_by, study, file.parent, name)
 
 
 def check_table(frame: pd.DataFrame, rank_by: str = "auto", study: str = "", folder: Path = Path("."),
@@ -244,7 +245,9 @@ def _fields(frame: pd.DataFrame, configs: pd.Series, notes: list[str]) -> list[s
 
     known = [name for name in [*CONDITIONS, *Config.names_of("knob"), "model_args"]
              if name in frame and (name in CONDITIONS or not left_to_protocol(name))]
-    others = [column for column in frame if column not in (*FIELDS, *BOOKKEEPING, *metrics(frame))
+    if SOURCE in frame and frame.groupby("Modelname")[SOURCE].nunique(dropna=False).max() > 1:
+        known.append(SOURCE)
+    others = [column for column in frame if column not in (*FIELDS, *BOOKKEEPING, SOURCE, *metrics(frame))
               and frame[column].nunique(dropna=False) > 1]
     for column in others:
         notes.append(f"{column} is no field of a configuration, yet it varies: rows that differ in it rank as "
@@ -366,9 +369,9 @@ def _main(rows: pd.DataFrame, looks: dict[str, Architecture], notes: list[str]) 
         main[group.index] = group["condition"] == group.groupby("condition")["experiment"].nunique().idxmax()
         ours, others = group[main[group.index]].iloc[0], group[~main[group.index]]
         if len(others):
-            differing = [name for name in conditions if (others[name] != ours[name]).any()]
-            how = "; ".join(f"{label(name)} {' or '.join(shown(name, value) for value in others[name].unique())}, "
-                            f"not {shown(name, ours[name])}" for name in differing)
+            unlike = {name: others.loc[others[name] != ours[name], name].unique() for name in conditions}
+            how = "; ".join(f"{label(name)} {' or '.join(shown(name, value) for value in values)}, "
+                            f"not {shown(name, ours[name])}" for name, values in unlike.items() if len(values))
             notes.append(f"{looks[model].label}: {counted(len(others), 'row')} under other conditions ({how}) do not "
                          f"enter the ranking: {some(others['name'])}.")
     return main

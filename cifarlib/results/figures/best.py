@@ -24,11 +24,8 @@ def top5(table: Table, model: str) -> Figure:
 def overall_top5(table: Table) -> Figure:
     """The best run of each model."""
     best = ranking.overall(table)
-    name = table.looks[best["model"].iloc[0]].label
-    title = f"the only model, {name}, reaches {percent(best['test'].iloc[0])}"
-    if len(best) > 1:
-        title = f"{name} ranks first by {table.score}; {gap_sentence(table, best.iloc[0], best.iloc[1])}"
-    return _bars(table, best, title)
+    title = f"the only model, {table.looks[best['model'].iloc[0]].label}, reaches {percent(best['test'].iloc[0])}"
+    return _bars(table, best, gap_sentence(table, best.iloc[0], best.iloc[1]) if len(best) > 1 else title)
 
 
 def _bars(table: Table, best: pd.DataFrame, title: str) -> Figure:

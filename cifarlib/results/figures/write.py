@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ...parts import ARCHITECTURES, architectures
+from ...parts import ARCHITECTURES
 from .. import ranking
 from ..table import Table
 from . import best, knobs, one_run
@@ -23,8 +23,8 @@ KINDS = (*PER_MODEL, "wrong", *PER_TABLE, "comparison")
 def write_figures(table: Table, folder: str | Path, *kinds: str, images=None, other: Table | None = None) -> list[Path]:
     """Write the figures of the given kinds (default: all of KINDS) as PNG and SVG; returns the PNGs' paths.
 
-    Prints a line for figures that the table gives no ground for, and removes their files of an earlier table. images:
-    what confidently_wrong takes; other: the table to compare with.
+    Prints a line for figures that the table gives no ground for, and removes their files of an earlier table, those of
+    other architectures too. images: what confidently_wrong takes; other: the table to compare with.
     """
     written, left_out = [], {}
     for kind in kinds or KINDS:
@@ -33,11 +33,18 @@ def write_figures(table: Table, folder: str | Path, *kinds: str, images=None, ot
                 written.append(save(drawn, folder, name))
                 continue
             left_out.setdefault(drawn, []).append(name)
-            for suffix in ("png", "svg"):
-                (Path(folder) / f"{name}.{suffix}").unlink(missing_ok=True)
+            _remove(folder, name)
+    for model in ARCHITECTURES.keys() - table.looks.keys():
+        for kind in kinds or KINDS:
+            _remove(folder, f"{model}_{kind}")
     for reason, names in left_out.items():
         print(f"Left out: {', '.join(names)} ({reason}).")
     return written
+
+
+def _remove(folder: str | Path, name: str) -> None:
+    for suffix in ("png", "svg"):
+        (Path(folder) / f"{name}.{suffix}").unlink(missing_ok=True)
 
 
 def _drawn(table: Table, kind: str, images, other: Table | None) -> Iterator[tuple[str, Figure | str]]:
@@ -48,7 +55,7 @@ def _drawn(table: Table, kind: str, images, other: Table | None) -> Iterator[tup
         yield kind, PER_TABLE[kind](table) if len(ranking.ranked(table)) else "no run in this table can be ranked"
     else:
         draw = partial(one_run.confidently_wrong, images=images) if kind == "wrong" else PER_MODEL[kind]
-        for model, row in architectures([*ARCHITECTURES, *table.looks]).items():
+        for model, look in table.looks.items():
             any_ranked = len(ranking.ranked(table, model)) > 0
-            drawn = draw(table, model) if any_ranked else f"no ranked {row.label} run in this table"
+            drawn = draw(table, model) if any_ranked else f"no ranked {look.label} run in this table"
             yield f"{table.stem(model)}_{kind}", drawn
