@@ -123,18 +123,16 @@ def test_weights_start_as_torch_starts_them(name):
 
 
 @pytest.mark.parametrize("name, model_args, parameters", [
-    ("cnn", {"hidden": [32], "dropout": 0.0}, None), ("cnn", {"channels": [4, 5, 6, 7, 8, 9]}, None),
+    ("cnn", {"channels": [4] * 6, "hidden": [32], "dropout": 0.0}, 112 + 5 * 148 + 6 * 8 + 64 * 32 + 32 + 330),
     ("resnet", {"stem": "3x3"}, 11_173_962 + 4_800),  # as it is known, and biases of the convolutions
+    ("resnet", {"widths": (8, 16), "depths": (1, 3)}, None),
     ("vgg", {"depth": 11}, 9_231_114), ("vgg", {"depth": 13}, 9_416_010), ("vgg", {"depth": 19}, 20_040_522),
-    ("resnet", {"widths": [8, 16], "depths": [1, 3]}, None),
-    ("resnet", {"widths": (8, 8, 8), "depths": (1, 1, 1)}, None),
     ("vit", {"patch": 2, "dim": 12, "depth": 1, "heads": 3, "head_dim": 5, "mlp_dim": 7},
      12 + 12 + (12 * 12 + 12) + 24 + 24 + 12 * 45 + 15 * 12 + 24 + (12 * 7 + 7) + (7 * 12 + 12) + 24 + (12 * 10 + 10)),
 ])
 def test_model_args(name, model_args, parameters):
     model = build_model(Config(model=name, model_args=model_args))
-    assert model.eval()(torch.randn(2, 3, 32, 32)).shape == (2, 10)
-    assert parameters is None or count_parameters(model) == parameters
+    assert parameters in (None, count_parameters(model))
 
 
 def test_the_sizes_are_the_models_own_parameters():
@@ -240,19 +238,20 @@ def test_published_sizes_in_float(published, name, theirs):
 
 
 # Padding up to half the kernel, as wherever a convolution pads; with more, some outputs see nothing of the map.
-CONVOLUTIONS = [(size, kernel, stride, pad)
+CONVOLUTIONS = [((size, size), kernel, stride, pad)
                 for size, kernel, stride, pad in itertools.product(range(1, 9), (1, 3, 5, 7), (1, 2, 3), range(4))
                 if pad <= kernel // 2 and size + 2 * pad >= kernel]
+OBLONG = [((1, 4), 3, 1, 1), ((4, 1), 3, 1, 1), ((8, 4), 3, 2, 1), ((5, 8), 3, 2, 1)]
 
 
 def test_small_map_convolution_is_the_whole_one():
     smaller = 0
-    for size, kernel, stride, pad in CONVOLUTIONS:
+    for size, kernel, stride, pad in CONVOLUTIONS + OBLONG:
         ours = Conv2d(2, 3, kernel, stride, pad).double()
         results = []
         for function in (ours, lambda x: F.conv2d(x, ours.weight, ours.bias, stride, pad)):
-            random = torch.Generator().manual_seed(size)
-            maps = torch.randn(2, 2, size, size, dtype=torch.float64, generator=random, requires_grad=True)
+            random = torch.Generator().manual_seed(1)
+            maps = torch.randn(2, 2, *size, dtype=torch.float64, generator=random, requires_grad=True)
             output = function(maps)
             ours.zero_grad()
             output.square().sum().backward()
@@ -260,12 +259,6 @@ def test_small_map_convolution_is_the_whole_one():
         torch.testing.assert_close(*results, msg=lambda text: f"{size=} {kernel=} {stride=} {pad=}: {text}")
         smaller += bool((results[0][2] == 0).all(dim=(0, 1)).any())
     assert smaller > 20  # of the cases had kernel weights to leave out
-
-
-@pytest.mark.parametrize("maps, stride", [((2, 2, 1, 4), 1), ((2, 2, 4, 1), 1), ((2, 2, 8, 4), 2), ((2, 2, 5, 8), 2)])
-def test_small_map_convolution_of_oblong_maps(maps, stride):
-    layer, x = Conv2d(2, 3, 3, stride, 1).double(), torch.randn(*maps, dtype=torch.float64)
-    torch.testing.assert_close(layer(x), F.conv2d(x, layer.weight, layer.bias, stride, 1))
 
 
 def test_maps_and_gradients_stay_channels_last(published):
