@@ -1,4 +1,4 @@
-"""The models: published sizes and order of layers; what other implementations compute with the same weights."""
+"""The models: published sizes; what other implementations compute with the same weights."""
 
 import copy
 import inspect
@@ -28,56 +28,26 @@ LEAVES = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.LayerNorm)
 
 @pytest.fixture(scope="module")
 def published():
-    """The three models at their published sizes."""
+    """The models at their published sizes."""
     return {name: build_model(Config(model=name)) for name in MODELS}
 
 
-def leaves(model, images=None):
+def leaves(model):
     """The layers that have weights, in the order in which they run."""
     ran = []
     hooks = [m.register_forward_hook(lambda m, *_: ran.append(m)) for m in model.modules() if isinstance(m, LEAVES)]
     with torch.no_grad():
-        model(torch.zeros(2, 3, 32, 32, dtype=next(model.parameters()).dtype) if images is None else images)
+        model(torch.zeros(2, 3, 32, 32, dtype=next(model.parameters()).dtype))
     for hook in hooks:
         hook.remove()
     return ran
 
 
-def shape(layer):
-    """E.g. conv 64 3 7 7 +bias."""
-    kinds = {nn.Conv2d: "conv", nn.BatchNorm2d: "norm", nn.LayerNorm: "norm", nn.Linear: "linear"}
-    kind = next(name for cls, name in kinds.items() if isinstance(layer, cls))
-    return " ".join([kind, *map(str, layer.weight.shape), *["+bias"] * (layer.bias is not None)])
-
-
-def conv(inside, outside):
-    return [f"conv {outside} {inside} 3 3 +bias", f"norm {outside} +bias"]
-
-
-def linear(inside, outside, bias=" +bias"):
-    return f"linear {outside} {inside}{bias}"
-
-
-PUBLISHED = {  # parameters; of those that no other implementation is compared with, layers in the published order
-    "cnn": (13_243_146, [
-        *conv(3, 48), *conv(48, 96), *conv(96, 192), *conv(192, 256), *conv(256, 512), *conv(512, 512),
-        linear(8192, 1024), linear(1024, 512), linear(512, 256), linear(256, 10)]),
-    "resnet": (11_186_442, None),
-    "vgg": (14_728_266, None),
-    "vit": (92_502_122, [
-        "norm 48 +bias", linear(48, 2048), "norm 2048 +bias",
-        *["norm 2048 +bias", linear(2048, 3 * 6 * 64, ""), linear(6 * 64, 2048, ""),
-          "norm 2048 +bias", linear(2048, 2048), linear(2048, 2048)] * 8,
-        "norm 2048 +bias", linear(2048, 10)]),
-}
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_published_sizes_and_order_of_layers(published, name):
-    parameters, layers = PUBLISHED[name]
+@pytest.mark.parametrize("name, parameters", [
+    ("cnn", 13_243_146), ("resnet", 11_186_442), ("vgg", 14_728_266), ("vit", 92_502_122)])
+def test_published_sizes(published, name, parameters):
     ran = leaves(published[name].eval())
     assert count_parameters(published[name]) == parameters
-    assert layers is None or [shape(layer) for layer in ran] == layers
     assert sum(p.numel() for layer in ran for p in layer.parameters()) == parameters  # nothing has weights but these
 
 
