@@ -41,7 +41,7 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return f"cuda: {torch.cuda.get_device_name(device)}"
     if device.type == "mps":
-        return f"mps: {platform.processor() or platform.machine()}"
+        return f"mps: {_processor()}"
     threads = torch.get_num_threads()
     return f"cpu: {_processor()}, {threads} thread{'s' * (threads != 1)}"
 

@@ -1,8 +1,4 @@
-"""The optimizers against torch's own, and against what a step should be."""
-
-import subprocess
-import sys
-from pathlib import Path
+"""The optimizers against torch's own."""
 
 import pytest
 import torch
@@ -10,7 +6,7 @@ from conftest import tiny
 from torch import nn
 
 from cifarlib.models import build_model
-from cifarlib.training.optimizers import AdamW, Muon, muon, sgd
+from cifarlib.training.optimizers import Muon, adamw, muon, sgd
 
 LR = 0.01
 LATER = 0.003  # as a schedule sets it
@@ -22,9 +18,9 @@ def weights(*shapes):
     return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
 
 
-def descend(params, optimizer, steps=range(6)):
+def descend(params, optimizer):
     """Steps on random gradients, which become smaller, where amsgrad tells; the learning rate falls after the third."""
-    for step in steps:
+    for step in range(6):
         generator = torch.Generator().manual_seed(step)
         for group in optimizer.param_groups:
             group["lr"] = LR if step < 3 else LATER
@@ -39,21 +35,16 @@ def test_adamw_gives_the_weights_of_torchs_bit_for_bit():
     found, wanted = (list(model.parameters()) for model in models)
     mine, theirs = ([{"params": params[::2], "weight_decay": 0.1}, {"params": params[1::2], "weight_decay": 0.0}]
                     for params in (found, wanted))
-    descend(found, AdamW(mine, LR))
+    descend(found, adamw(mine, tiny()))
     descend(wanted, torch.optim.AdamW(theirs, LR, amsgrad=True, fused=True))
     assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.8])
-def test_sgd_looks_ahead_along_its_momentum_and_decays_by_the_gradient(momentum):
+def test_sgd_is_torchs(momentum):
     (found,), (wanted,) = weights((3, 4)), weights((3, 4))
     descend([found], sgd([{"params": [found], "weight_decay": 0.1}], tiny(optimizer="sgd", momentum=momentum)))
-    velocity = torch.zeros(3, 4)
-    with torch.no_grad():
-        for step in range(6):
-            gradient = torch.randn(3, 4, generator=torch.Generator().manual_seed(step)) / (1 + step) + 0.1 * wanted
-            velocity = momentum * velocity + gradient
-            wanted -= (LR if step < 3 else LATER) * (gradient + momentum * velocity)
+    descend([wanted], torch.optim.SGD([wanted], LR, momentum, weight_decay=0.1, nesterov=momentum > 0))
     torch.testing.assert_close(found, wanted)
 
 
@@ -76,25 +67,9 @@ def test_muon_takes_a_kernel_for_the_matrix_of_its_flattened_filters(memory_form
     torch.testing.assert_close(kernel.flatten(1), flat)
 
 
-@pytest.mark.parametrize("shape", [(64, 64), (20, 300), (300, 20), (32, 16, 3, 3)])
-def test_muon_steps_are_as_large_as_adamws(shape):
-    """The root mean square of a step is 0.2 learning rates, whatever the shape: what those of AdamW come to."""
-    (p,), (before,) = weights(shape), weights(shape)
-    descend([p], Muon([{"params": [p], "weight_decay": 0.0}], LR, 0.9, torch.float32), range(1))
-    assert (p - before).detach().square().mean().sqrt() / LR == pytest.approx(0.2, rel=0.25)
-
-
 def test_muon_leaves_vectors_to_adamw():
     found, wanted = weights((6, 3, 3, 3), (6,), (4, 6), (4,)), weights((6, 3, 3, 3), (6,), (4, 6), (4,))
     groups = [[{"params": params, "weight_decay": 0.1}] for params in (found, wanted)]
     descend(found, muon(groups[0], tiny(optimizer="muon")))
-    descend(wanted, AdamW(groups[1], LR))
+    descend(wanted, adamw(groups[1], tiny()))
     assert [torch.equal(one, other) for one, other in zip(found, wanted)] == [False, True, False, True]
-
-
-def test_training_imports_neither_torchs_compiler_nor_torchvision():
-    code = ("import sys; from conftest import tiny; from cifarlib import build_model, fit, load_cifar10; "
-            "config = tiny('resnet'); fit(build_model(config), load_cifar10(config), config); "
-            "sys.exit(' '.join({'torch._dynamo', 'torchvision'} & sys.modules.keys()) or 0)")
-    ended = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import tiny
 
-from cifarlib import Config, InputError, build_model, evaluate, fit
+from cifarlib import InputError, build_model, evaluate, fit
 from cifarlib.parts import architectures
 from cifarlib.runs.record import write_failure
 from cifarlib.training.finish import finish_run
@@ -86,6 +86,7 @@ def own(**changes):
 def test_a_network_from_a_file_is_trained_kept_and_named(changes, project, load):
     config, folder = own(**changes), project / "run"
     splits, model = load(config), build_model(config)
+    assert not model.features[1].running_mean.any()  # as if it had never seen an image
     before = {name: value.clone() for name, value in model.state_dict().items()}
     record = finish_run(model, splits, config, folder, fit(model, splits, config, folder))
     moved = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
@@ -126,19 +127,15 @@ def test_a_changed_file_is_another_run(finished, published, project, load):
     assert "GELU" in (folder / "my_nets.py").read_text()
 
 
-def test_the_command_trains_it_and_refuses_it_changed(project):
+def test_the_command_trains_it(project):
     command = [sys.executable, "-m", "cifarlib", "train", "--model", "my_nets.py:SmallNet", "--wandb_mode", "disabled",
                "--dataset", "synthetic", "--device", "cpu", "--epochs", "1", "--batch_size", "16",
                "--limit_train", "32", "--limit_val", "32", "--limit_test", "32"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    folder = project / done.stdout.splitlines()[-1]
-    record = json.loads((folder / "record.json").read_text())
-    assert folder.name.startswith("SmallNet_aug_False_")
+    record = json.loads((project / done.stdout.splitlines()[-1] / "record.json").read_text())
     assert (record["status"], record["model_file"]) == ("done", "my_nets.py")
-    (project / "my_nets.py").write_text(SMALL_NET + "# changed")
-    refused = subprocess.run(command, capture_output=True, text=True)
-    assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "another my_nets.py" in refused.stderr
+    assert record["name"].startswith("SmallNet_aug_False_")
 
 
 @pytest.mark.parametrize("model, model_args, parameters", [
@@ -149,13 +146,6 @@ def test_the_command_trains_it_and_refuses_it_changed(project):
 def test_classes_and_functions_of_packages(model, model_args, parameters):
     network = build_model(own(model=model, model_args=model_args))
     assert network.training and sum(p.numel() for p in network.parameters()) == parameters
-
-
-def test_weights_depend_on_the_seed_alone():
-    first, again, other = (build_model(own(seed=seed)).state_dict() for seed in (100, 100, 101))
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["head.weight"], other["head.weight"])
-    assert not first["features.1.running_mean"].any()  # as if it had never seen an image
 
 
 @pytest.mark.parametrize("model, model_args, said", [
@@ -199,4 +189,3 @@ def test_it_has_a_name_a_colour_and_a_marker_of_its_own():
     rows = architectures(["my_nets.py:SmallNet", "resnet", "torchvision.models:resnet18", "vgg"])
     assert [row.label for row in rows.values()] == ["ResNet", "VGG", "SmallNet", "resnet18"]
     assert len({row.colour for row in rows.values()}) == len({row.marker for row in rows.values()}) == 4
-    assert Config(model="my_nets.py:SmallNet").run_name.startswith("SmallNet_")

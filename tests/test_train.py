@@ -1,6 +1,5 @@
 """Training against a plain loop; the same numbers after any interruption; checkpoints, early stopping, bad folders."""
 
-import itertools
 import json
 import math
 import os
@@ -15,21 +14,21 @@ import torch.nn.functional as F
 from conftest import tiny
 from torch import nn
 
-from cifarlib import Config, InputError, build_model, evaluate, evaluate_checkpoints, fit
+from cifarlib import InputError, build_model, evaluate, evaluate_checkpoints, fit
 from cifarlib import device, files
 from cifarlib.data import augment
 from cifarlib.runs import record
 from cifarlib.training import checkpoint, finish, loop, recipe
 from cifarlib.config import CHECKPOINTS
 from cifarlib.errors import OtherMachine
-from cifarlib.parts import CIFAR10_CLASSES as CLASSES, OPTIMIZERS
+from cifarlib.parts import CIFAR10_CLASSES as CLASSES, OPTIMIZERS, PROTOCOLS
 from cifarlib.runs.history import History
+from cifarlib.runs.stop import SIGNALS
 from cifarlib.training.metrics import Scores
 from cifarlib.training.finish import finish_run
 from cifarlib.training.schedule import lr_at
 
 MODELS = ["cnn", "resnet", "vit"]
-PROTOCOLS = ["corrected", "published"]
 THOROUGH = checkpoint.EVERY_EPOCH  # before a test changes it
 
 
@@ -69,7 +68,7 @@ def assert_same_run(folder, other):
 # What training computes.
 
 def plain_training(config, splits):
-    """The run as plain code with torch's own optimizer and schedulers; (rows of loss and accuracy, the model)."""
+    """The run as plain code with torch's own optimizer; (rows of loss and accuracy, the model)."""
     published, model = config.protocol == "published", build_model(config).to(memory_format=torch.channels_last)
     decayed = [m.weight for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     others = [p for p in model.parameters() if all(p is not q for q in decayed)]
@@ -79,10 +78,6 @@ def plain_training(config, splits):
         optimizer = torch.optim.SGD(groups, **rates, momentum=config.momentum, nesterov=True)
     else:
         optimizer = torch.optim.AdamW(groups, **rates, amsgrad=True, fused=True)
-    schedules, half_period = torch.optim.lr_scheduler, 10 if published else config.epochs
-    scheduler = {"exponential": lambda: schedules.ExponentialLR(optimizer, config.gamma),
-                 "step": lambda: schedules.StepLR(optimizer, 3, config.gamma),
-                 "cosine": lambda: schedules.CosineAnnealingLR(optimizer, half_period)}[config.scheduler]()
 
     def loss_of(images, labels):
         outputs = model(augment.normalize(images, splits.train))
@@ -97,6 +92,8 @@ def plain_training(config, splits):
         order = torch.randperm(len(splits.train), generator=generator)
         augmentations = augment.sample_parameters(len(splits.train), generator)
         torch.manual_seed(config.seed * 1_000_003 + epoch)
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(config, epoch)
         model.train()
         total = right = 0
         for batch in torch.arange(len(order)).split(config.batch_size):
@@ -109,8 +106,6 @@ def plain_training(config, splits):
             minimized.backward()
             optimizer.step()
             total, right = total + loss.item() * len(images), right + hits
-        for _ in range(2 if published else 1):
-            scheduler.step()
         with torch.no_grad():
             model.eval()
             _, loss, hits = loss_of(splits.validation.images, splits.validation.labels)
@@ -120,9 +115,7 @@ def plain_training(config, splits):
 
 
 @pytest.mark.parametrize("changes", [
-    {"scheduler": "exponential"}, {"scheduler": "exponential", "augmentation": True},
-    {"scheduler": "step", "augmentation": True}, {"augmentation": True},
-    {"optimizer": "sgd", "momentum": 0.8, "label_smoothing": 0.2},
+    {"scheduler": "exponential"}, {"augmentation": True}, {"optimizer": "sgd", "momentum": 0.8, "label_smoothing": 0.2},
 ], ids=lambda changes: "-".join(map(str, changes.values())))
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("model", MODELS)
@@ -153,10 +146,7 @@ def recipe_of(config, load):
             "schedule_steps": [step, exponential], "cosine_period": cosine}
 
 
-RECIPE = ("split", "normalization", "decayed", "softmax_in_loss", "schedule_steps", "cosine_period")
-
-
-@pytest.mark.parametrize("name", RECIPE)
+@pytest.mark.parametrize("name", PROTOCOLS["published"])
 def test_each_difference_of_the_published_protocol_alone(name, load):
     corrected = tiny("cnn", epochs=8, gamma=0.5)
     published = corrected.replace(protocol="published")
@@ -166,48 +156,6 @@ def test_each_difference_of_the_published_protocol_alone(name, load):
     assert after[name] == wanted[name] or name == "cosine_period"  # whose steps are half as many here
     mended = {name: getattr(corrected, name)}
     assert published.replace(**mended).to_dict() == {**published.to_dict(), **mended}
-
-
-def test_what_is_set_wins_over_the_protocol_and_the_record_has_it(load, tmp_path):
-    config = tiny("cnn", protocol="published", decayed="matrices", cosine_period=7, epochs=1)
-    splits, model = load(config), build_model(config)
-    settings = finish_run(model, splits, config, tmp_path, fit(model, splits, config, tmp_path))["config"]
-    assert [settings[name] for name in RECIPE] == ["published", "imagenet", "matrices", True, 2, 7]
-
-
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("model", MODELS)
-def test_weight_decay(model, protocol):
-    config = tiny(model, protocol=protocol, weight_decay=0.25)
-    network = build_model(config)
-    groups = recipe.make_optimizer(network, config).param_groups
-    assert {group["lr"] for group in groups} == {config.learning_rate}
-    decay = {p: group["weight_decay"] for group in groups for p in group["params"]}
-    for module in network.modules():
-        for name, p in module.named_parameters(recurse=False):
-            matrix = name == "weight" and isinstance(module, (nn.Conv2d, nn.Linear))
-            assert decay[p] == (0.25 if matrix or protocol == "published" else 0)
-
-
-def test_losses():
-    """The published CNN's can't fall below log(9 + e) - 1 = 1.46, however sure it is; only training smooths labels."""
-    logits, labels = 1000.0 * F.one_hot(torch.arange(10), 10).bfloat16(), torch.arange(10)
-    for model, protocol in itertools.product(MODELS, PROTOCOLS):
-        config = Config(model=model, protocol=protocol, label_smoothing=0.1)
-        least, smoothed = (math.log(9 + math.e) - 1, 0.09) if (model, protocol) == ("cnn", "published") else (0, 90)
-        losses = recipe.evaluation_loss(logits, labels, config), recipe.training_loss(logits, labels, config)
-        assert [loss.dtype for loss in losses] == [torch.float32] * 2  # also of bf16 logits
-        assert [loss.item() for loss in losses] == pytest.approx([least, least + smoothed])
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_learns(model, load):
-    """Forty images by heart."""
-    config = tiny(model, limit_train=40, epochs=25, batch_size=20, weight_decay=0.0, model_args={
-        "cnn": {"channels": [8] * 6, "hidden": [32], "dropout": 0.0}, "resnet": {"widths": [16] * 3, "depths": [1] * 3},
-        "vit": {"patch": 8, "dim": 32, "depth": 1, "heads": 2, "head_dim": 16, "mlp_dim": 32}}[model])
-    history, _ = run(config, load(config))
-    assert history.last["train_accuracy"] > 0.9, history.last["train_accuracy"]
 
 
 @pytest.mark.parametrize("count, used", [(16, 16), (17, 16), (18, 18), (33, 32)])
@@ -263,23 +211,11 @@ def test_same_run_whatever_came_before(model, load):
     torch.rand(7)
     run(tiny("cnn", seed=5), splits)
     generator = torch.get_rng_state()
-    again, other_state = run(config, splits)
-    assert numbers(again) == numbers(history) and same(other_state, state)
+    model = build_model(config)
+    evaluate(model.eval(), splits.test, config)
+    again = fit(model, splits, config)
+    assert numbers(again) == numbers(history) and same(weights(model), state)
     assert torch.equal(torch.get_rng_state(), generator) and torch.equal(splits.train.images, images)
-
-
-def test_other_seed_other_run(load):
-    one, other = (tiny("cnn", seed=seed, augmentation=True) for seed in (100, 101))
-    assert numbers(run(one, load(one))[0]) != numbers(run(other, load(one))[0])
-    model = build_model(one)  # the same weights to start from: order and augmentation differ
-    history = fit(model, load(one), other)
-    assert numbers(history) != numbers(run(one, load(one))[0])
-
-
-def test_epochs_differ_in_order_and_dropout(load):
-    """With a rate too small to change a weight, epochs differ by their random numbers."""
-    config = tiny("cnn", learning_rate=1e-30, weight_decay=0.0, epochs=3)
-    assert len({row["train_loss"] for row in run(config, load(config))[0].rows}) == 3
 
 
 # Evaluation.
@@ -297,14 +233,6 @@ def test_evaluate_equals_a_single_batch(load, monkeypatch):
     assert scores.loss == pytest.approx(F.cross_entropy(logits, split.labels).item(), rel=1e-4)
     assert scores.accuracy == (scores.logits.argmax(dim=1) == split.labels).sum().item() / 100
     assert evaluate(model, split, config) and not model.training
-
-
-def test_model_can_be_trained_after_it_was_evaluated(load):
-    config = tiny("resnet")
-    model = build_model(config)
-    evaluate(model.eval(), load(config).test, config)
-    history = fit(model, load(config), config)
-    assert numbers(history) == numbers(run(config, load(config))[0])
 
 
 # Validation, early stopping, checkpoints.
@@ -325,24 +253,17 @@ def scripted(monkeypatch):
     return script
 
 
-@pytest.mark.parametrize("epochs, val_freq, validated", [
-    (3, 1, [1, 2, 3]), (5, 2, [2, 4, 5]), (4, 2, [2, 4]), (2, 7, [2])])
-def test_validates_every_so_many_epochs_and_the_last(epochs, val_freq, validated, load):
-    config = tiny(epochs=epochs, val_freq=val_freq)
-    history, _ = run(config, load(config))
-    assert [row["epoch"] for row in history.rows] == list(range(1, epochs + 1))
-    assert [row["epoch"] for row in history.rows if "val_loss" in row] == validated
-
-
 @pytest.mark.parametrize("losses, patience, val_freq, epochs_run", [
     ([3, 1, 2, 2, 2], 2, 1, 4), ([3, 1, 2, 2, 2], 2, 2, 8), ([1, 1, 1, 1], 2, 1, 3), ([*range(9, -1, -1)], 1, 1, 10),
     ([3, 4, 2, 3, 1, 2, 3], 2, 1, 7), ([1, 2], 1, 3, 6),
 ])
-def test_patience_counts_validations_without_a_lower_loss(losses, patience, val_freq, epochs_run, scripted, load):
+def test_patience_counts_validations_without_a_lower_loss(losses, patience, val_freq, epochs_run, scripted, load,
+                                                          tmp_path):
     scripted(losses)
     config = tiny(epochs=10, val_freq=val_freq, early_stopping_patience=patience)
-    history, _ = run(config, load(config))
+    history, _ = run(config, load(config), tmp_path)
     assert len(history.rows) == epochs_run and history.status == "done"
+    assert str(run(config, load(config), tmp_path)[0]) == str(history)  # only read back; some classes are NaN
 
 
 @pytest.mark.parametrize("val_freq, disk", [(1, "quick"), (2, "quick"), (1, "slow")])
@@ -409,29 +330,23 @@ def test_history_is_a_table_with_the_published_columns(load, tmp_path):
     assert history.last["images_per_second"] > 0 and history.last["seconds"] > 0
 
 
-@pytest.mark.parametrize("many", [False, True])
-def test_callbacks_see_every_epoch(many, load):
+def test_callbacks_see_every_epoch(load):
     seen = []
 
     def note(history):
         seen.append([row["epoch"] for row in history.rows])
 
-    run(tiny(), load(tiny()), on_epoch=[note, note] if many else note)
-    assert seen == ([[1], [1], [1, 2], [1, 2]] if many else [[1], [1, 2]])
+    run(tiny(), load(tiny()), on_epoch=[note, note])
+    assert seen == [[1], [1], [1, 2], [1, 2]]
 
 
-def test_without_a_folder_nothing_is_written(load, tmp_path, monkeypatch):
+def test_trains_in_a_thread_too_and_without_a_folder_writes_nothing(load, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run(tiny(), load(tiny()))
-    assert os.listdir() == []
-
-
-def test_trains_in_a_thread_too(load):
     results = []
     thread = threading.Thread(target=lambda: results.append(run(tiny(), load(tiny()))[0].status))
     thread.start()
     thread.join()
-    assert results == ["done"]
+    assert results == ["done"] and os.listdir() == []
 
 
 # Interrupted and continued.
@@ -463,25 +378,27 @@ def at_loss(monkeypatch):
     return plan
 
 
-SIGNALS = {signal.SIGUSR1, signal.SIGTERM, signal.SIGINT}
-
-
-@pytest.mark.parametrize("request_", ["SIGUSR1", "SIGTERM", "SIGINT", "file"])
-@pytest.mark.parametrize("epoch", [1, 2])
-def test_stops_at_the_end_of_the_epoch_and_goes_on(request_, epoch, load, tmp_path, at_loss, uninterrupted):
+@pytest.mark.parametrize("request_, epoch, disk", [
+    ("SIGUSR1", 1, "quick"), ("SIGTERM", 2, "quick"), ("SIGINT", 2, "quick"), ("file", 1, "quick"),
+    ("SIGUSR1", 2, "slow"), ("SIGUSR1", 3, "quick")])
+def test_stops_at_the_end_of_the_epoch_and_goes_on(request_, epoch, disk, load, tmp_path, at_loss, uninterrupted,
+                                                   request):
+    """A request in the last epoch changes nothing; epochs that a slow disk made wait are written before a stop."""
+    if disk == "slow":
+        request.getfixturevalue("slow_disk")
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     ask = (tmp_path / "stop").touch if request_ == "file" else lambda: signal.raise_signal(signal.Signals[request_])
     at_loss((epoch - 1) * BATCHES + 2, ask)
     model, splits = build_model(INTERRUPTED), load(INTERRUPTED)
     history = fit(model, splits, INTERRUPTED, tmp_path)
-    assert history.status == "preempted" and len(history.rows) == epoch
-    assert len(History.read(tmp_path / "history.csv").rows) == epoch
-    assert evaluate_checkpoints(model, splits.test, INTERRUPTED, tmp_path) == {}
-    assert not (tmp_path / "terminal.pt").exists()
     assert {number: signal.getsignal(number) for number in SIGNALS} == handlers
     assert not (tmp_path / "stop").exists()
-    history, _ = run(INTERRUPTED, splits, tmp_path)
-    assert history.status == "done"
+    assert history.status == ("done" if epoch == 3 else "preempted") and len(history.rows) == epoch
+    if epoch < 3:
+        assert len(torch.load(tmp_path / "last.pt", weights_only=True)["rows"]) == epoch
+        assert evaluate_checkpoints(model, splits.test, INTERRUPTED, tmp_path) == {}
+        assert not (tmp_path / "terminal.pt").exists()
+    assert run(INTERRUPTED, splits, tmp_path)[0].status == "done"
     assert_same_run(tmp_path, uninterrupted)
 
 
@@ -495,12 +412,6 @@ def test_each_optimizer_goes_on_to_the_numbers_of_an_uninterrupted_run(optimizer
     run(config, load(config), stopped, on_epoch=lambda history: seen.append(history.last["epoch"]))
     assert seen == [3, 4]
     assert_same_run(stopped, whole)
-
-
-def test_request_in_the_last_epoch_changes_nothing(load, tmp_path, at_loss, uninterrupted):
-    at_loss(2 * BATCHES + 2, lambda: signal.raise_signal(signal.SIGUSR1))
-    assert run(INTERRUPTED, load(INTERRUPTED), tmp_path)[0].status == "done"
-    assert_same_run(tmp_path, uninterrupted)
 
 
 @pytest.fixture
@@ -544,14 +455,6 @@ def test_on_a_gpu_writing_takes_at_most_a_tenth_of_the_time(load, tmp_path, monk
     monkeypatch.setattr(checkpoint, "save", slow)
     run(tiny(epochs=12), load(tiny()), tmp_path, on_epoch=epoch)
     assert written == [1, 6, 11, 12]
-
-
-def test_all_epochs_are_written_before_a_stop(load, tmp_path, at_loss, slow_disk, uninterrupted):
-    at_loss(BATCHES + 2, lambda: signal.raise_signal(signal.SIGUSR1))
-    assert len(run(INTERRUPTED, load(INTERRUPTED), tmp_path)[0].rows) == 2
-    assert len(torch.load(tmp_path / "last.pt", weights_only=True)["rows"]) == 2
-    run(INTERRUPTED, load(INTERRUPTED), tmp_path)
-    assert_same_run(tmp_path, uninterrupted)
 
 
 class Crash(BaseException):
@@ -612,49 +515,35 @@ def contents(folder):
     return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir() if path.stem != "plan"}
 
 
-def test_finished_run_is_only_read_back(finished, monkeypatch):
+@pytest.fixture
+def no_training(monkeypatch):
+    monkeypatch.setattr(loop.Trainer, "train_epoch", lambda *_: pytest.fail("nothing may be trained here"))
+
+
+@pytest.mark.parametrize("kept", [CHECKPOINTS, ("best_val_acc",), ()])
+def test_finished_run_is_only_read_back(kept, finished, no_training):
+    """Also on another kind of machine, and if it kept few or no weights."""
     config, splits, folder, history, state = finished
-    before = contents(folder)
-    monkeypatch.setattr(loop.Trainer, "train_epoch", lambda *_: pytest.fail("there is nothing left to train"))
-    again, other_state = run(config, splits, folder, on_epoch=lambda history: pytest.fail("no epoch"))
-    assert again == history and same(other_state, state) and contents(folder) == before
-
-
-def test_stopped_early_is_finished_too(scripted, load, tmp_path, monkeypatch):
-    scripted([1, 2, 3])
-    config = tiny(epochs=9, early_stopping_patience=1)
-    history, _ = run(config, load(config), tmp_path)
-    monkeypatch.setattr(loop.Trainer, "train_epoch", lambda *_: pytest.fail("there is nothing left to train"))
-    again, _ = run(config, load(config), tmp_path)
-    assert len(history.rows) == 2 and str(again) == str(history)  # some classes are NaN
-
-
-@pytest.mark.parametrize("kept", [(), ("best_val_acc",)])
-def test_finished_run_may_have_kept_few_or_no_weights(kept, finished, monkeypatch):
-    config, splits, folder, history, _ = finished
     for name in {*CHECKPOINTS} - {*kept}:
         (folder / f"{name}.pt").unlink()
-    (folder / "record.json").write_text('{"status": "done"}')
-    monkeypatch.setattr(loop.Trainer, "train_epoch", lambda *_: pytest.fail("there is nothing left to train"))
-    assert run(config, splits, folder)[0] == history
-
-
-def test_finished_run_is_shown_on_another_kind_of_machine(finished):
-    config, splits, folder, history, _ = finished
-    (folder / "record.json").write_text('{"status": "done"}')
-    elsewhere = (folder / "plan.json").read_text().replace('"cpu"', '"cuda"').replace('"fp32"', '"bf16"')
-    (folder / "plan.json").write_text(elsewhere)
-    assert run(config, splits, folder)[0] == history and (folder / "plan.json").read_text() == elsewhere
+    plan = (folder / "plan.json").read_text()
+    if kept != CHECKPOINTS:
+        (folder / "record.json").write_text('{"status": "done"}')
+        plan = plan.replace('"cpu"', '"cuda"').replace('"fp32"', '"bf16"')
+        (folder / "plan.json").write_text(plan)
+    before = contents(folder)
+    again, other_state = run(config, splits, folder, on_epoch=lambda history: pytest.fail("no epoch"))
+    assert again == history and contents(folder) == before and (folder / "plan.json").read_text() == plan
+    assert same(other_state, state) == (kept == CHECKPOINTS)
 
 
 @pytest.mark.parametrize("name, content", [
     ("plan.json", b""), ("record.json", b"[1]"), ("record.json", b"null"), ("record.json", b"<<<<<<< HEAD"),
     ("last.pt", b""), ("terminal.pt", b"PK half of it"), ("history.csv", b"epoch;train_loss\n1;2.0\n"),
 ])
-def test_a_damaged_file_is_named_and_nothing_is_trained_over_it(name, content, finished, monkeypatch):
+def test_a_damaged_file_is_named_and_nothing_is_trained_over_it(name, content, finished, no_training):
     config, splits, folder, *_ = finished
     (folder / name).write_bytes(content)
-    monkeypatch.setattr(loop.Trainer, "train_epoch", lambda *_: pytest.fail("it may have been finished"))
     with pytest.raises(InputError, match=f"{name} is damaged.* restore it, or "):
         run(config, splits, folder)
     if name == "record.json":
@@ -676,9 +565,8 @@ def test_without_resume_any_configuration_starts_anew(changes, finished):
 
 
 @pytest.mark.parametrize("name, value", [
-    ("learning_rate", 0.02), ("epochs", 3), ("batch_size", 8), ("augmentation", True), ("protocol", "published"),
-    ("seed", 1), ("split", "published"), ("val_freq", 2), ("precision", "bf16"), ("model", "vit"),
-    ("model_args", {"dropout": 0.0}), ("limit_train", 47), ("label_smoothing", 0.1),
+    ("learning_rate", 0.02), ("augmentation", True), ("protocol", "published"), ("seed", 1), ("precision", "bf16"),
+    ("model", "vit"), ("model_args", {"dropout": 0.0}), ("limit_train", 47), ("label_smoothing", 0.1),
 ])
 def test_another_configuration_is_an_error_and_touches_nothing(name, value, finished):
     config, splits, folder, *_ = finished
@@ -720,26 +608,21 @@ def spoil(model):
         next(model.parameters()).fill_(math.inf)
 
 
-def test_diverges_at_once(load, tmp_path):
+@pytest.mark.parametrize("before", [0, 2])
+def test_diverges(before, load, tmp_path):
+    """At once there are no best checkpoints."""
     config = tiny("cnn", epochs=5)
     model, splits = build_model(config), load(config)
-    spoil(model)
-    history = fit(model, splits, config, tmp_path)
-    assert history.status == "diverged" and len(history.rows) == 1 and "val_loss" not in history.last
-    assert list(evaluate_checkpoints(model, splits.test, config, tmp_path)) == ["terminal"]
-
-
-def test_diverges_later(load, tmp_path):
-    config = tiny("cnn", epochs=5)
-    model, splits = build_model(config), load(config)
-    history = fit(model, splits, config, tmp_path, on_epoch=lambda history: len(history.rows) == 2 and spoil(model))
-    assert history.status == "diverged" and len(history.rows) == 3
+    if before == 0:
+        spoil(model)
+    history = fit(model, splits, config, tmp_path, lambda history: len(history.rows) == before and spoil(model))
+    assert history.status == "diverged" and len(history.rows) == before + 1
     assert math.isnan(history.last["train_loss"]) and "val_loss" not in history.last
     scores = evaluate_checkpoints(model, splits.test, config, tmp_path)
-    assert tuple(scores) == CHECKPOINTS and history.best("best_val_loss")["epoch"] <= 2
-    assert [math.isfinite(scores[name].loss) for name in CHECKPOINTS] == [True, True, False]
+    assert tuple(scores) == (CHECKPOINTS if before else ("terminal",))
+    assert all(math.isfinite(scores[name].loss) == (name != "terminal") for name in scores)
     again = fit(build_model(config), splits, config, tmp_path)  # only read back
-    assert again.status == "diverged" and len(again.rows) == 3
+    assert again.status == "diverged" and len(again.rows) == before + 1
 
 
 def test_diverges_in_validation(scripted, load, tmp_path):

@@ -24,7 +24,7 @@ from ..runs.record import commit
 from . import kernel
 from .launch import Fork
 
-OTHERS = ("papermill", "jupyter_client.provisioning", "ipykernel.kernelapp", "ipykernel.ipkernel",
+OTHERS = ("torch._dynamo", "papermill", "jupyter_client.provisioning", "ipykernel.kernelapp", "ipykernel.ipkernel",
           "IPython.core.pylabtools", "matplotlib.backends.backend_agg", "wandb")
 GPUS = ("/dev/nvidia", "/dev/kfd", "/dev/dri")
 

@@ -34,10 +34,7 @@ def recorded(folder: Path, name: str):
 
 
 def _read_json(path: Path) -> dict:
-    """The mapping in a file; an empty one if there is no file.
-
-    Raises InputError for a damaged one, since what it held must not be lost.
-    """
+    """The mapping in a file; an empty one if there is no file. Raises InputError for a damaged one."""
     try:
         content = json.loads(path.read_text())
     except PermissionError as error:

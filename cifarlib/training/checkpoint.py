@@ -1,5 +1,6 @@
 """The files of a run folder from which training goes on."""
 
+import copy
 import pickle
 import shutil
 import time
@@ -41,8 +42,8 @@ class Store:
 
     def __init__(self, folder: Path | str | None, plan: dict, resume: bool):
         self.folder = folder and Path(folder)
-        self.unwritten_best: dict[str, dict] = {}  # best weights since the last writing, by checkpoint
         self.unwritten = False  # whether the latest epoch is not on disk
+        self.unwritten_best = {}  # best weights since the last writing, by checkpoint
         self.next_writing = 0.0  # on the monotonic clock
         self.every_epoch = plan["device"] in EVERY_EPOCH
         self.stop_file = self.folder and self.folder / STOP
@@ -75,16 +76,16 @@ class Store:
             return History(state["rows"])
         if terminal.exists():
             model.load_state_dict(load_weights(terminal, device))
-        done = terminal.exists() or is_finished(self.folder)  # a finished run may have kept no weights
-        return History.read(self.folder / HISTORY) if done else History()
+        elif not is_finished(self.folder):  # a finished run may have kept no weights
+            return History()
+        return History.read(self.folder / HISTORY)
 
     def keep(self, model: nn.Module, optimizer: Optimizer, history: History) -> None:
         """Remember an epoch and, unless writing would take more than a tenth of the time (never on a CPU), write it."""
         if not self.folder:
             return
         if best := [name for name in ("best_val_acc", "best_val_loss") if history.best(name) is history.last]:
-            weights = {key: value.clone() for key, value in model.state_dict().items()}
-            self.unwritten_best |= dict.fromkeys(best, weights)
+            self.unwritten_best |= dict.fromkeys(best, copy.deepcopy(model.state_dict()))
         self.unwritten = True
         if self.every_epoch or time.monotonic() >= self.next_writing:
             self.write(model, optimizer, history)

@@ -82,13 +82,16 @@ class Trainer:
         self.model, self.optimizer, self.split, self.config, self.precision = model, optimizer, split, config, precision
         self.device = split.images.device
         self.packed = augment.pack(split.images)
-        self.order, self.augmentations = None, None  # of the epoch
+        self.order = torch.zeros_like(split.labels)
+        self.augmentations = None
+        if config.augmentation:
+            self.augmentations = augment.sample_parameters(len(split), torch.Generator()).to(self.device)
         self.positions = torch.arange(config.batch_size, device=self.device)
         self.tally = Tally(split.classes, self.device)
         # Libraries prepare themselves in a stream's first steps, which can't be captured; so all steps run in this one.
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.graph = None
-        self.steps_to_capture = WARM_UP if self.stream else 0  # 0: no step is captured, or was tried in vain
+        self.steps_to_capture = WARM_UP if self.stream else 0  # 0 or less: none will be captured
         for group in optimizer.param_groups if self.stream else ():
             group["lr"] = torch.tensor(float(group["lr"]), device=self.device)
 
@@ -111,17 +114,12 @@ class Trainer:
 
     def begin(self, epoch: int) -> None:
         """Sample the epoch's order and augmentations, set its learning rate, and go back to the first batch."""
-        count, seed = len(self.split), self.config.seed * 1_000_003 + epoch
+        seed = self.config.seed * 1_000_003 + epoch
         generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(count, generator=generator)
-        augmentations = augment.sample_parameters(count, generator) if self.config.augmentation else None
+        self.order.copy_(torch.randperm(len(self.order), generator=generator))
+        if self.augmentations:
+            self.augmentations.copy_(augment.sample_parameters(len(self.order), generator))
         torch.manual_seed(seed)  # of dropout
-        if self.order is None:
-            self.order, self.augmentations = order.to(self.device), augmentations and augmentations.to(self.device)
-        else:
-            self.order.copy_(order)
-            if augmentations:
-                self.augmentations.copy_(augmentations)
         for group in self.optimizer.param_groups:
             if self.stream:
                 group["lr"].fill_(lr_at(self.config, epoch))
@@ -137,10 +135,9 @@ class Trainer:
             self.graph.replay()
             return
         self._step_and_move()
-        if self.steps_to_capture:
-            self.steps_to_capture -= 1
-            if self.steps_to_capture == 0:
-                self._capture()
+        self.steps_to_capture -= 1
+        if self.steps_to_capture == 0:
+            self._capture()
 
     def _capture(self) -> None:
         """Record a step without doing it."""
@@ -199,17 +196,13 @@ def evaluate(model: nn.Module, split: Split, config: Config) -> Scores:
 
 
 def evaluate_checkpoints(model: nn.Module, split: Split, config: Config, folder: Path | str) -> dict[str, Scores]:
-    """Scores of the three checkpoints in `folder` on the test split; none while there is something left to train.
+    """Scores of the checkpoints in `folder` on the test split; none while there is something left to train.
 
-    A run that diverged at once has no best checkpoints. `model` gives the architecture and ends with the terminal
-    weights.
+    A run that diverged at once has no best checkpoints. `model` ends with the weights of the last one.
     """
-    scores = {}
-    if (Path(folder) / STATE).exists():
-        return scores
+    folder, scores = Path(folder), {}
     for name in CHECKPOINTS:
-        path = Path(folder) / f"{name}.pt"
-        if path.exists():
-            model.load_state_dict(load_weights(path, split.images.device))
+        if (folder / f"{name}.pt").exists() and not (folder / STATE).exists():
+            model.load_state_dict(load_weights(folder / f"{name}.pt", split.images.device))
             scores[name] = evaluate(model, split, config)
     return scores

@@ -26,8 +26,7 @@ def training_loss(logits: Tensor, labels: Tensor, config: Config) -> Tensor:
 def make_optimizer(model: nn.Module, config: Config) -> Optimizer:
     """The optimizer that `config` names, with weight decay on weight matrices and kernels, or on all weights."""
     weights = [p for p in model.parameters() if p.requires_grad]
-    matrices, others = [p for p in weights if p.ndim > 1], [p for p in weights if p.ndim <= 1]
-    other_decay = config.weight_decay if config.decayed == "all" else 0.0
-    groups = [{"params": matrices, "weight_decay": config.weight_decay},
-              {"params": others, "weight_decay": other_decay}]
+    groups = [{"params": [p for p in weights if p.ndim > 1], "weight_decay": config.weight_decay},
+              {"params": [p for p in weights if p.ndim <= 1],
+               "weight_decay": config.weight_decay if config.decayed == "all" else 0.0}]
     return load(OPTIMIZERS[config.optimizer])(groups, config)
