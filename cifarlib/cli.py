@@ -41,8 +41,7 @@ class Parser(argparse.ArgumentParser):
         options, unknown = super().parse_known_args(*arguments)
         if unknown:
             known = [option[2:] for option in self._option_string_actions if option.startswith("--")]
-            shorts = {spec.metadata["short"]: spec.name for spec in dataclasses.fields(Config) if spec.name in known}
-            near = unknown[0].startswith("-") and nearest(unknown[0].strip("-").partition("=")[0], known, shorts)
+            near = unknown[0].startswith("-") and nearest(unknown[0].strip("-").partition("=")[0], known)
             self.error(f"unrecognized arguments: {' '.join(unknown)}" + (f" (did you mean --{near}?)" if near else ""))
         return options, unknown
 

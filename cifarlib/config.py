@@ -5,6 +5,7 @@ import difflib
 import hashlib
 import json
 import math
+import operator
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,13 +55,13 @@ def checked(value: Any, spec: dataclasses.Field) -> Any:
                          + (f"; did you mean {near}?" if near else ""))
     if limits["pattern"] and not re.fullmatch(limits["pattern"], value):
         raise InputError(f"{name}: expected {limits['help']}, got {value!r}")
-    if limits["minimum"] is not None and value < limits["minimum"]:
-        raise InputError(f"{name}: expected at least {limits['minimum']}, got {value!r}")
-    if limits["above"] is not None and value <= limits["above"]:
-        raise InputError(f"{name}: expected more than {limits['above']}, got {value!r}")
-    if limits["maximum"] is not None and value > limits["maximum"]:
-        raise InputError(f"{name}: expected at most {limits['maximum']}, got {value!r}")
+    for limit, (words, fits) in _LIMITS.items():
+        if limits[limit] is not None and not fits(value, limits[limit]):
+            raise InputError(f"{name}: expected {words} {limits[limit]}, got {value!r}")
     return value
+
+
+_LIMITS = {"minimum": ("at least", operator.ge), "above": ("more than", operator.gt), "maximum": ("at most", operator.le)}
 
 
 def typed(name: str, value: Any, kind: type) -> Any:
@@ -105,7 +106,7 @@ class _Fields:
 
     @classmethod
     def from_dict(cls, values: dict) -> Self:
-        """Raises InputError on unknown names (with the nearest known one) and on values that don't fit."""
+        """Raises InputError for unknown names, too."""
         check_names(values, cls)
         return cls(**values)
 
@@ -117,22 +118,22 @@ class _Fields:
 
 def check_names(names, *classes) -> None:
     """Raise InputError for the first of `names` that is a field of none of `classes`."""
-    specs = [spec for cls in classes for spec in dataclasses.fields(cls)]
-    check_known(names, [spec.name for spec in specs], {spec.metadata["short"]: spec.name for spec in specs})
+    check_known(names, [spec.name for cls in classes for spec in dataclasses.fields(cls)])
 
 
-def check_known(names, known, shorts=None) -> None:
-    """Raise InputError for the first of `names` that is none of the `known` ones; shorts: names by their short form."""
+def check_known(names, known) -> None:
+    """Raise InputError for the first of `names` that is none of the `known` ones."""
     for name in names:
         if name not in known:
-            near = nearest(name, known, shorts)
+            near = nearest(name, known)
             hint = f"did you mean {near}?" if near else f"known are {', '.join(known)}"
             raise InputError(f"unknown parameter {name!r}; {hint}")
 
 
-def nearest(name, known, shorts=None) -> str:
+def nearest(name, known) -> str:
     """The one of the `known` names that somebody meant: by its short form, or the most similar one; "" if none is."""
-    return (shorts or {}).get(name) or next(iter(difflib.get_close_matches(str(name).lower(), known, n=1)), "")
+    meant = {spec.metadata["short"]: spec.name for spec in dataclasses.fields(Config)}.get(name)
+    return meant if meant in known else next(iter(difflib.get_close_matches(str(name).lower(), known, n=1)), "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,9 +251,7 @@ class Config(_Fields):
         """What tells this run's result from another's: all fields but idle ones and places, and the user's own code."""
         left_out = self.idle() | set(self.names_of("place"))
         values = {name: value for name, value in self.to_dict().items() if name not in left_out}
-        sources = {f"{spec.name}_source": source_digest(getattr(self, spec.name)) for spec in dataclasses.fields(self)
-                   if spec.metadata["own"] and is_own(getattr(self, spec.name))}
-        return values | sources
+        return values | ({"model_source": source_digest(self.model)} if is_own(self.model) else {})
 
     @property
     def cell_name(self) -> str:

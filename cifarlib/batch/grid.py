@@ -58,13 +58,12 @@ def read_grid(path: str | Path, overrides: dict | None = None) -> list[Config]:
         raise InputError(f"{path} is not YAML ({' '.join(str(error).split())})")
     if not isinstance(content, dict) or not content or content.keys() - SECTIONS.keys():
         raise InputError(f"{path}: expected the sections {', '.join(SECTIONS)} and nothing else")
-    for name, kind in SECTIONS.items():
-        if not isinstance(content.get(name, kind()), kind):
-            wanted = "mapping of names to values" if kind is dict else "list of mappings"
-            raise InputError(f"{path}: {name} should be a {wanted}")
     fixed, product, rows = (content.get(name, kind()) for name, kind in SECTIONS.items())
-    if not all(isinstance(row, dict) for row in rows):
-        raise InputError(f"{path}: each of the rows should be a mapping of names to values")
+    if not isinstance(rows, list):
+        raise InputError(f"{path}: rows should be a list of mappings")
+    for name, values in (("fixed", fixed), ("product", product), *(("each of the rows", row) for row in rows)):
+        if not isinstance(values, dict):
+            raise InputError(f"{path}: {name} should be a mapping of names to values")
     empty = [name for name, value in content.items() if not value]
     if empty := empty or [name for values in (product, *rows) for name, value in values.items() if value == []]:
         raise InputError(f"{path}: {empty[0]} is a list without values; give it one, or leave it out")
