@@ -5,7 +5,6 @@ import difflib
 import hashlib
 import json
 import math
-import operator
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,13 +54,13 @@ def checked(value: Any, spec: dataclasses.Field) -> Any:
                          + (f"; did you mean {near}?" if near else ""))
     if limits["pattern"] and not re.fullmatch(limits["pattern"], value):
         raise InputError(f"{name}: expected {limits['help']}, got {value!r}")
-    for limit, (words, fits) in _LIMITS.items():
-        if limits[limit] is not None and not fits(value, limits[limit]):
-            raise InputError(f"{name}: expected {words} {limits[limit]}, got {value!r}")
+    if limits["minimum"] is not None and value < limits["minimum"]:
+        raise InputError(f"{name}: expected at least {limits['minimum']}, got {value!r}")
+    if limits["above"] is not None and value <= limits["above"]:
+        raise InputError(f"{name}: expected more than {limits['above']}, got {value!r}")
+    if limits["maximum"] is not None and value > limits["maximum"]:
+        raise InputError(f"{name}: expected at most {limits['maximum']}, got {value!r}")
     return value
-
-
-_LIMITS = {"minimum": ("at least", operator.ge), "above": ("more than", operator.gt), "maximum": ("at most", operator.le)}
 
 
 def typed(name: str, value: Any, kind: type) -> Any:
