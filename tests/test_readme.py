@@ -1,6 +1,5 @@
 """What the README pages promise: commands, links, scripts, the generated parts, the committed runs."""
 
-import dataclasses
 import os
 import re
 import shlex
@@ -161,8 +160,7 @@ def test_the_network_of_the_front_page_trains(project):
 def test_the_parameters_of_one_run_are_a_runs():
     values = yaml.safe_load((ROOT / "parameters" / "experiment.yaml").read_text())
     check_names(values, Config, Options)
-    config, options = (cls(**{spec.name: values[spec.name] for spec in dataclasses.fields(cls) if spec.name in values})
-                       for cls in (Config, Options))
+    config, options = (cls(**cls.among(values)) for cls in (Config, Options))
     assert config.epochs == 80 and config.augmentation and options.study == "single"
 
 
