@@ -220,15 +220,13 @@ def grid(arguments: argparse.Namespace) -> int:
 def forecast(runs, left: list[Config], options: Options, jobs: int) -> str:
     """What a grid amounts to: cells, distinct runs, how they stand, and the time that those `left` may take."""
     from .runs.record import status_of
-    from .runs.study import STATUSES, epochs_left, time_left
+    from .runs.study import STATUSES, time_left
 
     counts = Counter(status_of(options.run_folder(run.config)) for run in runs)
     states = ", ".join(f"{counts[name]} {name}" for name in STATUSES)
     cells = sum(len(run.cells) for run in runs)
-    todo = [(config, epochs_left(options.run_folder(config), config) if options.resume else config.epochs)
-            for config in left]
     return (f"{cells} cell{'s' * (cells != 1)}, {len(runs)} distinct run{'s' * (len(runs) != 1)}: {states}\n"
-            + time_left(todo, project_path(options.executed_dir), jobs))
+            + time_left(left, project_path(options.executed_dir) / options.study, jobs, options.resume))
 
 
 def status(arguments: argparse.Namespace) -> int:

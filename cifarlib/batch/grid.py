@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from ..config import Config, check_names, from_text
+from ..config import Config, check_known, from_text
 from ..errors import InputError
 from ..files import replacing
 
@@ -86,8 +86,7 @@ def distinct_runs(cells: list[Config]) -> list[Run]:
     for cell in cells:
         groups.setdefault(cell.run_name, []).append(cell)
     for name, (first, *others) in groups.items():
-        for other in others:
-            one, two = first.identity(), other.identity()
+        for one, two in ((first.identity(), other.identity()) for other in others):
             if field := next((field for field in one if one[field] != two.get(field)), None):
                 raise InputError(f"two different runs would be called {name}: their {field} is {one[field]!r} and "
                                  f"{two.get(field)!r}; rename one, or make two studies of them")
@@ -100,8 +99,8 @@ def select(cells: list[Config], wanted: str) -> list[Config]:
     Raises InputError for unknown names, values that no run can have, and values that none of the cells has.
     """
     conditions = [part.partition("=") for part in wanted.split(",") if part]
-    check_names([name for name, _, _ in conditions], Config)
     specs = {spec.name: spec for spec in dataclasses.fields(Config)}
+    check_known([name for name, _, _ in conditions], specs)
     values = [(name, from_text(text, specs[name])) for name, _, text in conditions]
     chosen = [cell for cell in cells if all(getattr(cell, name) == value for name, value in values)]
     if not chosen:
