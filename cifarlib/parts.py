@@ -92,6 +92,7 @@ class Dataset:
     published_split: bool = False
 
 
+MANY = 20  # classes: of more, tables and charts show a part
 DATASETS = {
     "cifar10": Dataset("CIFAR-10", CIFAR10_CLASSES, "cifarlib.data.cifar:read_cifar10",
                        "cifarlib.data.cifar:local_cifar10", published_split=True),
@@ -185,8 +186,10 @@ def _file_as_module(name: str) -> ModuleType:
     """The user's file as a module, executed once for each content that it has while this process lives."""
     path = source_file(name)
     module = ModuleType(f"{path.stem}_{source_digest(name)}")
+    module.__file__ = str(path)  # it may look for its own files beside it
     if module.__name__ in sys.modules:
         return sys.modules[module.__name__]
+    module.__file__ = str(path)
     sys.modules[module.__name__] = module  # before it is executed: dataclasses look there
     try:
         # Not by importlib, which may take over a compiled file of another content if both are of one second and length.

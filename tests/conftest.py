@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 
 # Set before torch is imported, and inherited by child processes. Tiny models gain nothing from more threads, and the
-# same number of them everywhere gives the same sums. Where a run has more of them after all, those that wait sleep: they
-# spin by default, and all workers and their runs share the cores. A proxy that isn't there keeps requests here.
+# same number of them everywhere gives the same sums. Where a run has more of them after all, those that wait sleep:
+# they spin by default, and all workers and their runs share the cores. A proxy that isn't there keeps requests here.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("WANDB_MODE", "disabled")

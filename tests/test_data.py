@@ -483,7 +483,7 @@ def test_cifar100_is_trained_on_its_own_classes(tmp_path, monkeypatch):
         config.replace(protocol="published")
 
 
-GREYS = Dataset("Greys", ("black", "grey", "white"), f"{__file__}:greys")
+GREYS = Dataset("Greys", ("black", "grey", "white"), f"{__name__}:greys")
 
 
 def greys(data_dir):

@@ -7,6 +7,7 @@ import torch
 from conftest import tiny
 from matplotlib.figure import Figure
 
+from cifarlib import parts
 from cifarlib.notebook import explore
 from cifarlib.parts import ARCHITECTURES
 from cifarlib.parts import CIFAR10_CLASSES as CLASSES
@@ -51,12 +52,35 @@ def test_stages(name, outputs):
     assert explore.stage_table(name)["output"].tolist() == outputs
 
 
-def test_stages_of_any_network():
+def test_stages_of_other_sizes():
     small = explore.stage_table("vit", depth=1)
     assert list(small.index)[2:] == ["blocks.0 (Block)", "norm (LayerNorm)", "head (Head)"]
-    own = explore.stage_table("cifarlib.models.cnn:CNN")
-    assert own["output"].to_dict() == {
-        "image": "3 x 32 x 32", "features (Sequential)": "512 x 4 x 4", "classifier (Sequential)": "10"}
+
+
+OWN = """
+from pathlib import Path
+
+import torch
+
+SCALE = torch.tensor(float((Path(__file__).parent / "scale.txt").read_text()))
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.flat, self.head = torch.nn.Flatten(), torch.nn.Linear(3072, 10)
+
+    def forward(self, images):
+        return self.head(self.flat(images)) * SCALE
+"""
+
+
+def test_stages_of_a_network_of_ones_own(tmp_path):
+    (tmp_path / "net.py").write_text(OWN)
+    (tmp_path / "scale.txt").write_text("2.0")
+    table = explore.stage_table(f"{tmp_path}/net.py:Net")
+    assert table["output"].to_dict() == {"image": "3 x 32 x 32", "flat (Flatten)": "3072", "head (Linear)": "10"}
+    assert parts.load(f"{tmp_path}/net.py:SCALE").device.type == "cpu", "its module is made for training too"
 
 
 def test_parts_of_the_vit_add_up(models):

@@ -159,7 +159,7 @@ def test_the_sizes_are_the_models_own_parameters():
 @pytest.mark.parametrize("name, model_args, said", [
     ("cnn", {"depth": 2}, "channels, hidden, dropout"), ("resnet", {"num_classes": 100}, "widths, depths, stem"),
     ("vit", {"dept": 2}, "patch, dim, depth, heads, head_dim, mlp_dim"),
-    ("vit", {"patch": 5, "dim": 16}, "can't map images to logits"), ("vit", {"heads": -1}, "can't be built"),
+    ("vit", {"patch": 5, "dim": 16}, "can't be trained on images"), ("vit", {"heads": -1}, "can't be built"),
     ("vit", {"depth": "2"}, "can't be built"), ("cnn", {"channels": [4, 8]}, "can't be built"),
     ("vit", {**TINY["vit"], "heads": 0}, "can't be built"),
     ("vit", {**TINY["vit"], "dim": 4}, "multiple of 4, 8 or more"), ("vit", {**TINY["vit"], "depth": 0}, "1 or more"),

@@ -95,7 +95,7 @@ def plain_training(config, splits):
     for epoch in range(config.epochs):
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
         order = torch.randperm(len(splits.train), generator=generator)
-        augmentations = augment.draw(len(splits.train), generator)
+        augmentations = augment.sample_parameters(len(splits.train), generator)
         torch.manual_seed(config.seed * 1_000_003 + epoch)
         model.train()
         total = right = 0

@@ -7,6 +7,7 @@ and the descriptor of its lock may follow. Without the runner or the claim the r
 then.
 """
 
+import ctypes
 import json
 import os
 import re
@@ -17,9 +18,8 @@ import tempfile
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-
-import psutil
 
 from ..errors import InputError, OtherMachine, Preempted
 from ..runs.claim import is_lost
@@ -31,12 +31,15 @@ CODES = {InputError.__name__: BAD_INPUT, Preempted.__name__: PREEMPTED, OtherMac
 IMPORT_ERRORS = ("ImportError", "ModuleNotFoundError")
 BROKEN = "a package is missing or broken ({}); set the environment up by `make setup` or from environment.yml"
 START_ATTEMPTS = 3
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # options of Linux's prctl
 
 
-def execute(notebook: str, output: str, parameters: dict, sockets: str, locks: list[int]) -> int:
+def execute(notebook: str, output: str, parameters: dict, sockets: str, locks: list[int],
+            provisioner: type | None = None) -> int:
     """Execute `notebook` with `parameters` into `output`, passing on what its cells print; return the exit code.
 
-    sockets: a folder for the kernel's sockets; locks: file descriptors that the kernel inherits.
+    sockets: a folder for the kernel's sockets; locks: file descriptors that the kernel inherits; provisioner:
+    jupyter_client's class that starts the kernel, if not the usual one.
     """
     # papermill imports it, through nbformat, to check addresses that no notebook has; it compiles a grammar for two
     # seconds.
@@ -48,7 +51,9 @@ def execute(notebook: str, output: str, parameters: dict, sockets: str, locks: l
 
     class Kernel(AsyncKernelManager):
         async def start_kernel(self, **options):
-            await super().start_kernel(**options, pass_fds=locks)
+            if provisioner:
+                self.provisioner = provisioner(kernel_spec=self.kernel_spec, parent=self)
+            await super().start_kernel(**options, pass_fds=locks, preexec_fn=partial(end_with, os.getpid()))
 
     # Ports can collide when many kernels start at once; sockets in a folder of their own can't (jupyter's default is
     # the working directory, where two kernels that start at once take the same names).
@@ -97,12 +102,9 @@ def _begun(output: str) -> bool:
 
 
 def _end_without_owner(runner: int, claim: str, sockets: str) -> None:
-    """End this process and its kernel when the runner is gone or has lost the claim: no run goes on without one."""
+    """End this process, and so its kernel, when the runner is gone or has lost the claim: no run goes on without one."""
     while _owned(runner, claim):
         time.sleep(1)
-    with suppress(psutil.Error):
-        for kernel in psutil.Process().children():  # which watches its parent too, but not yet while it starts
-            kernel.kill()
     shutil.rmtree(sockets, ignore_errors=True)
     os._exit(FAILED)
 
@@ -114,8 +116,33 @@ def _owned(runner: int, claim: str) -> bool:
         return True  # a shared file system out of reach for a moment
 
 
-def main(notebook: str, output: str, runner: str, claim: str = "", lock: str = "") -> int:
-    """Execute the notebook with the parameters on stdin, as long as there is an owner; return the exit code."""
+def prctl(option: int, value: int) -> None:
+    """Linux's function of that name, for this process. Raises OSError where there is none."""
+    function = getattr(ctypes.CDLL(None), "prctl", None)
+    if not function or function(option, ctypes.c_ulong(value), 0, 0, 0):
+        raise OSError("this system has no such prctl")
+
+
+def end_with(parent: int) -> None:
+    """Let this process be killed when its parent ends, where the system can: a kernel watches only once it has started."""
+    with suppress(OSError):
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # already gone
+            os._exit(FAILED)
+
+
+def ignore_signals() -> None:
+    """Leave it to the runner what a signal means: a cancelled cluster job sends it to every process.
+
+    The kernel, which inherits this, sets its own handlers while it trains.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def main(parameters: dict, notebook: str, output: str, runner: str, claim: str = "", lock: str = "",
+         provisioner: type | None = None) -> int:
+    """Execute the notebook as long as there is an owner; return the exit code."""
     os.environ.pop("JPY_SESSION_NAME", None)  # of a notebook that started this process: nobody looks at this one's
     # A socket's path has at most 107 characters, of which the names in the folder take 29.
     parent = "/tmp" if len(tempfile.gettempdir()) > 75 else None
@@ -123,7 +150,8 @@ def main(notebook: str, output: str, runner: str, claim: str = "", lock: str = "
         # The runner's id is given: it may be gone, and another process be the parent, before this line is reached.
         threading.Thread(target=_end_without_owner, args=(int(runner), claim, sockets), daemon=True).start()
         try:
-            return execute(notebook, output, json.load(sys.stdin), sockets, [int(lock)] if lock else [])
+            locks = [int(lock)] if lock else []
+            return execute(notebook, output, parameters, sockets, locks, provisioner)
         except (ImportError, OSError) as error:
             if not is_broken(type(error).__name__, str(error)):
                 raise
@@ -132,8 +160,5 @@ def main(notebook: str, output: str, runner: str, claim: str = "", lock: str = "
 
 
 if __name__ == "__main__":
-    # A cancelled cluster job sends its signal to every process. The runner alone decides what it means, and the kernel
-    # (which inherits this, and sets its own handlers while it trains) ends at its epoch's end.
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    sys.exit(main(*sys.argv[1:]))
+    ignore_signals()
+    sys.exit(main(json.load(sys.stdin), *sys.argv[1:]))

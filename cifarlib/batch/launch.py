@@ -2,19 +2,26 @@
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
+
+from tqdm import tqdm
 
 from ..errors import InputError
 from ..files import PACKAGE, project_path
 from ..runs.claim import Claim
-from .kernel import BAD_INPUT, OK
+from .kernel import BAD_INPUT, OK, PR_SET_CHILD_SUBREAPER, prctl
 
 # glibc returns every large block to the kernel and has it zeroed again at the next step; kept, a step is up to a
 # quarter faster.
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(2**26)}
+INLINE = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}  # which a kernel sets before it imports matplotlib
+NOT_IMPORTED = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CIFAR10_DIR")  # variables that no import reads
 
 
 def notebook_path(name: str) -> Path:
@@ -23,21 +30,126 @@ def notebook_path(name: str) -> Path:
     return here if here.exists() else Path(os.path.relpath(PACKAGE.parent / "notebooks" / name))
 
 
+class Fork:
+    """A forked child of this process, with what is used of subprocess.Popen."""
+
+    stdin = stderr = None
+
+    def __init__(self, pid: int, stdout=None):
+        self.pid, self.stdout, self.returncode = pid, stdout, None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.stdout.close()
+        self.wait()
+
+    def poll(self, options: int = os.WNOHANG) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, options)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self) -> int:
+        return self.poll(0)
+
+    def send_signal(self, number: int) -> None:
+        if self.returncode is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+class Warm:
+    """A context with a warm process (see warm.py), from which runs are forked; where that can't be, they start cold.
+
+    It begins with the first run, and anew if it was killed, or for a run in another folder or environment.
+    """
+
+    def __init__(self):
+        self.process, self.socket, self.made_for, self.possible = None, None, None, True
+        self.one_at_a_time = threading.Lock()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._end()
+
+    def start(self, job: dict, locks: list[int]) -> Fork | None:
+        """A process that does a job (see warm.py), with its output on `stdout`; None if it can't be forked."""
+        reading, writing = os.pipe()
+        with self.one_at_a_time:
+            pid = self._fork(job, [writing, *locks]) if self.possible else None
+        os.close(writing)
+        if pid:
+            return Fork(pid, open(reading, errors="replace"))
+        os.close(reading)
+        return None
+
+    def _fork(self, job: dict, files: list[int]) -> int | None:
+        """The id of a process with this job and these files; None, after a line that says why, if there is none."""
+        environment = {name: text for name, text in job["environment"].items() if name not in NOT_IMPORTED}
+        if self.made_for != (job["folder"], environment) or self.process.poll() is not None:
+            self._end()
+        try:
+            if not self.process:
+                self._begin(environment)
+                self.made_for = job["folder"], environment
+            socket.send_fds(self.socket, [json.dumps(job).encode()], files)
+            answer = self.socket.recv(1000).decode()
+        except OSError as error:
+            answer = str(error)
+        if answer.isdecimal():
+            return int(answer)
+        self._end()
+        self.possible = not answer  # killed, it may begin anew
+        tqdm.write(f"no warm start here ({answer or 'the warm process was killed'}): cold ones take longer",
+                   file=sys.stderr)
+
+    def _begin(self, environment: dict[str, str]) -> None:
+        prctl(PR_SET_CHILD_SUBREAPER, 1)  # this process adopts what the warm one forks twice
+        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            command = [sys.executable, "-m", "cifarlib.batch.warm", str(theirs.fileno())]
+            self.process = subprocess.Popen(command, env=INLINE | environment, stdin=subprocess.DEVNULL,
+                                            start_new_session=True, pass_fds=[theirs.fileno()])
+
+    def _end(self) -> None:
+        if self.process:
+            self.socket.close()
+            self.process.kill()
+            self.process.wait()
+            self.process = self.made_for = None
+
+
 def start_notebook(notebook: Path, output: Path, parameters: dict, environment: dict[str, str] | None = None,
-                   claim: Claim | None = None, **streams) -> subprocess.Popen:
+                   claim: Claim | None = None, warm: Warm | None = None, **streams) -> subprocess.Popen | Fork:
     """Start a process that executes `notebook` with `parameters` into `output` (see kernel.py) and ends with this one.
 
-    environment: variables that differ from this process's; claim: the process ends when it is lost; streams: stdout and
-    stderr, as for Popen.
+    environment: variables that differ from this process's; claim: the process ends when it is lost; warm: where to fork
+    it, with all it prints on stdout; streams: stdout and stderr of one that starts cold, as for Popen.
     """
     environment = {**ALLOCATOR, **os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}
     if os.path.isabs(parameters.get("data_dir", "")):  # parameters are published with the notebook
         environment["CIFAR10_DIR"], parameters = parameters["data_dir"], {**parameters, "data_dir": ""}
-    command = [sys.executable, "-m", "cifarlib.batch.kernel", str(notebook), str(output), str(os.getpid())]
+    arguments, locks = [str(notebook), str(output), str(os.getpid())], []
     if claim:
-        command += [str(claim.path), str(claim.lock)]
+        arguments, locks = [*arguments, str(claim.path)], [claim.lock]
+    job = {"environment": environment, "folder": os.getcwd(), "arguments": arguments, "parameters": parameters}
+    if warm and (process := warm.start(job, locks)):
+        return process
+    command = [sys.executable, "-m", "cifarlib.batch.kernel", *arguments, *map(str, locks)]
     process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, text=True, errors="replace",
-                               start_new_session=True, pass_fds=[claim.lock] if claim else [], **streams)
+                               start_new_session=True, pass_fds=locks, **streams)
     with suppress(BrokenPipeError), process.stdin:  # killed before it could read them; its exit code tells
         process.stdin.write(json.dumps(parameters))
     return process

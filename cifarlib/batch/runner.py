@@ -27,7 +27,7 @@ from ..runs.study import note_planned, remove_stale_parts, write_table
 from ..words import counted
 from .grid import Run
 from .kernel import BAD_INPUT, FAILED, OK, PREEMPTED
-from .launch import notebook_path, start_notebook
+from .launch import Warm, notebook_path, start_notebook
 from .resources import Slots
 
 LAST_LINES = 20  # of a failed run's log, kept in its record
@@ -62,11 +62,11 @@ class Stopping(SignalContext):
 
 
 def execute_run(run: Run, options: Options, stopping: Stopping, threads: int = 0, gpu: str | None = None,
-                echo: Callable[[str], None] | None = None, claim: Claim | None = None) -> int:
+                echo: Callable[[str], None] | None = None, claim: Claim | None = None, warm: Warm | None = None) -> int:
     """Train one run in its own process, record it if it failed, and return its exit code (see kernel.py).
 
     threads: for its computations (0 leaves it to torch); gpu: the card to use; echo: called with every line it prints;
-    claim: the run ends, and nothing is recorded, if somebody else takes it over.
+    claim: the run ends, and nothing is recorded, if somebody else takes it over; warm: from where to fork it.
     """
     folder = options.run_folder(run.config)
     if not is_finished(folder):  # a finished run's goes once training anew begins, which bad input may prevent
@@ -80,11 +80,13 @@ def execute_run(run: Run, options: Options, stopping: Stopping, threads: int = 0
         environment |= {"CUDA_VISIBLE_DEVICES": gpu, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # nvidia-smi's order
         parameters["device"] = run.config.device.partition(":")[0]  # the only card it sees
     before = _modified(folder / HISTORY)
-    process = start_notebook(notebook_path(NOTEBOOK), folder / NOTEBOOK, parameters, environment, claim,
+    process = start_notebook(notebook_path(NOTEBOOK), folder / NOTEBOOK, parameters, environment, claim, warm,
                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     stopping.running[folder] = process
     if stopping.requested:
         (folder / STOP).touch()
+    if stopping.killed:  # while the warm process was beginning
+        process.kill()
     lines = deque(maxlen=LAST_LINES)
     with process, (folder / LOG).open("w") as log:
         for line in process.stdout:
@@ -134,7 +136,8 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
     note_planned(study, [cell for run in runs for cell in run.cells])
     write_table(study)  # cells that share a finished run may be new
     codes: dict[str, int] = {}
-    with Stopping() as stopping, ThreadPoolExecutor(slots.jobs) as pool, _grid_bar(runs, options, echo is None) as bar:
+    with (Stopping() as stopping, Warm() as warm, ThreadPoolExecutor(slots.jobs) as pool,
+          _grid_bar(runs, options, echo is None) as bar):
         waiting = deque(run for run in runs if wanted(run, options, retry_failed))
         failed = sum(status_of(options.run_folder(run.config)) == "failed" for run in runs)
         if failed and not retry_failed:
@@ -149,7 +152,7 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
                     break
                 slot = free.popleft()
                 gpu = slots.gpus[slot % len(slots.gpus)] if slots.gpus else None
-                future = pool.submit(execute_run, run, options, stopping, slots.threads, gpu, echo, claim)
+                future = pool.submit(execute_run, run, options, stopping, slots.threads, gpu, echo, claim, warm)
                 training[future] = run, claim, slot, time.monotonic()
             if training:
                 for future in wait(training, timeout=POLL, return_when=FIRST_COMPLETED).done:

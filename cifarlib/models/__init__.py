@@ -22,7 +22,7 @@ def build_model(config: Config) -> nn.Module:
         torch.manual_seed(config.seed)
         try:
             model = make(**sizes)
-            doing = "map images to logits"
+            doing = "be trained on images of 32x32 pixels"
             problem = _problem(model, classes, config)
         except Exception as error:  # whatever a model of the user's own raises
             raise InputError(f"model_args: {config.model} can't {doing} with {config.model_args} "

@@ -15,9 +15,7 @@ from ..data import augment
 from ..data.augment import AugmentationParameters
 from ..data.splits import Split, Splits
 from ..models import build_model, count_parameters
-from ..parts import ARCHITECTURES, architecture, load
-
-MANY = 20  # classes: of more, a table or picture shows a part
+from ..parts import ARCHITECTURES, MANY, architecture, load
 
 
 def class_counts(splits: Splits) -> pandas.DataFrame:

@@ -9,7 +9,7 @@ from ..errors import InputError
 from ..files import NOTEBOOK, replacing
 from ..words import duration, percent, signed, value_text
 from .knobs import compare
-from .ranking import experiments, overall, paired_tests, top
+from .ranking import overall, top
 from .sentences import conditions, observations, overall_observations, score_text
 from .table import Table, label, shown
 
@@ -63,35 +63,6 @@ def runs_table(table: Table, best: pd.DataFrame) -> str:
         "Mean ± SD (runs)": cell(row["sd"], lambda sd: f"{100 * row['mean']:.2f} ± {100 * sd:.2f} ({row['runs']})"),
         "Published best, 80 epochs": cell(row.get("published"), percent),
     } for _, row in best.iterrows()])
-
-
-def experiments_table(table: Table, model: str) -> str:
-    """A model's best experiments as Markdown, or why there are none."""
-    rows = [{
-        f"{table.looks[model].label}: experiment": f"`{row['name']}`",
-        "Rows": str(row["rows"]),
-        "Runs": str(row["runs"]),
-        f"Mean {table.score}": score_text(table, row["score"]),
-        "Mean test accuracy": percent(row["test"]),
-        "SD, points": cell(row["sd"], lambda sd: f"{100 * sd:.2f}"),
-    } for _, row in experiments(table, model).dropna(subset=["test"]).head(5).iterrows()]
-    return markdown(rows) if rows else f"No run of {table.looks[model].label} in this table has a test accuracy."
-
-
-def paired_table(table: Table) -> str:
-    """`paired_tests` as Markdown, or why there are none."""
-    rows = [{
-        "First run": f"`{table.rows.loc[row['first'], 'name']}`",
-        "Second run": f"`{table.rows.loc[row['second'], 'name']}`",
-        "Difference, points": signed(row["difference"]),
-        "95% interval": f"{signed(row['low'])} to {signed(row['high'])}",
-        "Only first right": str(row["only_first"]),
-        "Only second right": str(row["only_second"]),
-        "p": f"{row['p']:.2g}",
-        "p (Holm)": f"{row['p_holm']:.2g}",
-    } for row in paired_tests(table).to_dict("records")]
-    return markdown(rows) if rows else (
-        "No paired comparison: it takes the stored predictions of two of the best runs on the same test images.")
 
 
 def model_section(table: Table, model: str, figures: str = "") -> str:

@@ -102,7 +102,7 @@ class Noise:
         return "runs of one configuration" if self.freedom else "equally good runs tested on separate images"
 
     def margin(self, runs: int = 2) -> float:
-        """What the range of so many runs (two: their difference) exceeds in 5% of cases; more if few repeats gave `sd`."""
+        """What the range of so many runs (of two, their difference) exceeds in 5% of cases; more if `sd` is of few."""
         quantiles = STUDENTIZED_RANGE[min(runs, max(STUDENTIZED_RANGE))]
         return float(np.interp(1 / (self.freedom or np.inf), 1 / FREEDOM, quantiles)) * self.sd
 

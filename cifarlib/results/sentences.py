@@ -26,14 +26,6 @@ def comparison_sentences(first: Table, second: Table) -> list[str]:
         lines.append(f"{name}: {counted(len(group), 'experiment')} in both. From the first to the second the median "
                      f"difference is {signed(change.median())} points, {(change > 0).sum()} are higher; at chance are "
                      f"{group['chance_first'].sum()} in the first, {group['chance_second'].sum()} in the second.")
-        if len(ranked(first, model)) and len(ranked(second, model)):
-            noise = noise_floor(first, model)
-            winners = [f"`{row['name']}` ({percent(row['test'])})"
-                       for table in (first, second) for _, row in top(table, model, 1).iterrows()]
-            large = counted((change.abs() > noise.margin()).sum(), "difference")
-            lines.append(f"{name}: the first table's {noise.name} ({points(noise.margin())}) is exceeded by {large}; "
-                         "luck alone exceeds it in one of twenty, more often where accuracies are poor. The winners: "
-                         f"{', then '.join(winners)}.")
     return lines if len(both) else [*lines, "The two tables have no experiment in common."]
 
 
@@ -85,29 +77,25 @@ def chance_sentence(table: Table) -> str:
 
 def shared_knobs(table: Table, rows: pd.DataFrame) -> str:
     """What the given runs share and how they vary, a sentence a knob."""
-    n, lines = len(rows), []
-    both = "both" if n == 2 else f"all {in_words(n)}"
+    lines = []
     for knob in table.knobs:
         values, name = rows[knob].dropna(), label(knob).capitalize()
-        common = values.value_counts()
-        everywhere = len(values) == n
-        where = f" in the {in_words(len(values))} where it acts" if not everywhere else f" in {both}" if n > 1 else ""
+        counts = values.value_counts()
+        those = {1: "", 2: "both"}.get(len(rows), f"all {in_words(len(rows))}")
+        if len(values) < len(rows):
+            those = f"the {in_words(len(values))} where it acts"
         if values.empty:
-            why = " or ".join(f"the {' or '.join(values)} {label(other)}" for other, values in idle_when(knob).items())
-            lines.append(f"{name} does nothing under {why}.")
-        elif is_switch(values) and n > 1:
-            users = {n: both, 0: "none"}.get(values.sum(), f"{values.sum()} of {n}")
-            lines.append(f"{name}: used by {users}.")
-        elif len(common) == 1:
-            lines.append(f"{name}: {shown(knob, common.index[0])}{where}.")
-        elif not is_number(values):
-            counts = listed(f"{shown(knob, value)} in {in_words(count)}" for value, count in common.items())
-            lines.append(f"{name}: {counts}{'' if everywhere else where}.")
-        else:
+            why = " or ".join(f"the {' or '.join(kinds)} {label(other)}" for other, kinds in idle_when(knob).items())
+            text = f"{name} does nothing under {why}"
+        elif len(counts) == 1:
+            text = f"{name}: {shown(knob, counts.index[0])}" + (f" in {those}" if those else "")
+        elif is_number(values):
             text = f"{name}: from {shown(knob, values.min())} to {shown(knob, values.max())}"
-            if common.iloc[0] > common.iloc[1]:
-                text += f", most often {shown(knob, common.index[0])} ({common.iloc[0]} of {len(values)})"
-            lines.append(f"{text}{'' if everywhere else where}.")
+            if counts.iloc[0] > counts.iloc[1]:
+                text += f", most often {shown(knob, counts.index[0])} ({counts.iloc[0]} of {len(values)})"
+        else:
+            text = f"{name}: " + listed(f"{shown(knob, value)} in {in_words(n)}" for value, n in counts.items())
+        lines.append(f"{text}.")
     return " ".join(lines)
 
 
@@ -116,25 +104,17 @@ def observations(table: Table, model: str) -> list[str]:
     rows, best = ranked(table, model), top(table, model)
     if best.empty:
         return [f"No run of {table.looks[model].label} in this table can be ranked."]
-    first, noise = best.iloc[0], noise_floor(table, model)
+    noise = noise_floor(table, model)
     repeated = (finalists(table)["model"] == model).any()
-    competitors = counted(len(rows), "configuration") + ", one seed of each" if repeated else f"{len(rows)} runs"
-    how = f"{'lowest' if table.lower_is_better else 'highest'} {table.score} of {competitors}"
-    how = f"the only {'configuration' if repeated else 'run'}" if len(rows) == 1 else how
-    score = f"{table.score} {score_text(table, first['score'])}, " if table.rank_by != table.tested else ""
-    lines = [f"**Best run:** `{first['name']}` ({how}): {score}test accuracy {percent(first['test'])} (95% interval "
-             f"{percent(first['low'])} to {percent(first['high'])})."]
-    if ties := (rows[table.rank_by] == first["score"]).sum() - 1:
+    how = f"the only {'configuration' if repeated else 'run'}"
+    if len(rows) > 1:
+        competitors = counted(len(rows), "configuration") + ", one seed of each" if repeated else f"{len(rows)} runs"
+        how = f"{'lowest' if table.lower_is_better else 'highest'} {table.score} of {competitors}"
+    lines = [f"**Best run:** `{best['name'].iloc[0]}` ({how})."]
+    if ties := (rows[table.rank_by] == best["score"].iloc[0]).sum() - 1:
         lines.append(f"**Tie:** {counted(ties, 'other run')} {'has' if ties == 1 else 'have'} the same {table.score}.")
-    if first["runs"] > 1 and "seed" in table.rows:
-        lines.append(f"**Repeats:** over {first['runs']} {first['repeat']}s the best run's configuration reaches "
-                     f"{percent(first['mean'])} on average, SD {points(first['sd'])}.")
     if len(best) > 1:
-        gap, margin, several = best["test"].max() - best["test"].min(), noise.margin(len(best)), in_words(len(best))
-        lines.append(f"**Range:** the best {several} reach {percent(best['test'].min())} to "
-                     f"{percent(best['test'].max())} on the test images: {points(gap)} apart, "
-                     f"{against(gap, margin, noise.name)} {'among' if len(best) > 2 else 'between'} {several} "
-                     f"{noise.alike} ({points(margin)}).")
+        lines.append(f"**Range:** {range_sentence(table, model)}.")
     lines.append(f"**Noise floor:** {noise.text}.")
     if (distinct := best["experiment"].nunique()) < len(best):
         lines.append(f"**One experiment, several names:** the best {in_words(len(best))} rows are "
@@ -151,33 +131,32 @@ def observations(table: Table, model: str) -> list[str]:
     return lines
 
 
+def range_sentence(table: Table, model: str) -> str:
+    """How far the best runs of a model lie apart on the test images, beside their noise."""
+    best, noise = top(table, model), noise_floor(table, model)
+    gap, margin, several = best["test"].max() - best["test"].min(), noise.margin(len(best)), in_words(len(best))
+    return (f"the best {several} reach {percent(best['test'].min())} to {percent(best['test'].max())} on the test "
+            f"images: {points(gap)} apart, {against(gap, margin, noise.name)} "
+            f"{'among' if len(best) > 2 else 'between'} {several} {noise.alike} ({points(margin)})")
+
+
 def score_text(table: Table, value: float) -> str:
     """A value of the ranking column."""
     return f"{value:.4f}" if table.lower_is_better else percent(value)
 
 
 def _two_sided(table: Table, model: str) -> list[str]:
-    """What each switch brings, and each knob with two values that are no numbers."""
+    """What each switch brings, and each knob with two values that are no numbers, all else equal."""
     rows, lines = ranked(table, model), []
-    for knob in table.knobs:
-        best = rows.groupby(knob)[table.tested].first()  # by the ranking column
-        switch = is_switch(rows[knob].dropna())
-        if switch and len(best) == 1:
-            text = f"its benefit can't be told: {'every' if best.index[0] else 'no'} ranked run uses it"
-        elif len(best) == 2 and (switch or knob in varying(table, model) and not is_number(rows[knob])):
-            better = True if switch else rows[knob].dropna().iloc[0]
-            other = next(value for value in best.index if value != better)
-            it = "it" if switch else shown(knob, better)
-            without = "without it" if switch else f"with {shown(knob, other)}"
-            text = (f"at best {percent(best[better])} with {it}, {percent(best[other])} {without} "
-                    f"({signed(best[better] - best[other])} points)")
+    for knob in varying(table, model):
+        values = list(rows[knob].dropna().unique())  # the better one first
+        if len(values) == 2 and not is_number(rows[knob]):
+            better, other = (True, False) if is_switch(rows[knob].dropna()) else values
             gains = pairs(table, model, knob, better, other)["gain"]
             if len(gains):
-                text += f"; all else equal {it} brings {signed(gains.median())} points"
-                text += f" (median) and helps in {(gains > 0).sum()} of {len(gains)} pairs" if len(gains) > 1 else ""
-        else:
-            continue
-        lines.append(f"**{label(knob).capitalize()}:** {text}.")
+                lines.append(f"**{label(knob).capitalize()}:** all else equal, {shown(knob, better)} instead of "
+                             f"{shown(knob, other)} brings {signed(gains.median())} points (median) and helps in "
+                             f"{(gains > 0).sum()} of {counted(len(gains), 'pair')}.")
     return lines
 
 
@@ -200,14 +179,11 @@ def overall_observations(table: Table) -> list[str]:
     missing = [name for model, name in labels.items() if model not in set(best["model"])]
     if len(best) > 1:
         first = best.iloc[0]
-        order = ", ".join(f"{labels[row['model']]} {percent(row['test'])}" for _, row in best.iterrows())
-        lines = [f"**Best model:** {labels[first['model']]} with `{first['name']}`, test accuracy "
-                 f"{percent(first['test'])}.",
-                 f"**Ranking** by {table.score}, with test accuracies: {order}."]
+        lines.append(f"**Best model:** {labels[first['model']]}, by {table.score}.")
         if (tied := best["score"] == first["score"]).sum() > 1:
             names = listed(labels[model] for model in best.loc[tied, "model"])
             lines.append(f"**Tie:** {names} have the same {table.score}; their order is the table's.")
-        lines += [f"**Gap:** {gap_sentence(table, first, row)}" for _, row in best.iloc[1:].iterrows()]
+        lines += [f"**Gap:** {gap_sentence(table, first, row)}." for _, row in best.iloc[1:].iterrows()]
         lines.append(f"**What the winners share:** {shared_knobs(table, table.rows.loc[best.index])}")
         lines += [f"**Image by image:** {text}" for text in paired_sentences(table)]
         winners = table.rows.loc[best.index].set_index("model")
@@ -233,23 +209,26 @@ def gap_sentence(table: Table, first: pd.Series, second: pd.Series) -> str:
     """How far the first of two rows of `overall` is ahead of the second on the test images, beside their noise."""
     gap, names = first["test"] - second["test"], [table.looks[row["model"]].label for row in (first, second)]
     if gap == 0:
-        return f"{names[0]} and {names[1]} tie on the test images."
+        return f"{names[0]} and {names[1]} tie on the test images"
     noises = [noise_floor(table, row["model"]) for row in (first, second)]
     margin = margin_of_means(noises, [1, 1])
     return (f"{names[0]} is {points(gap)} {'above' if gap > 0 else 'below'} {names[1]} on the test images, "
-            f"{against(gap, margin, joint_name(noises))} ({points(margin)}).")
+            f"{against(gap, margin, joint_name(noises))} ({points(margin)})")
 
 
-def paired_sentences(table: Table) -> list[str]:
-    """The models' best runs against each other, image by image; p is corrected for all of `paired_tests`."""
+def paired_sentences(table: Table, within: bool = False) -> list[str]:
+    """The models' best runs against each other, image by image; `within` a model, its best run against the next.
+
+    The p-values are corrected for all of these.
+    """
     lines = []
     for test in paired_tests(table).to_dict("records"):
-        models = table.rows.loc[[test["first"], test["second"]], "model"]
-        if models.nunique() == 1:
-            continue
-        first, second = (table.looks[model].label for model in models)
-        verdict = "a difference" if test["p_holm"] < 0.05 else "no clear difference"
-        lines.append(f"Only {first}'s best run gets {test['only_first']} test images right, only {second}'s "
-                     f"{test['only_second']}: {verdict} between these two trainings (McNemar's test with Holm's "
-                     f"correction, p = {test['p_holm']:.2g}).")
+        runs = table.rows.loc[[test["first"], test["second"]]]
+        if (runs["model"].nunique() == 1) == within:
+            first, second = (f"`{name}`" if within else f"{table.looks[model].label}'s best run"
+                             for name, model in zip(runs["name"], runs["model"]))
+            verdict = "a difference" if test["p_holm"] < 0.05 else "no clear difference"
+            lines.append(f"Only {first} gets {test['only_first']} test images right, only {second} "
+                         f"{test['only_second']}: {verdict} between these two trainings (McNemar's test with Holm's "
+                         f"correction, p = {test['p_holm']:.2g}).")
     return lines

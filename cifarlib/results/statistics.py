@@ -102,7 +102,10 @@ def main_effects(grid: pd.DataFrame, knobs: list[str]) -> pd.Series:
 
 def expected_best(scores) -> np.ndarray:
     """Expected highest score among k runs drawn without replacement, for k = 1..N; after Dodge et al., EMNLP 2019."""
-    ordered, n = np.sort(np.asarray(scores, float)), len(scores)
-    # A run is the highest of k if the other k - 1 are among the `lower` runs below it.
-    chances = [[math.comb(lower, k - 1) / math.comb(n, k) for lower in range(n)] for k in range(1, n + 1)]
-    return np.array(chances) @ ordered
+    ordered, n, expected = np.sort(np.asarray(scores, float)), len(scores), 0.0
+    k = np.arange(1, n + 1)
+    chance = k / n  # that the highest of all is among the k; then, run by run, that the next one is their highest
+    for lower in range(n - 1, -1, -1):
+        expected = expected + chance * ordered[lower]
+        chance = chance * np.maximum(lower - k + 1, 0) / max(lower, 1)
+    return expected

@@ -166,16 +166,14 @@ def check_table(frame: pd.DataFrame, rank_by: str = "auto", study: str = "", fol
 
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:
-    """The same rows with numbers for what was measured (NaN for other text), and accuracies in [0, 1]."""
+    """The same rows with finite numbers for what was measured, accuracies in [0, 1], and text for names."""
     frame = frame.copy()
     measured = [*metrics(frame), *(column for column in MEASURED if column in frame)]
-    numbers = [name for name, spec in FIELDS.items() if spec.type in (int, float) and name in frame]
-    for column in frame[measured + numbers].select_dtypes(exclude="number"):
-        text = frame[column].astype(str).str.extract(r"^\s*(\d+%|\d+,\d+%?|\d+\.\d+%)\s*$", expand=False).dropna()
-        if len(text):
-            raise InputError(f"{column}: {text.iloc[0]} is no number; write a decimal point, and fractions instead of "
-                             "percent")
-    frame[measured] = frame[measured].apply(pd.to_numeric, errors="coerce").replace([np.inf, -np.inf], np.nan)
+    for column in measured:
+        values = pd.to_numeric(frame[column], errors="coerce").replace([np.inf, -np.inf], np.nan)
+        if len(bad := frame.loc[values.isna() & frame[column].notna(), column]):
+            raise InputError(f"{column}: {bad.iloc[0]!r} is no number; write fractions, with a decimal point")
+        frame[column] = values
     for column in (column for column in measured if "accuracy" in column):
         low, high = frame[column].min(), frame[column].max()
         if low < 0 or high > 1:
@@ -247,7 +245,7 @@ def _fields(frame: pd.DataFrame, configs: pd.Series, notes: list[str]) -> list[s
     known = [name for name in [*CONDITIONS, *Config.names_of("knob"), "model_args"]
              if name in frame and (name in CONDITIONS or not left_to_protocol(name))]
     others = [column for column in frame if column not in (*FIELDS, *BOOKKEEPING, *metrics(frame))
-              and frame[column].astype(str).nunique() > 1]
+              and frame[column].nunique(dropna=False) > 1]
     for column in others:
         notes.append(f"{column} is no field of a configuration, yet it varies: rows that differ in it rank as "
                      "different configurations. If it changes no result, remove the column.")

@@ -114,7 +114,7 @@ class Trainer:
         count, seed = len(self.split), self.config.seed * 1_000_003 + epoch
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(count, generator=generator)
-        augmentations = augment.draw(count, generator) if self.config.augmentation else None
+        augmentations = augment.sample_parameters(count, generator) if self.config.augmentation else None
         torch.manual_seed(seed)  # of dropout
         if self.order is None:
             self.order, self.augmentations = order.to(self.device), augmentations and augmentations.to(self.device)

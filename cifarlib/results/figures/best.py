@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ...words import against, counted, duration, in_words, listed, percent, points, signed
+from ...words import against, counted, duration, listed, percent, points, signed
 from .. import knobs, ranking
-from ..sentences import chance_sentence
+from ..sentences import chance_sentence, gap_sentence, range_sentence
 from ..table import Table
 from .style import (GREY, LIGHT, jitter, legend_above, log_ticks, look_of, new_figure, percent_ticks, styled, titled,
                     whiskers)
@@ -15,32 +15,25 @@ from .style import (GREY, LIGHT, jitter, legend_above, log_ticks, look_of, new_f
 @styled
 def top5(table: Table, model: str) -> Figure:
     """A model's five best runs: test accuracy and test per-class accuracy, the noise floor, 95% Wilson intervals."""
-    best, noise = ranking.top(table, model), ranking.noise_floor(table, model)
-    title = f"the one run reaches {percent(best['test'].iloc[0])}"
-    if len(best) > 1:
-        gap, margin = best["test"].max() - best["test"].min(), noise.margin(len(best))
-        title = (f"the best {in_words(len(best))} runs differ by {points(gap)}, "
-                 f"{against(gap, margin, noise.name)} ({points(margin)})")
-    return _bars(table, best, noise, f"{table.looks[model].label}: {title}")
+    best = ranking.top(table, model)
+    title = range_sentence(table, model) if len(best) > 1 else f"the one run reaches {percent(best['test'].iloc[0])}"
+    return _bars(table, best, f"{table.looks[model].label}: {title}")
 
 
 @styled
 def overall_top5(table: Table) -> Figure:
     """The best run of each model."""
     best = ranking.overall(table)
-    names = [table.looks[model].label for model in best["model"]]
-    first, *others = best["test"]
-    gaps = [f"{points(first - test)} {'ahead of' if first >= test else 'behind'} {name}"
-            for name, test in zip(names[1:], others)]
-    verdict = "is best" if first == best["test"].max() else f"ranks first by {table.score}, on test images"
-    title = f"the only model, {names[0]}, reaches {percent(first)}"
-    if gaps:
-        title = f"{names[0]} {verdict} with {percent(first)}, {listed(gaps)}"
-    return _bars(table, best, ranking.noise_floor(table, best["model"].iloc[0]), title)
+    name = table.looks[best["model"].iloc[0]].label
+    title = f"the only model, {name}, reaches {percent(best['test'].iloc[0])}"
+    if len(best) > 1:
+        title = f"{name} ranks first by {table.score}; {gap_sentence(table, best.iloc[0], best.iloc[1])}"
+    return _bars(table, best, title)
 
 
-def _bars(table: Table, best: pd.DataFrame, noise: ranking.Noise, title: str) -> Figure:
+def _bars(table: Table, best: pd.DataFrame, title: str) -> Figure:
     """Bars from zero on the left, the same accuracies enlarged with their uncertainty on the right."""
+    noise = ranking.noise_floor(table, best["model"].iloc[0])
     figure, (left, right) = new_figure(1.5 + 0.72 * len(best), 1, 2, width_ratios=(2.2, 1), sharey=True)
     experiments = best["experiment"].tolist()
     for y, (_, row) in enumerate(best.iterrows()):
@@ -68,10 +61,8 @@ def _bars(table: Table, best: pd.DataFrame, noise: ranking.Noise, title: str) ->
     for axis in (left, right):
         axis.grid(axis="y", visible=False)
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, below), ncols=2, borderaxespad=0, handlelength=1.4)
-    note = f"Ranked by {table.ranking}. The band: two {noise.alike} differ by less in 95% of cases"
-    if len(best) > 2 and best["model"].nunique() == 1:
-        note += f", {in_words(len(best))} by less than the title's number"
-    return titled(figure, title, f"{note}. Noise floor: {noise.text}.", table)
+    note = f"Ranked by {table.ranking}. The band: two {noise.alike} differ by less in 95% of cases. "
+    return titled(figure, title, f"{note}Noise floor: {noise.text}.", table)
 
 
 @styled
@@ -149,7 +140,7 @@ def cost(table: Table) -> Figure | str:
             axis.scatter(mine[column], mine[table.tested], linewidths=0, **point, **look_of(look))
             axis.scatter(first[column], first[table.tested], s=75, edgecolor="black", label=look.label, zorder=3,
                          **look_of(look))
-        axis.set(xscale="log", xlabel=axis_labels[column])
+        axis.set(xlabel=axis_labels[column])
         axis.margins(x=0.12)
         log_ticks(axis)
     axes[0, 0].set_ylabel("test accuracy")
@@ -168,29 +159,22 @@ def cost(table: Table) -> Figure | str:
 
 @styled
 def comparison(first: Table, second: Table) -> Figure | str:
-    """The experiments of two tables against each other, and the distribution of their differences."""
+    """The experiments of two tables against each other."""
     both = knobs.compare(first, second)
     if both.empty:
         return "the two tables have no experiment in common"
-    figure, (left, right) = new_figure(4.4, 1, 2)
-    looks = [(model, look) for model, look in first.looks.items() if (both["model"] == model).any()]
+    figure, axis = new_figure(4.8, width=6.5)
     point = dict(s=18, alpha=0.6) if len(both) > 60 else dict(s=32, alpha=0.9)
     heads = []
-    for y, (model, look) in enumerate(looks):
-        mine = both[both["model"] == model]
-        style = dict(linewidths=0, **point, **look_of(look))
-        left.scatter(mine["first"], mine["second"], **style)
-        right.scatter(100 * mine["difference"], y + jitter(len(mine)), **style)
-        right.vlines(100 * mine["difference"].median(), y - 0.35, y + 0.35, color="black")
-        heads.append(f"{look.label} {signed(mine['difference'].median())}")
-    limits = left.get_xlim(), left.get_ylim()
-    left.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
-    left.set(xlabel=f"test accuracy in {first.name}", ylabel=f"test accuracy in {second.name}",
+    for model, group in both.groupby("model"):
+        look = first.looks[model]
+        axis.scatter(group["first"], group["second"], linewidths=0, label=look.label, **point, **look_of(look))
+        heads.append(f"{look.label} {signed(group['difference'].median())}")
+    limits = axis.get_xlim(), axis.get_ylim()
+    axis.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
+    axis.set(xlabel=f"test accuracy in {first.name}", ylabel=f"test accuracy in {second.name}",
              xlim=limits[0], ylim=limits[1])
-    percent_ticks(left.xaxis, left.yaxis)
-    right.axvline(0, color=GREY, linewidth=1, linestyle="--")
-    right.set(yticks=range(len(looks)), yticklabels=[look.label for _, look in looks], ylim=(len(looks) - 0.5, -0.5),
-              xlabel=f"points higher in {second.name}")
-    right.grid(axis="y", visible=False)
+    percent_ticks(axis.xaxis, axis.yaxis)
+    legend_above(axis)
     title = f"'{second.name}' against '{first.name}', median difference in points: {listed(heads)}"
-    return titled(figure, title, f"{counted(len(both), 'experiment')} in both tables. Bars: medians.", first)
+    return titled(figure, title, f"{counted(len(both), 'experiment')} in both tables. Dashed: equal.", first)

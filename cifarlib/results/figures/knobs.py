@@ -5,16 +5,21 @@ import textwrap
 
 import matplotlib
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 
-from ...words import listed, percent, points
+from ...words import listed, percent
 from .. import knobs, ranking, statistics
+from ..sentences import score_text
 from ..table import Table, idle_when, label, shown
 from .style import LIGHT, WIDTH, jitter, look_of, new_figure, percent_ticks, styled, titled
 
 MOST_LEVELS = 12  # of a knob: more have no room on an axis
 MOST_PANELS = 4
+
+
+def tick_labels(knob: str, values) -> list[str]:
+    """A knob's values in lines as short as an axis has room for."""
+    return [textwrap.fill(shown(knob, value), 12) for value in values]
 
 
 @styled
@@ -31,35 +36,29 @@ def scores_by_knob(table: Table, model: str) -> Figure | str:
     figure, axes = new_figure(3.9, 1, len(groups), sharey=True, width_ratios=levels, squeeze=False,
                               width=min(WIDTH, max(6, 1 + 0.9 * sum(levels))))
     point = dict(alpha=0.35, markersize=3, zorder=2) if len(rows) > 60 else dict(alpha=0.8, markersize=5, zorder=4)
-    best = {knob: group.min() if table.lower_is_better else group.max() for knob, group in groups.items()}
     for axis, (knob, group) in zip(axes[0], groups.items()):
-        for x, ((_, scores), score) in enumerate(zip(group, best[knob])):
+        for x, (_, scores) in enumerate(group):
+            best = scores.min() if table.lower_is_better else scores.max()
             axis.plot(x + jitter(len(scores)), scores, linestyle="none", markeredgewidth=0, **point, **look_of(look))
             axis.hlines(scores.median(), x - 0.3, x + 0.3, color="black", linewidth=1.5, zorder=3)
-            axis.annotate(f"{score:.3f}" if table.lower_is_better else f"{100 * score:.1f}", (x, scores.max()),
+            axis.annotate(f"{best:.3f}" if table.lower_is_better else f"{100 * best:.1f}", (x, scores.max()),
                           (0, 5), textcoords="offset points", ha="center", fontsize=7.5)
-        names = [shown(knob, value).replace("exponential", "expo-\nnential") for value, _ in group]
+        names = [tick.replace("exponential", "expo-\nnential") for tick in tick_labels(knob, group.groups)]
         axis.set(xticks=range(len(names)), xticklabels=names, title=label(knob), xlim=(-0.6, len(names) - 0.4))
         axis.grid(axis="x", visible=False)
     axes[0, 0].set_ylabel(table.score)
     axes[0, 0].margins(y=0.1)
     if not table.lower_is_better:
         percent_ticks(axes[0, 0].yaxis)
-    spans = pd.Series({label(knob): values.max() - values.min() for knob, values in best.items()})
-    spans = spans.sort_values(ascending=False)
-    first, last = (f"{span:.3f}" if table.lower_is_better else points(span) for span in (spans.iloc[0], spans.iloc[-1]))
-    title, full = f"{spans.index[0]} moves the best score most ({first})", math.prod(map(len, groups.values()))
-    if len(cells := knobs.cells(table, model)) < full:
-        title = f"{len(cells)} of the {full} cells of these values were run, so they are not compared like for like"
-    elif len(spans) > 1:
-        title = (f"{title}, {spans.index[-1]} least ({last})" if first != last else
-                 f"{listed(spans.index)} move the best score alike ({first})")
     note = f"A point a {'configuration, by one seed' if len(ranking.finalists(table)) else 'run'}; bars: medians; "
     note += "numbers: the best" + ("." if table.lower_is_better else ", in percent.")
     for knob in groups:
         if where := [value for values in idle_when(knob).values() for value in values]:
             note += f" {label(knob).capitalize()}: without {' and '.join(where)} runs, where it does nothing."
-    return titled(figure, f"{look.label}: {title}", note, table)
+    if len(cells := knobs.cells(table, model)) < (full := math.prod(map(len, groups.values()))):
+        note += f" {len(cells)} of the {full} cells of these values were run, so they are not compared like for like."
+    title = f"{look.label}: {table.score} by knob, {score_text(table, rows[table.rank_by].iloc[0])} at best"
+    return titled(figure, title, note, table)
 
 
 def heatmap_knobs(table: Table, model: str) -> list[str]:
@@ -97,7 +96,7 @@ def heatmap(table: Table, model: str) -> Figure | str:
         values = (best[value] if panel else best).unstack().reindex(index=rows, columns=columns)
         seaborn.heatmap(values, vmin=lowest, vmax=highest, cmap=colours, cbar=False, annot=100 * values, fmt=".1f",
                         annot_kws={"fontsize": 8}, ax=axis,
-                        xticklabels=[shown(x, each) for each in columns], yticklabels=[shown(y, each) for each in rows])
+                        xticklabels=tick_labels(x, columns), yticklabels=tick_labels(y, rows))
         faces = axis.collections[0].get_facecolors()[values.notna().to_numpy().ravel()]
         for text, face in zip(axis.texts, faces):  # seaborn's own choice is too pale to read
             text.set_color("black" if face[:3] @ (0.299, 0.587, 0.114) > 0.46 else "white")

@@ -6,22 +6,38 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ...parts import architectures
+from ...parts import MANY, architectures
 from ...words import counted, listed, percent, points
 from .. import ranking, statistics
 from ..table import Table
 from .style import GREY, TRAIN, VALIDATION, legend_above, look_of, new_figure, percent_ticks, styled, titled, whiskers
 
-MOST_CLASSES = 20  # that a chart shows one by one
-
 
 @styled
-def learning_curves(history: pd.DataFrame) -> Figure:
-    """Loss, accuracy (training and validation) and learning rate by epoch; works from the first epoch on."""
-    figure, axes = new_figure(3.3, 1, 3)
-    _curves(axes, history)
-    axes[0].legend()
-    return titled(figure, _curve_message(history))
+def learning_curves(*histories: pd.DataFrame, names=("",), whose: str = "", table: Table | None = None) -> Figure:
+    """Loss, accuracy (training and validation) and learning rate by epoch, a row a run; works from the first epoch on.
+
+    names: of the runs; whose: what the title's numbers, those of the first run, are of.
+    """
+    figure, axes = new_figure(0.7 + 2.2 * len(histories), len(histories), 3, squeeze=False)
+    for row, history, name in zip(axes, histories, names):
+        _curves(row, history)
+        title = row[0].set_title(name, loc="left", fontsize=min(8, 700 / max(1, len(name))))
+        title.set_in_layout(False)
+    for axis in axes[-1]:
+        axis.set_xlabel("epoch")
+    axes[0, 0].legend()
+    message = f"{whose}{_curve_message(histories[0])}"
+    return titled(figure, message, "Stars: the epoch with the best validation accuracy.", table)
+
+
+def curves_of_best(table: Table, model: str) -> Figure | str:
+    """Learning curves of a model's three best runs."""
+    found, whose = ranking.best_with(table, ranking.read_history, model, 3), f"{table.looks[model].label}'s best run"
+    if not found:
+        return f"no history of {whose} beside the table"
+    names, histories = zip(*((row["name"], history) for row, history in found))
+    return learning_curves(*histories, names=names, whose=f"{whose} with a history: ", table=table)
 
 
 def _curves(axes, history: pd.DataFrame) -> None:
@@ -31,14 +47,14 @@ def _curves(axes, history: pd.DataFrame) -> None:
                                    ("val", "validation", dict(color=VALIDATION, linestyle="--"))):
             line = history.reindex(columns=["epoch", f"{split}_{metric}"]).dropna()
             axis.plot(*line.to_numpy().T, label=name, **style, **marker)
-        axis.set(ylabel=metric, xlabel="epoch")
+        axis.set_ylabel(metric)
     if (best := _best_epoch(history)) is not None:
         axes[1].plot(best["epoch"], best["val_accuracy"], "*", color=VALIDATION, markersize=11, markeredgecolor="black",
                      markeredgewidth=0.5)
     percent_ticks(axes[1].yaxis)
     rates = history.reindex(columns=["epoch", "learning_rate"]).dropna().to_numpy().T
     axes[2].plot(*rates, color="black", drawstyle="steps-mid", **marker)
-    axes[2].set(ylabel="learning rate", xlabel="epoch", ylim=(0, 1.05 * rates[1].max(initial=0) or None))
+    axes[2].set(ylabel="learning rate", ylim=(0, 1.05 * rates[1].max(initial=0) or None))
     # 0.00005, not 5e-05 beside 0.0001; and powers of ten would start mathtext, for 0.3 s.
     axes[2].yaxis.set_major_formatter(lambda value, _: np.format_float_positional(float(f"{value:g}"), trim="-"))
     for axis in axes:
@@ -62,35 +78,17 @@ def _curve_message(history: pd.DataFrame) -> str:
 
 
 @styled
-def curves_of_best(table: Table, model: str) -> Figure | str:
-    """Learning curves of a model's three best runs, a row each."""
-    found = ranking.best_with(table, ranking.read_history, model, 3)
-    if not found:
-        return f"no histories of {table.looks[model].label}'s best runs beside the table"
-    figure, axes = new_figure(0.7 + 2.2 * len(found), len(found), 3, squeeze=False)
-    for line, (row, history) in zip(axes, found):
-        _curves(line, history)
-        title = line[0].set_title(row["name"], loc="left", fontsize=min(8, 700 / len(row["name"])))
-        title.set_in_layout(False)
-    for axis in axes[:-1].flat:
-        axis.set_xlabel("")
-    axes[0, 0].legend()
-    title = f"{table.looks[model].label}'s best run with a history: {_curve_message(found[0][1])}"
-    return titled(figure, title, "Stars: the epoch with the best validation accuracy.", table)
-
-
-@styled
 def confusion(matrix, classes: tuple[str, ...], title: str = "", table: Table | None = None) -> Figure:
     """Confusion matrix (row: true class, column: predicted class), coloured by fraction of the true class.
 
-    Up to MOST_CLASSES classes are named, and counts written.
+    Up to MANY classes are named, and their counts written.
     """
     matrix = np.asarray(matrix)
     fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     figure, axis = new_figure(6.3, width=7.2)
     image = axis.imshow(fractions, cmap="Purples", norm=PowerNorm(0.5, 0, 1))  # the root makes small fractions visible
     axis.set(xticks=[], yticks=[], xlabel="predicted class", ylabel="true class")
-    if len(classes) <= MOST_CLASSES:
+    if len(classes) <= MANY:
         for (i, j), count in np.ndenumerate(matrix):
             if count:
                 axis.text(j, i, f"{count:.0f}", ha="center", va="center", fontsize=8, in_layout=False,  # layout: slow
@@ -111,11 +109,11 @@ def confusion(matrix, classes: tuple[str, ...], title: str = "", table: Table | 
 @styled
 def per_class(accuracies: dict[str, list[float]], n_per_class, classes: tuple[str, ...],
               table: Table | None = None) -> Figure:
-    """Accuracy of each class with its 95% Wilson interval; of more than MOST_CLASSES, the first model's weakest.
+    """Accuracy of each class with its 95% Wilson interval; of more than MANY, the first model's weakest.
 
     accuracies: fractions by model; n_per_class: test images a class, one number or a list.
     """
-    shown = np.sort(np.argsort(next(iter(accuracies.values())))[:MOST_CLASSES])
+    shown = np.sort(np.argsort(next(iter(accuracies.values())))[:MANY])
     figure, axis = new_figure(3.8, width=8.5)
     heads, shifts = [], np.linspace(-0.2, 0.2, len(accuracies)) if len(accuracies) > 1 else [0]
     n = np.broadcast_to(np.maximum(n_per_class, 1), len(classes))[shown]
@@ -127,7 +125,8 @@ def per_class(accuracies: dict[str, list[float]], n_per_class, classes: tuple[st
                       label=look.label, **look_of(look))
         worst = np.nanargmin(values)
         heads.append(f"{look.label} at {classes[shown[worst]]} ({percent(values[worst])})")
-    axis.set_xticks(range(len(shown)), [classes[i] for i in shown], rotation=60 * (len(shown) > 10))
+    slanted = dict(rotation=60, ha="right", rotation_mode="anchor") if len(shown) > 10 else {}
+    axis.set_xticks(range(len(shown)), [classes[i] for i in shown], **slanted)
     axis.set(ylabel="test accuracy of the class", xlim=(-0.5, len(shown) - 0.3))
     axis.grid(axis="x", visible=False)
     percent_ticks(axis.yaxis)
@@ -138,7 +137,7 @@ def per_class(accuracies: dict[str, list[float]], n_per_class, classes: tuple[st
 def class_accuracies(table: Table) -> Figure | str:
     """Accuracy of each class for the best run of each model."""
     names = table.data.classes
-    if len(names) > MOST_CLASSES:
+    if len(names) > MANY:
         return f"{table.data.label} has {len(names)} classes, more than a chart shows one by one"
     columns = [f"test_per_class_accuracy_{name}_{table.checkpoint}" for name in names]
     rows = table.rows.loc[ranking.overall(table).index].reindex(columns=["model", "images", *columns]).dropna()

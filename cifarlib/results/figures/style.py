@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
 
 from ...parts import Architecture
 from ..table import Table
@@ -97,14 +97,8 @@ def whiskers(values, low, high) -> np.ndarray:
 
 
 def log_ticks(axis) -> None:
-    """Plain numbers on a log axis, at least three of them."""
-    low, high = axis.get_xlim()
-    powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
-    for ticks in (powers, np.outer(powers, (1, 3)).ravel(), np.outer(powers, (1, 2, 5)).ravel(),
-                  MaxNLocator(4).tick_values(low, high)):
-        ticks = [tick for tick in ticks if low <= tick <= high]
-        if len(ticks) >= 3:
-            break
-    axis.set_xticks(ticks, [f"{t / 1e6:.4g}M" if t >= 1e6 else f"{t / 1e3:.4g}k" if t >= 1e4 else f"{t:.4g}"
-                            for t in ticks])
+    """A logarithmic x axis with plain numbers."""
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.minorticks_off()
