@@ -106,7 +106,7 @@ class _Fields:
     @classmethod
     def from_dict(cls, values: dict) -> Self:
         """Raises InputError for unknown names, too."""
-        check_names(values, cls)
+        check_names(values, [spec.name for spec in dataclasses.fields(cls)])
         return cls(**values)
 
     @classmethod
@@ -115,12 +115,7 @@ class _Fields:
         return {spec.name: values[spec.name] for spec in dataclasses.fields(cls) if spec.name in values}
 
 
-def check_names(names, *classes) -> None:
-    """Raise InputError for the first of `names` that is a field of none of `classes`."""
-    check_known(names, [spec.name for cls in classes for spec in dataclasses.fields(cls)])
-
-
-def check_known(names, known) -> None:
+def check_names(names, known) -> None:
     """Raise InputError for the first of `names` that is none of the `known` ones."""
     for name in names:
         if name not in known:

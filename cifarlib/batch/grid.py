@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from ..config import Config, check_known, from_text
+from ..config import Config, check_names, from_text
 from ..errors import InputError
 from ..files import replacing
 
@@ -100,7 +100,7 @@ def select(cells: list[Config], wanted: str) -> list[Config]:
     """
     conditions = [part.partition("=") for part in wanted.split(",") if part]
     specs = {spec.name: spec for spec in dataclasses.fields(Config)}
-    check_known([name for name, _, _ in conditions], specs)
+    check_names([name for name, _, _ in conditions], specs)
     values = [(name, from_text(text, specs[name])) for name, _, text in conditions]
     chosen = [cell for cell in cells if all(getattr(cell, name) == value for name, value in values)]
     if not chosen:
