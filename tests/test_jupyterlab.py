@@ -1,4 +1,4 @@
-"""The notebooks as a person sees them: in a real JupyterLab, run by its menu in a headless Chromium."""
+"""The notebooks as a person sees them: in a real JupyterLab, run in a headless Chromium."""
 
 import json
 

@@ -4,7 +4,6 @@ import ast
 import dataclasses
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import nbformat
 import papermill.cli
 import pytest
-from jupyter_client import KernelManager
+from jupyter_client.manager import start_new_kernel
 
 from cifarlib.config import Config, Options
 from cifarlib.errors import InputError
@@ -37,9 +36,9 @@ def refused(path, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def run_papermill(output, *arguments, notebook="notebooks/experiment.ipynb", cwd=ROOT):
+def run_papermill(output, *arguments, notebook="notebooks/experiment.ipynb"):
     command = [sys.executable, "-m", "papermill", notebook, str(output), "--no-progress-bar", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
 
 
 def parameters_file(folder, **values):
@@ -113,22 +112,6 @@ def test_what_papermill_injects_is_checked_before_training(tmp_path, arguments, 
     assert not (tmp_path / "executed").exists()
 
 
-def test_in_jupyterlab_a_bar_and_one_figure_are_redrawn_and_results_land_in_the_projects_folder(tmp_path, monkeypatch):
-    """JupyterLab starts a notebook's kernel in the notebook's folder."""
-    (tmp_path / "notebooks").mkdir()
-    shutil.copy(ROOT / "notebooks" / "experiment.ipynb", tmp_path / "notebooks")
-    monkeypatch.setenv("JPY_SESSION_NAME", "experiment.ipynb")
-    parameters = parameters_file(tmp_path, executed_dir="executed", epochs=4)
-    ended = run_papermill("out.ipynb", "-f", parameters, cwd=tmp_path / "notebooks", notebook="experiment.ipynb")
-    assert ended.returncode == 0, ended.stderr
-    assert list((tmp_path / "executed" / "single").glob("*/record.json"))
-    (training,) = [cell for cell in code_cells(tmp_path / "notebooks" / "out.ipynb") if "fit(" in cell.source]
-    kinds = [list(output.get("data", {})) for output in training.outputs]
-    assert sum("image/png" in kind for kind in kinds) == 1
-    assert sum("application/vnd.jupyter.widget-view+json" in kind for kind in kinds) == 1
-    assert "epoch 1/4" not in json.dumps(training.outputs)
-
-
 def test_explore_runs(tmp_path):
     ended = run_papermill(tmp_path / "x.ipynb", "-p", "dataset", "synthetic", notebook="notebooks/explore.ipynb")
     assert ended.returncode == 0, ended.stderr
@@ -140,11 +123,7 @@ def test_explore_runs(tmp_path):
 def test_interrupting_the_kernel_ends_the_training_at_an_epoch_and_run_all_goes_on(tmp_path, monkeypatch):
     """What JupyterLab's stop button does, then Run All, then Run All on the finished run; in one kernel."""
     monkeypatch.chdir(ROOT)
-    manager = KernelManager(kernel_name="python3")
-    manager.start_kernel()
-    client = manager.client()
-    client.start_channels()
-    client.wait_for_ready(timeout=120)
+    manager, client = start_new_kernel(startup_timeout=120)
 
     def run_all(interrupt_after=None):
         """The notebook's cells one after the other up to an error; what they printed, and the error."""
