@@ -133,12 +133,16 @@ def test_every_field_is_an_option_and_help_shows_its_default(capsys):
     ("runs none", "no run with a record.json in "), ("results --runs none.csv", "none.csv: no table of runs"),
     ("grid g.yaml --jobs many", "expected a whole number from 0, got 'many'"),
     ("grid g.yaml --write-sets file/sets", "file/sets: Not a directory"),
+    *((f"{command}{end} --dataset auto --data_dir nowhere", "data_dir: no CIFAR-10 in nowhere")
+      for command in ("train", "grid g.yaml") for end in ("", " --dry-run")),
+    *((f"grid g.yaml --device mps{end}", "device: mps is not there") for end in ("", " --dry-run")),
 ])
 def test_bad_input_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runner, "execute_run", lambda *arguments: pytest.fail("a run was started"))
     Path("file").write_text("in a folder's place")
-    Path("g.yaml").write_text("rows: [{}]\n")
-    assert run(*arguments.split()) == 2
+    Path("g.yaml").write_text("product: {model: [cnn, resnet]}\n")
+    assert run(*arguments.split()) == 2 and not Path("executed").exists()
     output = capsys.readouterr()
     assert output.err.startswith("cifarlib: ") and message in output.err and output.err.count("\n") == 1
     assert output.out == ""
@@ -277,18 +281,3 @@ def test_ctrl_c_at_once_and_a_broken_environment_are_one_line(package, cause, co
     assert ended.returncode == code and "Traceback" not in ended.stdout
     (line,) = ended.stderr.splitlines()
     assert line.startswith(f"cifarlib: {message}")
-
-
-DATA, DEVICE = ("--data_dir nowhere", "data_dir: no CIFAR-10 in nowhere"), ("--device mps", "device: mps is not there")
-
-
-@pytest.mark.parametrize("command, what, message", [
-    ("train", *DATA), ("train --dry-run", *DATA), ("grid", *DATA), ("grid --dry-run", *DATA),
-    ("grid", *DEVICE), ("grid --dry-run", *DEVICE)])
-def test_data_and_devices_are_missed_before_any_run_starts(command, what, message, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(runner, "execute_run", lambda *arguments: pytest.fail("a run was started"))
-    (tmp_path / "g.yaml").write_text("fixed: {dataset: auto}\nproduct: {model: [cnn, resnet]}\n")
-    name, *options = command.split()
-    file = [str(tmp_path / "g.yaml")] if name == "grid" else ["--dataset", "auto"]
-    assert cli.main([name, *file, *options, *what.split(), "--executed_dir", str(tmp_path / "executed")]) == 2
-    assert capsys.readouterr().err.startswith(f"cifarlib: {message}") and not (tmp_path / "executed").exists()

@@ -171,11 +171,6 @@ def test_identity_holds_the_content_of_ones_own_file(tmp_path):
         Config(model="none.py:Net").identity()
 
 
-def test_is_frozen():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        Config().epochs = 3
-
-
 @pytest.mark.parametrize("here, wanted", [("project", "executed"), ("project/notebooks", "../executed")])
 def test_run_folder_is_the_same_from_the_notebooks_folder(here, wanted, tmp_path, monkeypatch):
     (tmp_path / here).mkdir(parents=True)
