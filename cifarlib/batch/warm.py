@@ -15,6 +15,7 @@ import pkgutil
 import runpy
 import socket
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -93,8 +94,10 @@ def serve(runner: socket.socket) -> tuple | None:
         first = os.fork()
         if first == 0:
             with suppress(OSError):
-                second = os.fork()
+                between, second = os.getpid(), os.fork()
                 if second == 0:
+                    while os.getppid() == between:  # a run whose parent isn't its runner ends itself
+                        time.sleep(0.001)
                     for file in (runner.detach(), reading, writing):
                         os.close(file)
                     return json.loads(request), *files
