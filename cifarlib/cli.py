@@ -41,8 +41,7 @@ class Parser(argparse.ArgumentParser):
         options, unknown = super().parse_known_args(*arguments)
         if unknown:
             known = [option[2:] for option in self._option_string_actions if option.startswith("--")]
-            shorts = {spec.metadata["short"]: spec.name for spec in dataclasses.fields(Config) if spec.name in known}
-            near = unknown[0].startswith("-") and nearest(unknown[0].strip("-").partition("=")[0], known, shorts)
+            near = unknown[0].startswith("-") and nearest(unknown[0].strip("-").partition("=")[0], known)
             self.error(f"unrecognized arguments: {' '.join(unknown)}" + (f" (did you mean --{near}?)" if near else ""))
         return options, unknown
 
@@ -56,27 +55,21 @@ def main(arguments: list[str] | None = None) -> int:
         options = make_parser().parse_args(arguments)
         return options.command(options)
     except Stated as error:
-        print(f"cifarlib: {error}", file=sys.stderr)
-        return BAD_INPUT
+        text = str(error)
     except (ImportError, OSError) as error:
         if is_broken(type(error).__name__, str(error)):
             text = BROKEN.format(error)
         else:
             text = (f"{error.filename or 'output'}: {error.strerror or error}; it can't be written or read: "
                     "is it yours, is there room?")
-        print(f"cifarlib: {text}", file=sys.stderr)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        print("cifarlib: interrupted", file=sys.stderr)
-        return 130
+    print(f"cifarlib: {text}", file=sys.stderr)
+    return BAD_INPUT
 
 
 def make_parser() -> Parser:
     """The parser of all commands; each sets `command` to the function that runs it."""
     parser = Parser(prog="python -m cifarlib", description="CIFAR-10 research workbook: runs, grids, tables, charts.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
-    no_checkpoints = dict(dest="checkpoints", action="store_const", const="none", default=argparse.SUPPRESS,
-                          help="the same as --checkpoints none")
 
     def add(run, **texts) -> Parser:
         command = commands.add_parser(run.__name__, **texts)
@@ -87,7 +80,6 @@ def make_parser() -> Parser:
                   description="Execute the experiment notebook by papermill; the last line printed is the run folder.")
     add_fields(command, Config)
     add_fields(command, Options)
-    command.add_argument("--no-checkpoints", **no_checkpoints)
     command.add_argument("--dry-run", action="store_true", help="only check the values and print the run folder")
 
     command = add(grid, help="train the runs of a grid file",
@@ -102,18 +94,15 @@ def make_parser() -> Parser:
     command.add_argument("--dry-run", action="store_true", help="only print what there is to do")
     command.add_argument("--write-sets", metavar="DIR", help="only write the cells as grid files of 50 each into DIR")
     add_fields(command, Options, skip=("study",), checkpoints="best")  # all of the published grid would be 300 GB
-    command.add_argument("--no-checkpoints", **no_checkpoints)
     command.add_argument("--study", help="the study's name; by default the file's")
     add_fields(command, Config, overrides=True)
 
     command = add(status, help="show how a study stands")
     command.add_argument("study", help="the study's name, such as that of its grid file")
-    command.add_argument("--executed_dir", default=Options.executed_dir, help="folder of all studies")
     command.add_argument("--watch", action="store_true", help="refresh every few seconds until Ctrl-C")
 
     command = add(runs, help="rebuild the table of runs from the run folders")
     command.add_argument("study", nargs="?", default=Options.study, help="the study's name")
-    command.add_argument("--executed_dir", default=Options.executed_dir, help="folder of all studies")
 
     command = add(results, help="draw the charts of a table of runs",
                   description="Execute the results notebook for a table; the last line printed is the HTML report.")
@@ -122,9 +111,6 @@ def make_parser() -> Parser:
     command.add_argument("--rank-by", default="auto", metavar="COLUMN", help="column that ranks; auto: by validation")
     command.add_argument("--study", default="", help="only the rows of this study")
     command.add_argument("--compare-with", default="", metavar="FILE", help="a second table to compare with")
-    command.add_argument("-d", "--data_dir", default="", help="folder of CIFAR-10, to show mistaken test images")
-    command.add_argument("--readme", default="", metavar="FILE", help="rewrite a section of this file")
-    command.add_argument("--section", default="results", metavar="NAME", help="the section after <!-- NAME:begin -->")
     command.add_argument("--report", default="", metavar="DIR", help="folder for notebook and HTML; empty: the table's")
 
     command = add(bench, help="measure how fast this machine trains",
@@ -133,17 +119,23 @@ def make_parser() -> Parser:
     command.add_argument("--rounds", type=lambda text: whole(text, 1), default=5, help="times that each is measured")
     command.add_argument("--share", type=float, default=1.0, help="part of the usual number of images a round")
     command.add_argument("--dataset", default="cifar10", help="cifar10, synthetic or auto")
-    command.add_argument("-d", "--data_dir", default="", help="folder of CIFAR-10")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     command.add_argument("--folder", default="executed/throughput", metavar="DIR", help="folder for the measurements")
     command.add_argument("--figures", default="figures", metavar="DIR", help="folder for the chart")
-    command.add_argument("--readme", default="", metavar="FILE", help="rewrite a section of this file")
-    command.add_argument("--section", default="throughput", metavar="NAME", help="section after <!-- NAME:begin -->")
     command.add_argument("--no-measure", action="store_true", help="take the measurements that are there already")
 
     command = add(pages, help="rewrite the tables of this project's pages from code and committed runs")
     command.add_argument("studies", nargs="+", metavar="STUDY", help="a folder in executed/, for the front page")
     command.add_argument("--compare-with", default="", metavar="FILE", help="a second table, for the studies' pages")
+
+    for name in ("status", "runs"):
+        commands.choices[name].add_argument("--executed_dir", default=Options.executed_dir,
+                                            help="folder of all studies")
+    for name, section in (("results", "results"), ("bench", "throughput")):
+        command = commands.choices[name]
+        command.add_argument("-d", "--data_dir", default="", help="folder of CIFAR-10")
+        command.add_argument("--readme", default="", metavar="FILE", help="rewrite a section of this file")
+        command.add_argument("--section", default=section, metavar="NAME", help="section after <!-- NAME:begin -->")
     return parser
 
 
@@ -168,6 +160,9 @@ def add_fields(parser: Parser, cls: type, skip: tuple[str, ...] = (), overrides:
             kind = {"type": partial(from_text, spec=spec), "metavar": "|".join(values)}
         flags = *PUBLISHED_FLAGS.get(spec.name, ()), f"--{spec.name}"
         group.add_argument(*flags, dest=spec.name, default=default, help=help, **kind)
+        if spec.name == "checkpoints":
+            group.add_argument("--no-checkpoints", dest=spec.name, action="store_const", const="none",
+                               default=argparse.SUPPRESS, help="the same as --checkpoints none")
 
 
 def whole(text: str, minimum: int = 0) -> int:
@@ -225,15 +220,13 @@ def grid(arguments: argparse.Namespace) -> int:
 def forecast(runs, left: list[Config], options: Options, jobs: int) -> str:
     """What a grid amounts to: cells, distinct runs, how they stand, and the time that those `left` may take."""
     from .runs.record import status_of
-    from .runs.study import STATUSES, epochs_left, time_left
+    from .runs.study import STATUSES, time_left
 
     counts = Counter(status_of(options.run_folder(run.config)) for run in runs)
     states = ", ".join(f"{counts[name]} {name}" for name in STATUSES)
     cells = sum(len(run.cells) for run in runs)
-    todo = [(config, epochs_left(options.run_folder(config), config) if options.resume else config.epochs)
-            for config in left]
     return (f"{cells} cell{'s' * (cells != 1)}, {len(runs)} distinct run{'s' * (len(runs) != 1)}: {states}\n"
-            + time_left(todo, project_path(options.executed_dir), jobs))
+            + time_left(left, project_path(options.executed_dir) / options.study, jobs, options.resume))
 
 
 def status(arguments: argparse.Namespace) -> int:
@@ -263,35 +256,37 @@ def runs(arguments: argparse.Namespace) -> int:
 
 
 def results(arguments: argparse.Namespace) -> int:
+    from .results.markdown import readme_section, rewrite_between_markers
     from .results.report import make_report
+    from .results.table import read_table
 
     names = ("runs", "figures", "rank_by", "study", "compare_with", "data_dir")
     report = make_report({name: getattr(arguments, name) for name in names}, arguments.report)
     if arguments.readme:
-        rewrite_readme(arguments)
+        table = read_table(arguments.runs, arguments.rank_by, arguments.study)
+        folders = arguments.figures or table.folder / "figures", table.folder
+        links = (os.path.relpath(folder, Path(arguments.readme).parent) for folder in folders)
+        rewrite_between_markers(arguments.readme, arguments.section, readme_section(table, *links))
     print(report)
     return 0
 
 
 def bench(arguments: argparse.Namespace) -> int:
     from .batch.launch import execute_notebook
+    from .bench.report import readme_section
+    from .results.markdown import rewrite_between_markers
 
     path = Path(arguments.folder) / "throughput.json"
-    if arguments.no_measure and not project_path(path).is_file():
-        raise InputError(f"{path}: no measurements there; take them first, without --no-measure")
     if not arguments.no_measure:
         names = ("rounds", "share", "dataset", "data_dir", "device", "figures")
         parameters = {name: getattr(arguments, name) for name in names}
         parameters |= {"models": arguments.models.split(","), "output": str(path)}
         execute_notebook("throughput.ipynb", parameters, project_path(arguments.folder))
+    try:
+        section = readme_section(json.loads(project_path(path).read_text()))
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: no measurements there; take them first, without --no-measure")
     if arguments.readme:
-        from .bench.report import readme_section
-        from .results.markdown import rewrite_between_markers
-
-        try:
-            section = readme_section(json.loads(project_path(path).read_text()))
-        except (OSError, ValueError, KeyError, TypeError):
-            raise InputError(f"{path}: no measurements there; take them first, without --no-measure")
         rewrite_between_markers(arguments.readme, arguments.section, section)
     print(path)
     return 0
@@ -304,14 +299,3 @@ def pages(arguments: argparse.Namespace) -> int:
     if arguments.compare_with:
         rewrite_comparisons(arguments.studies, arguments.compare_with)
     return 0
-
-
-def rewrite_readme(arguments: argparse.Namespace) -> None:
-    """Put what the table says between the file's markers."""
-    from .results.table import read_table
-    from .results.markdown import readme_section, rewrite_between_markers
-
-    table = read_table(arguments.runs, arguments.rank_by, arguments.study)
-    places = arguments.figures or table.folder / "figures", table.folder
-    figures, folder = (os.path.relpath(place, Path(arguments.readme).parent) for place in places)
-    rewrite_between_markers(arguments.readme, arguments.section, readme_section(table, figures, folder))

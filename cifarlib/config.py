@@ -105,8 +105,8 @@ class _Fields:
 
     @classmethod
     def from_dict(cls, values: dict) -> Self:
-        """Raises InputError on unknown names (with the nearest known one) and on values that don't fit."""
-        check_names(values, cls)
+        """Raises InputError for unknown names, too."""
+        check_names(values, [spec.name for spec in dataclasses.fields(cls)])
         return cls(**values)
 
     @classmethod
@@ -115,24 +115,19 @@ class _Fields:
         return {spec.name: values[spec.name] for spec in dataclasses.fields(cls) if spec.name in values}
 
 
-def check_names(names, *classes) -> None:
-    """Raise InputError for the first of `names` that is a field of none of `classes`."""
-    specs = [spec for cls in classes for spec in dataclasses.fields(cls)]
-    check_known(names, [spec.name for spec in specs], {spec.metadata["short"]: spec.name for spec in specs})
-
-
-def check_known(names, known, shorts=None) -> None:
-    """Raise InputError for the first of `names` that is none of the `known` ones; shorts: names by their short form."""
+def check_names(names, known) -> None:
+    """Raise InputError for the first of `names` that is none of the `known` ones."""
     for name in names:
         if name not in known:
-            near = nearest(name, known, shorts)
+            near = nearest(name, known)
             hint = f"did you mean {near}?" if near else f"known are {', '.join(known)}"
             raise InputError(f"unknown parameter {name!r}; {hint}")
 
 
-def nearest(name, known, shorts=None) -> str:
+def nearest(name, known) -> str:
     """The one of the `known` names that somebody meant: by its short form, or the most similar one; "" if none is."""
-    return (shorts or {}).get(name) or next(iter(difflib.get_close_matches(str(name).lower(), known, n=1)), "")
+    meant = {spec.metadata["short"]: spec.name for spec in dataclasses.fields(Config)}.get(name)
+    return meant if meant in known else next(iter(difflib.get_close_matches(str(name).lower(), known, n=1)), "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,9 +245,7 @@ class Config(_Fields):
         """What tells this run's result from another's: all fields but idle ones and places, and the user's own code."""
         left_out = self.idle() | set(self.names_of("place"))
         values = {name: value for name, value in self.to_dict().items() if name not in left_out}
-        sources = {f"{spec.name}_source": source_digest(getattr(self, spec.name)) for spec in dataclasses.fields(self)
-                   if spec.metadata["own"] and is_own(getattr(self, spec.name))}
-        return values | sources
+        return values | ({"model_source": source_digest(self.model)} if is_own(self.model) else {})
 
     @property
     def cell_name(self) -> str:

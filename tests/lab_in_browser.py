@@ -70,7 +70,8 @@ class LabInBrowser(Service):
         settings = extension / "notification.jupyterlab-settings"
         settings.parent.mkdir(parents=True)
         settings.write_text(json.dumps(SETTINGS))
-        command = [sys.executable, "-m", "jupyterlab", "notebooks", "--no-browser", "--ip=127.0.0.1", "--port=0"]
+        command = [sys.executable, "-m", "jupyterlab", "notebooks", "--no-browser", "--ip=127.0.0.1", "--port=0",
+                   "--LabApp.expose_app_in_browser=True"]
         log = self.folder / "server.log"
         with open(log, "wb") as output:
             self.server = subprocess.Popen(
@@ -129,19 +130,9 @@ class LabInBrowser(Service):
         wait_for(ready, 120, f"{name} with its kernel")
         self.browser.execute_script(WATCH)
 
-    def menu(self, menu, item):
-        """Click an item of a menu."""
-        (label,) = [label for label in self.find("#jp-MainMenu .lm-MenuBar-itemLabel") if label.text == menu]
-        label.click()
-
-        def shown():
-            return [label for label in self.find(".lm-Menu-itemLabel") if label.text == item]
-
-        wait_for(shown, 10, f"{menu} > {item}")[0].click()
-
     def run_all(self, timeout=300):
-        """Run All Cells by the menu; the cells once all have run, or as soon as one shows an error."""
-        self.menu("Run", "Run All Cells")
+        """Run All Cells, as by the menu; the cells once all have run, or as soon as one shows an error."""
+        self.browser.execute_script("window.jupyterapp.commands.execute('notebook:run-all-cells')")
 
         def ended():
             cells = self.cells()

@@ -16,7 +16,6 @@ import pytest
 from cifarlib import cli
 from cifarlib.batch import runner
 from cifarlib.config import Config, Options
-from cifarlib.runs import study
 from cifarlib.runs.history import History
 from cifarlib.runs.study import note_planned
 
@@ -39,6 +38,14 @@ def train(folder, *arguments, **environment):
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=300)
 
 
+def run(*arguments):
+    """A command in this process; its exit code."""
+    try:
+        return cli.main([*arguments])
+    except SystemExit as ended:
+        return ended.code
+
+
 def test_the_published_command_line_means_what_it_says():
     expected = Config(data_dir="./cifar-10", epochs=50, batch_size=64, model="resnet", scheduler="step",
                       augmentation=True, learning_rate=0.001, weight_decay=0.0001, gamma=0.97, val_freq=5,
@@ -46,6 +53,10 @@ def test_the_published_command_line_means_what_it_says():
     assert parsed(PUBLISHED)[0] == expected
     assert parsed([LONG.get(word, word) for word in PUBLISHED])[0] == expected
     assert parsed([]) == (Config(), Options())
+    options = "-m a/b.py:Net --protocol published --softmax_in_loss --split stratified --schedule_steps 3"
+    assert parsed(options.split())[0] == Config(
+        model="a/b.py:Net", protocol="published", softmax_in_loss=True, split="stratified", schedule_steps=3)
+    assert parsed("-m cnn --protocol published --no-softmax_in_loss".split())[0].softmax_in_loss is False
 
 
 def test_grid_takes_the_options_of_train_and_keeps_the_best_weights_unless_told_otherwise():
@@ -66,11 +77,13 @@ def test_a_dry_run_estimates_from_runs_of_the_same_model_and_size(tmp_path, caps
         assert cli.main([*command, *arguments]) == 0
         return capsys.readouterr().out.splitlines()[-1]
 
-    def record(folder, config, **more):
+    def record(folder, run, **more):
         (tmp_path / "g" / folder).mkdir(parents=True)
-        content = {"status": "done", "config": config.to_dict(), "epochs_run": 10, "seconds": 1.0, **more}
+        content = {"status": "done", "config": run.to_dict(), "epochs_run": 10, "seconds": 1.0, **more}
         (tmp_path / "g" / folder / "record.json").write_text(json.dumps(content))
 
+    for folder, foreign in (("old", {"lr": 1}), ("older", [])):  # records of another version tell nothing
+        record(folder, base, config=foreign)
     assert estimate() == f"no estimate: no run of resnet of this size is recorded in {tmp_path} yet"
     done, failed, stopped = (base.replace(gamma=gamma) for gamma in (0.9, 0.8, 0.7))
     record(done.run_name, done, seconds=200.0)
@@ -105,51 +118,34 @@ def test_every_field_is_an_option_and_help_shows_its_default(capsys):
     assert text.count("(default: all)") == 1, "--no-checkpoints has none"
 
 
-def test_what_the_protocol_decides_can_be_said():
-    options = "-m a/b.py:Net --protocol published --softmax_in_loss --split stratified --schedule_steps 3"
-    assert parsed(options.split())[0] == Config(
-        model="a/b.py:Net", protocol="published", softmax_in_loss=True, split="stratified", schedule_steps=3)
-    assert parsed("-m cnn --protocol published --no-softmax_in_loss".split())[0].softmax_in_loss is False
-
-
 @pytest.mark.parametrize("arguments, message", [
-    ("--modle cnn", "unrecognized arguments: --modle cnn (did you mean --model?)"),
-    ("--no-res --dry-run", "unrecognized arguments: --no-res (did you mean --no-resume?)"),
-    ("--lr 0.1", "unrecognized arguments: --lr 0.1 (did you mean --learning_rate?)"),
-    ("-m ResNet", "model: expected one of cnn, resnet, vit"), ("-m ResNet", "got 'ResNet'; did you mean resnet?"),
-    ("-m none.py:Net --dry-run", "none.py can't be read"), ("-s linear", "scheduler: expected one of exponential"),
-    ("-e x", "epochs: expected a whole number, got 'x'"), ("-e 0", "at least 1"), ("-l x", "expected a number, got"),
-    ("-l nan", "finite"), ("--study ../x", "letters, digits"), ("--device tpu", "device: expected auto"),
-    ("--model_args {depth:1}", "as JSON, got '{depth:1}'"), ("--model_args [1]", "expected a mapping"),
+    ("train --modle cnn", "unrecognized arguments: --modle cnn (did you mean --model?)"),
+    ("train --no-res --dry-run", "unrecognized arguments: --no-res (did you mean --no-resume?)"),
+    ("train --lr 0.1", "unrecognized arguments: --lr 0.1 (did you mean --learning_rate?)"),
+    ("train -m ResNet", "model: expected one of cnn, resnet, vit"), ("train -m ResNet", "did you mean resnet?"),
+    ("train -m none.py:Net --dry-run", "none.py can't be read"),
+    ("train -e x", "epochs: expected a whole number, got 'x'"), ("train -e 0", "at least 1"),
+    ("train -l x", "expected a number, got"), ("train -l nan", "finite"), ("train --study ../x", "letters, digits"),
+    ("train --model_args {depth:1}", "as JSON, got '{depth:1}'"), ("train --model_args [1]", "expected a mapping"),
+    ("train --executed_dir file", "file/single/planned: Not a directory; it can't be written"),
+    ("", "required: COMMAND"), ("nothing", "invalid choice: 'nothing'"), ("grid", "required: file"),
+    ("grid none.yaml", "none.yaml can't be read"), ("status none", "no runs in "), ("status s --lr", "--lr; see"),
+    ("runs none", "no run with a record.json in "), ("results --runs none.csv", "none.csv: no table of runs"),
+    ("grid g.yaml --jobs many", "expected a whole number from 0, got 'many'"),
+    ("grid g.yaml --write-sets file/sets", "file/sets: Not a directory"),
+    *((f"{command}{end} --dataset auto --data_dir nowhere", "data_dir: no CIFAR-10 in nowhere")
+      for command in ("train", "grid g.yaml") for end in ("", " --dry-run")),
+    *((f"grid g.yaml --device mps{end}", "device: mps is not there") for end in ("", " --dry-run")),
 ])
-def test_bad_values_are_one_line_and_exit_code_2(capsys, arguments, message):
-    try:
-        code = cli.main(["train", *arguments.split()])
-    except SystemExit as ended:
-        code = ended.code
+def test_bad_input_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runner, "execute_run", lambda *arguments: pytest.fail("a run was started"))
+    Path("file").write_text("in a folder's place")
+    Path("g.yaml").write_text("product: {model: [cnn, resnet]}\n")
+    assert run(*arguments.split()) == 2 and not Path("executed").exists()
     output = capsys.readouterr()
-    assert code == 2 and message in output.err and output.err.count("\n") == 1 and output.out == ""
-
-
-@pytest.mark.parametrize("arguments, message", [
-    ([], "required: COMMAND"), (["nothing"], "invalid choice: 'nothing'"), (["grid"], "required: file"),
-    (["grid", "none.yaml"], "none.yaml can't be read"), (["status", "none"], "no runs in "),
-    (["runs", "none"], "no run with a record.json in "),
-    (["results", "--runs", "none.csv"], "none.csv: no table of runs"),
-    (["grid", "parameters/demo.yaml", "--jobs", "many"], "expected a whole number from 0, got 'many'"),
-    (["status", "s", "--lr"], "unrecognized arguments: --lr; see"),
-])
-def test_commands_without_what_they_need_are_one_line_and_exit_code_2(capsys, tmp_path, arguments, message):
-    if arguments[:1] in (["status"], ["runs"]):
-        arguments = [*arguments, "--executed_dir", str(tmp_path)]
-    if arguments[:1] == ["results"]:
-        arguments = [*arguments, "--report", str(tmp_path)]
-    try:
-        code = cli.main(arguments)
-    except SystemExit as ended:
-        code = ended.code
-    output = capsys.readouterr()
-    assert code == 2 and output.err.startswith("cifarlib: ") and message in output.err and output.err.count("\n") == 1
+    assert output.err.startswith("cifarlib: ") and message in output.err and output.err.count("\n") == 1
+    assert output.out == ""
 
 
 def test_train_prints_the_run_folder_last_and_keeps_everything_there(tmp_path):
@@ -175,37 +171,14 @@ def test_train_prints_the_run_folder_last_and_keeps_everything_there(tmp_path):
     assert json.loads((folder / "record.json").read_text()) == record, "nothing is lost"
 
 
-def damaged(folder):
-    """Make a folder that claims to hold CIFAR-10, with a first batch that is not the official one."""
-    batches = folder / "cifar-10-batches-py"
-    batches.mkdir(parents=True)
-    for name in ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"):
-        (batches / name).write_bytes(b"\x80\x04N.")
-
-
-@pytest.mark.parametrize("arguments, message", [
-    (["--dataset", "cifar10", "-d", "DAMAGED"], " is damaged (its MD5 is not"),
-    (["--device", "cuda"], "device: cuda is not there"),
-])
-def test_what_only_the_kernel_can_tell_is_one_line_and_exit_code_2_too(tmp_path, arguments, message):
-    """Two for all: test_notebooks.py has the others without a kernel."""
-    damaged(tmp_path / "damaged")
-    arguments = [word.replace("DAMAGED", str(tmp_path / "damaged")) for word in arguments]
-    ended = train(tmp_path / "executed", *arguments, CUDA_VISIBLE_DEVICES="")
-    assert ended.returncode == 2 and message in ended.stderr and ended.stderr.count("\n") == 1, ended.stderr
-
-
-def test_a_folder_that_cannot_be_written_is_one_line_and_exit_code_2(tmp_path):
-    (tmp_path / "executed").write_text("a file in the folder's place")
-    ended = train(tmp_path / "executed")
-    assert ended.returncode == 2 and "can't be written" in ended.stderr and ended.stderr.count("\n") == 1
-
-
-def test_files_that_cannot_be_written_are_one_line(tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    assert cli.main(["grid", "parameters/demo.yaml", "--write-sets", str(tmp_path / "file" / "sets")]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("cifarlib: ") and "file/sets: Not a directory" in error and error.count("\n") == 1
+def test_what_only_the_kernel_can_tell_is_one_line_and_exit_code_2_too(tmp_path):
+    """A first batch that is not the official one; test_notebooks.py has other cases without a kernel."""
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        (tmp_path / "cifar-10-batches-py" / name).write_bytes(b"\x80\x04N.")
+    ended = train(tmp_path / "executed", "--dataset", "cifar10", "-d", str(tmp_path))
+    assert ended.returncode == 2 and " is damaged (its MD5 is not" in ended.stderr, ended.stderr
+    assert ended.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", [["train"], ["grid", "g.yaml", "--study", "single"]])
@@ -223,8 +196,7 @@ def test_a_dry_run_finds_another_run_in_its_folder(tmp_path, monkeypatch, capsys
     folder = Options().run_folder(config)
     folder.mkdir(parents=True)
     plan, record = folder / "plan.json", folder / "record.json"  # a published study has records alone
-    identity = config.identity()
-    plan.write_text(json.dumps({**identity, "precision": "fp32"}))
+    plan.write_text(json.dumps({**config.identity(), "precision": "fp32"}))
     assert cli.main(command) == 0 and "a run in fp32, not in bf16" in refused("--precision", "bf16")
     Path("nets.py").write_text("another of the same name")
     assert "holds a run of another nets.py" in refused()
@@ -235,16 +207,6 @@ def test_a_dry_run_finds_another_run_in_its_folder(tmp_path, monkeypatch, capsys
         record.write_text(json.dumps({"status": "done", "config": done.to_dict(), "precision": "fp32"}))
         assert message in refused("--precision", "bf16")
     assert cli.main([*command, "--device", "cpu"]) == 0
-
-
-def test_a_foreign_record_in_another_study_is_no_matter_for_an_estimate(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    Path("g.yaml").write_text("rows: [{}]\n")
-    for name, config in (("old", {"lr": 1}), ("older", [])):
-        Path("executed/x", name).mkdir(parents=True)
-        record = {"status": "done", "config": config, "epochs_run": 3, "seconds": 9}
-        Path("executed/x", name, "record.json").write_text(json.dumps(record))
-    assert cli.main(["grid", "g.yaml", "--dry-run"]) == 0 and "no estimate" in capsys.readouterr().out
 
 
 def interrupt(*_):
@@ -298,11 +260,6 @@ def test_records_of_older_versions_have_the_defaults_and_unknown_fields_are_one_
     assert error.count("\n") == 1
 
 
-def test_an_interrupted_command_is_one_line_and_exit_code_130(monkeypatch, capsys):
-    monkeypatch.setattr(study, "write_table", interrupt)
-    assert cli.main(["runs", "s"]) == 130 and capsys.readouterr().err == "cifarlib: interrupted\n"
-
-
 def test_braces_in_a_path_and_a_long_temporary_folder(tmp_path):
     """papermill would fill in the braces; a socket's path has at most 107 characters."""
     long = tmp_path / ("x" * 90)
@@ -311,38 +268,16 @@ def test_braces_in_a_path_and_a_long_temporary_folder(tmp_path):
     assert ended.returncode == 0 and (Path(ended.stdout.splitlines()[-1]) / "experiment.ipynb").exists(), ended.stderr
 
 
-def test_ctrl_c_at_once_is_one_line(tmp_path):
-    (tmp_path / "argparse.py").write_text("raise KeyboardInterrupt")
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.getcwd()}"}
-    command = [sys.executable, "-m", "cifarlib", "status"]
-    ended = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert ended.returncode == 130 and ended.stderr == "cifarlib: interrupted\n"
-
-
-# missed by the command, by the run's process and by its kernel
-@pytest.mark.parametrize("package", ["pandas", "papermill", "torch"])
-@pytest.mark.parametrize("cause", [
-    "raise ImportError('half installed')", "import ctypes; ctypes.CDLL('half installed.so.12')"])
-def test_a_broken_environment_is_one_line(package, cause, tmp_path):
+# what is imported by the command, by the run's process and by its kernel
+@pytest.mark.parametrize("package, cause, code, message", [
+    ("argparse", "raise KeyboardInterrupt", 130, "interrupted"),
+    *((package, cause, 2, "a package is missing or broken (half installed")
+      for package in ("pandas", "papermill", "torch")
+      for cause in ("raise ImportError('half installed')", "import ctypes; ctypes.CDLL('half installed.so.12')")),
+])
+def test_ctrl_c_at_once_and_a_broken_environment_are_one_line(package, cause, code, message, tmp_path):
     (tmp_path / f"{package}.py").write_text(cause)
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.getcwd()}"}
-    command = [sys.executable, "-m", "cifarlib", *TINY, "--executed_dir", str(tmp_path)]
-    ended = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert ended.returncode == 2 and "Traceback" not in ended.stdout + ended.stderr
+    ended = train(tmp_path, PYTHONPATH=f"{tmp_path}{os.pathsep}{os.getcwd()}")
+    assert ended.returncode == code and "Traceback" not in ended.stdout
     (line,) = ended.stderr.splitlines()
-    assert line.startswith("cifarlib: a package is missing or broken (half installed")
-
-
-DATA, DEVICE = ("--data_dir nowhere", "data_dir: no CIFAR-10 in nowhere"), ("--device mps", "device: mps is not there")
-
-
-@pytest.mark.parametrize("command, what, message", [
-    ("train", *DATA), ("train --dry-run", *DATA), ("grid", *DATA), ("grid --dry-run", *DATA),
-    ("grid", *DEVICE), ("grid --dry-run", *DEVICE)])
-def test_data_and_devices_are_missed_before_any_run_starts(command, what, message, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(runner, "execute_run", lambda *arguments: pytest.fail("a run was started"))
-    (tmp_path / "g.yaml").write_text("fixed: {dataset: auto}\nproduct: {model: [cnn, resnet]}\n")
-    name, *options = command.split()
-    file = [str(tmp_path / "g.yaml")] if name == "grid" else ["--dataset", "auto"]
-    assert cli.main([name, *file, *options, *what.split(), "--executed_dir", str(tmp_path / "executed")]) == 2
-    assert capsys.readouterr().err.startswith(f"cifarlib: {message}") and not (tmp_path / "executed").exists()
+    assert line.startswith(f"cifarlib: {message}")

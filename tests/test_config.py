@@ -15,7 +15,6 @@ from cifarlib.files import project_path
 from cifarlib.parts import PROTOCOLS
 
 FIELDS = dataclasses.fields(Config)
-CHOICES = [(spec.name, choice) for spec in FIELDS for choice in spec.metadata["choices"] or ()]
 ROLES = ("model", "knob", "condition", "repeat", "place")
 
 
@@ -37,18 +36,9 @@ def test_each_field_says_what_it_is():
     assert {name for spec in FIELDS for name in spec.metadata["idle_when"]} <= set(names)
     for values in PROTOCOLS.values():
         assert set(values) == {spec.name for spec in FIELDS if spec.default is None}
-
-
-def test_study_defaults():
-    config = Config()
-    wanted = {"epochs": 80, "batch_size": 256, "val_freq": 1, "early_stopping_patience": 20, "protocol": "corrected"}
-    assert {name: getattr(config, name) for name in wanted} == wanted
-    assert Config(**config.to_dict()) == config
-
-
-@pytest.mark.parametrize("name, value", CHOICES)
-def test_each_choice_alone(name, value):
-    assert getattr(Config(**{name: value}), name) == value
+    limits = {spec.name: {spec.metadata["minimum"], spec.metadata["above"]} for spec in FIELDS
+              if spec.type in (int, float)}
+    assert all(lowest != {None} for lowest in limits.values()), "every number has a range"
 
 
 def test_paths_are_text_and_whole_numbers_are_numbers(tmp_path):
@@ -60,7 +50,7 @@ def test_paths_are_text_and_whole_numbers_are_numbers(tmp_path):
 @pytest.mark.parametrize("name, value", [
     ("learning_rate", "1e-4"), ("learning_rate", "0.1"), ("learning_rate", True), ("learning_rate", None),
     ("learning_rate", [0.1]), ("learning_rate", math.nan), ("learning_rate", math.inf), ("learning_rate", 0.0),
-    ("weight_decay", -math.inf), ("gamma", 1.01), ("epochs", True), ("epochs", 1.0), ("epochs", "3"), ("epochs", 0),
+    ("weight_decay", -1e-9), ("gamma", 1.01), ("epochs", True), ("epochs", 1.0), ("epochs", "3"), ("epochs", 0),
     ("augmentation", "false"), ("augmentation", "True"), ("augmentation", 1), ("augmentation", None),
     ("softmax_in_loss", "True"), ("batch_size", 1), ("seed", None), ("seed", 2**31 + 1), ("scheduler", "linear"),
     ("model", 1), ("model", "mlp"), ("model", "CNN"), ("model", "n.py"), ("model", "n.py:a b"), ("model", "a-b:Net"),
@@ -68,26 +58,14 @@ def test_paths_are_text_and_whole_numbers_are_numbers(tmp_path):
     ("device", "gpu"), ("device", "cuda:"), ("device", "cuda:x"), ("device", "cuda:01"), ("device", "cpu:0 "),
     ("model_args", "depth=2"), ("model_args", None), ("model_args", [("depth", 2)]),
     ("model_args", {"widths": math.nan}), ("model_args", {"widths": math.log}),
+    ("study", ""), ("study", "a/b"), ("study", ".."), ("study", "a b"), ("executed_dir", ""), ("wandb_mode", "on"),
+    ("resume", "no"), ("checkpoints", "last"),
 ])
 def test_wrong_value_is_one_line_that_names_the_field(name, value):
     with pytest.raises(InputError) as caught:
-        Config(**{name: value})
+        (Config if hasattr(Config(), name) else Options)(**{name: value})
     message = str(caught.value)
     assert message.startswith(f"{name}: expected ") and "\n" not in message
-
-
-@pytest.mark.parametrize("spec", [spec for spec in FIELDS if spec.type in (int, float)], ids=lambda spec: spec.name)
-def test_every_number_has_a_range(spec):
-    step, limits = (1 if spec.type is int else 1e-9), spec.metadata
-    allowed = {limits["minimum"], limits["maximum"]} - {None}
-    outside = {limits["above"], *(value - step for value in (limits["minimum"],) if value is not None),
-               *(value + step for value in (limits["maximum"],) if value is not None)} - {None}
-    assert outside
-    for value in allowed:
-        assert getattr(Config(**{spec.name: value}), spec.name) == value
-    for value in outside:
-        with pytest.raises(InputError, match=f"^{spec.name}: expected "):
-            Config(**{spec.name: spec.type(value)})
 
 
 @pytest.mark.parametrize("text", ["1e-4", "1E5", "+2e3"])
@@ -145,16 +123,14 @@ def test_names(changes, cell, run):
     assert (config.cell_name, config.run_name) == (cell, run or cell)
 
 
-@pytest.mark.parametrize("model_args", [{1: 2}, {1: 2, "widths": [8]}, {"../widths": 2}, {"": 2}, {"dim": 8}])
-def test_sizes_of_another_model_are_one_line(model_args):
-    with pytest.raises(InputError, match="^model_args: resnet has no .*; known are widths, depths"):
-        Config(model="resnet", model_args=model_args)
-
-
-@pytest.mark.parametrize("model_args", [{1: 2}, {"../widths": 2}, {"": 2}, {"a b": 8}])
-def test_sizes_of_ones_own_model_are_named_as_arguments_are(model_args):
-    with pytest.raises(InputError, match="^model_args: expected names of arguments of nets.py:Net, got "):
-        Config(model="nets.py:Net", model_args=model_args)
+@pytest.mark.parametrize("model, model_args, message", [
+    *(("resnet", sizes, "resnet has no .*; known are widths, depths") for sizes in ({1: 2}, {"": 2}, {"dim": 8})),
+    *(("nets.py:Net", sizes, "expected names of arguments of nets.py:Net, got ")
+      for sizes in ({1: 2}, {"../widths": 2}, {"": 2}, {"a b": 8})),
+], ids=str)
+def test_sizes_that_a_model_does_not_have_are_one_line(model, model_args, message):
+    with pytest.raises(InputError, match=f"^model_args: {message}"):
+        Config(model=model, model_args=model_args)
 
 
 @pytest.mark.parametrize("model_args", [
@@ -166,11 +142,6 @@ def test_run_name_is_a_file_name(model_args, tmp_path):
     assert not set(name) & set("/\\ \n*?:'\"<>|") and not name.startswith((".", "-"))
     (tmp_path / name).mkdir()
     assert name != Config(model="cnn", model_args={**model_args, "dropout": 0.3}).run_name
-
-
-def test_order_of_model_args_does_not_matter():
-    one, other = {"dim": 8, "depth": 1}, {"depth": 1, "dim": 8}
-    assert Config(model="vit", model_args=one).run_name == Config(model="vit", model_args=other).run_name
 
 
 @pytest.mark.parametrize("spec", FIELDS, ids=lambda spec: spec.name)
@@ -198,24 +169,6 @@ def test_identity_holds_the_content_of_ones_own_file(tmp_path):
     assert before["model_source"] != Config(model=f"{path}:Net").identity()["model_source"]
     with pytest.raises(InputError, match="none.py can't be read"):
         Config(model="none.py:Net").identity()
-
-
-def test_is_frozen_and_copies_are_checked():
-    config = Config(model="cnn", model_args={"dropout": 0.1})
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        config.epochs = 3
-    assert config.replace(epochs=3) == Config(model="cnn", epochs=3, model_args={"dropout": 0.1})
-    with pytest.raises(InputError):
-        config.replace(epochs="3")
-
-
-@pytest.mark.parametrize("name, value", [
-    ("study", ""), ("study", "a/b"), ("study", ".."), ("study", "a b"), ("executed_dir", ""), ("wandb_mode", "on"),
-    ("resume", "no"), ("checkpoints", "last"),
-])
-def test_wrong_options(name, value):
-    with pytest.raises(InputError, match=f"^{name}: expected "):
-        Options(**{name: value})
 
 
 @pytest.mark.parametrize("here, wanted", [("project", "executed"), ("project/notebooks", "../executed")])

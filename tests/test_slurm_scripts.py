@@ -135,34 +135,27 @@ def test_a_python_that_cannot_be_used_is_named_with_its_reason_and_its_modules(p
 
 
 RUNNING, PREEMPTED = "JobState=RUNNING PreemptTime=None", "JobState=RUNNING PreemptTime=2030-01-01T00:00:00"
+ENDING = "JobState=COMPLETING PreemptTime=None Reason="
+LONGER, EARLIER = "submit it with a longer --time", "submit with an earlier one"
 
 
-@pytest.mark.parametrize("on_usr1, known, code, requeued", [
-    ("exit 75", RUNNING, 75, True),
-    ("exit 75", "JobState=COMPLETING PreemptTime=None", 75, False),  # cancelled meanwhile
-    ("exit 76", RUNNING, 76, False),
-    ("exit 76", PREEMPTED, 76, True),
-    ("-", RUNNING, 138, False),  # killed by the signal
-    ("-", PREEMPTED, 138, True),
-    ("exit 0", RUNNING, 0, False),
-    ("exit 1", RUNNING, 1, False),
+@pytest.mark.parametrize("sent, on_usr1, known, code, requeued, advice", [
+    ("USR1", "exit 75", RUNNING, 75, True, []),
+    ("USR1", "exit 75", f"{ENDING}None", 75, False, []),  # cancelled meanwhile
+    ("USR1", "exit 76", RUNNING, 76, False, [LONGER]),
+    ("USR1", "exit 76", PREEMPTED, 76, True, []),
+    ("USR1", "-", RUNNING, 138, False, [LONGER]),  # killed by the signal
+    ("USR1", "-", PREEMPTED, 138, True, []),
+    ("USR1", "exit 0", RUNNING, 0, False, []),
+    ("USR1", "exit 1", RUNNING, 1, False, []),
+    ("TERM", "exit 75", f"{ENDING}TimeLimit", 75, False, [EARLIER]),  # an epoch longer than the warning
+    ("TERM", "exit 75", f"{ENDING}None", 75, False, []),
 ])
-def test_a_warned_job_is_requeued_only_if_that_leads_on(on_usr1, known, code, requeued, project):
+def test_a_warned_job_is_requeued_only_if_that_leads_on(sent, on_usr1, known, code, requeued, advice, project):
     install(project, python=STOPPABLE.replace('"$ON_USR1"', f"'{on_usr1}'"), scontrol=SCONTROL)
     job = start(project, *RUN, SLURM_JOB_ID="7", SLURM_ARRAY_JOB_ID="5", SLURM_ARRAY_TASK_ID="2", KNOWN=known)
     until((project / "started").exists)
-    job.send_signal(signal.SIGUSR1)
-    ended_with, stdout, stderr = ended(job)
+    job.send_signal(signal.Signals[f"SIG{sent}"])
+    ended_with, _, stderr = ended(job)
     assert ended_with == code and ("scontrol requeue 5_2" in calls(project)) == requeued
-    assert ("submit it with a longer --time" in stderr) == (code in (76, 138) and not requeued)
-
-
-@pytest.mark.parametrize("reason, told", [("TimeLimit", True), ("None", False)])
-def test_an_epoch_longer_than_the_warning_is_told(reason, told, project):
-    install(project, python=STOPPABLE.replace('"$ON_USR1"', "'exit 75'"), scontrol=SCONTROL)
-    job = start(project, *RUN, SLURM_JOB_ID="7", KNOWN=f"JobState=COMPLETING Reason={reason}")
-    until((project / "started").exists)
-    job.send_signal(signal.SIGTERM)
-    code, _, stderr = ended(job)
-    assert code == 75 and "scontrol requeue 7" not in calls(project)
-    assert ("submit with an earlier one" in stderr) is told
+    assert [text for text in (LONGER, EARLIER) if text in stderr] == advice

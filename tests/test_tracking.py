@@ -1,14 +1,13 @@
 """The mirror in Weights & Biases: what an offline run holds, and that whatever fails there never ends a run."""
 
 import json
-import os
 import struct
 import sys
-import time
 from types import SimpleNamespace
 
 import pytest
 from conftest import tiny
+from services import wait_for
 from wandb.proto.wandb_internal_pb2 import Record
 
 from cifarlib import build_model, fit
@@ -51,15 +50,15 @@ def parsed(content):
 def records(folder):
     """The records of the one run in `folder`, by type; wandb's own process may still be writing the last of them."""
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
-    deadline = time.monotonic() + 30
-    while True:
+
+    def complete():
         found = {}
         for record in parsed(path.read_bytes()):
             kind = record.WhichOneof("record_type")
             found.setdefault(kind, []).append(getattr(record, kind))
-        if "exit" in found or time.monotonic() > deadline:
-            return found
-        time.sleep(0.05)
+        return found if "exit" in found else None
+
+    return wait_for(complete, 30, "the end of wandb's file", 0.05)
 
 
 def values(items):
@@ -138,21 +137,6 @@ def test_nothing_it_does_fails_a_run(step, load, tmp_path, monkeypatch, capsys):
     assert fake.calls[-1:] == ([] if step == "import" else [step]) and fake.calls.count(step) <= 1
 
 
-def test_all_its_calls(load, tmp_path, monkeypatch):
-    fake = failing("nowhere")
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    tracked(tiny(), load(tiny()), tmp_path, "offline")
-    assert fake.calls == ["Settings", "init", "log", "log", "summary", "finish"]
-
-
-@pytest.mark.parametrize("how", ["option", "environment"])
-def test_disabled_creates_nothing(how, load, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("WANDB_MODE", "disabled" if how == "environment" else "online")
-    monkeypatch.setitem(sys.modules, "wandb", None)  # not even imported
-    assert tracked(tiny(), load(tiny()), tmp_path / "run", "disabled" if how == "option" else "auto").status == "done"
-    assert "wandb" not in os.listdir(tmp_path / "run") and "wandb" not in capsys.readouterr().out
-
-
 def test_out_of_reach_the_run_is_kept_offline(tmp_path, monkeypatch, capsys):
     modes = []
 
@@ -172,7 +156,7 @@ def test_out_of_reach_the_run_is_kept_offline(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("asked, environment, logged_in, mode", [
     ("auto", None, False, "offline"), ("auto", "", False, "offline"), ("auto", None, True, "online"),
     ("auto", "offline", True, "offline"), ("offline", "online", True, "offline"),
-    ("online", "offline", False, "online"),
+    ("online", "offline", False, "online"), ("disabled", "online", True, None), ("auto", "disabled", True, None),
 ])
 def test_mode(asked, environment, logged_in, mode, tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_MODE")
@@ -183,7 +167,7 @@ def test_mode(asked, environment, logged_in, mode, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", fake)
     with Tracker(tiny(), Options(wandb_mode=asked), tmp_path):
         pass
-    assert got["mode"] == mode
+    assert got.get("mode") == mode
 
 
 def test_without_a_login_the_real_one_is_offline(tmp_path, monkeypatch):

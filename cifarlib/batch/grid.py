@@ -58,13 +58,12 @@ def read_grid(path: str | Path, overrides: dict | None = None) -> list[Config]:
         raise InputError(f"{path} is not YAML ({' '.join(str(error).split())})")
     if not isinstance(content, dict) or not content or content.keys() - SECTIONS.keys():
         raise InputError(f"{path}: expected the sections {', '.join(SECTIONS)} and nothing else")
-    for name, kind in SECTIONS.items():
-        if not isinstance(content.get(name, kind()), kind):
-            wanted = "mapping of names to values" if kind is dict else "list of mappings"
-            raise InputError(f"{path}: {name} should be a {wanted}")
     fixed, product, rows = (content.get(name, kind()) for name, kind in SECTIONS.items())
-    if not all(isinstance(row, dict) for row in rows):
-        raise InputError(f"{path}: each of the rows should be a mapping of names to values")
+    if not isinstance(rows, list):
+        raise InputError(f"{path}: rows should be a list of mappings")
+    for name, values in (("fixed", fixed), ("product", product), *(("each of the rows", row) for row in rows)):
+        if not isinstance(values, dict):
+            raise InputError(f"{path}: {name} should be a mapping of names to values")
     empty = [name for name, value in content.items() if not value]
     if empty := empty or [name for values in (product, *rows) for name, value in values.items() if value == []]:
         raise InputError(f"{path}: {empty[0]} is a list without values; give it one, or leave it out")
@@ -87,8 +86,7 @@ def distinct_runs(cells: list[Config]) -> list[Run]:
     for cell in cells:
         groups.setdefault(cell.run_name, []).append(cell)
     for name, (first, *others) in groups.items():
-        for other in others:
-            one, two = first.identity(), other.identity()
+        for one, two in ((first.identity(), other.identity()) for other in others):
             if field := next((field for field in one if one[field] != two.get(field)), None):
                 raise InputError(f"two different runs would be called {name}: their {field} is {one[field]!r} and "
                                  f"{two.get(field)!r}; rename one, or make two studies of them")
@@ -101,8 +99,8 @@ def select(cells: list[Config], wanted: str) -> list[Config]:
     Raises InputError for unknown names, values that no run can have, and values that none of the cells has.
     """
     conditions = [part.partition("=") for part in wanted.split(",") if part]
-    check_names([name for name, _, _ in conditions], Config)
     specs = {spec.name: spec for spec in dataclasses.fields(Config)}
+    check_names([name for name, _, _ in conditions], specs)
     values = [(name, from_text(text, specs[name])) for name, _, text in conditions]
     chosen = [cell for cell in cells if all(getattr(cell, name) == value for name, value in values)]
     if not chosen:

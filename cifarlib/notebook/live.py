@@ -18,7 +18,7 @@ class Live:
     """
 
     def __init__(self, config: Config):
-        self.config, self.bar, self.handle, self.next_drawing = config, None, None, 0.0
+        self.config, self.bar, self.drawn, self.next_drawing = config, None, False, 0.0
         if "JPY_SESSION_NAME" in os.environ:  # Jupyter's server sets it for kernels that a person looks at
             from tqdm.notebook import tqdm  # its widgets would only delay a run that nobody looks at
 
@@ -28,37 +28,26 @@ class Live:
         return self
 
     def __exit__(self, *exception) -> None:
-        if self.bar is None:
-            return
-        if self.bar.n == 0:  # nothing was trained: the run was finished already
-            self.bar.container.layout.display = "none"
-        self.bar.close()
+        if self.bar is not None:
+            if self.bar.n == 0:  # nothing was trained: the run was finished already
+                self.bar.container.layout.display = "none"
+            self.bar.close()
 
     def __call__(self, history: History) -> None:
         if self.bar is None:
             print(epoch_line(history.last, self.config.epochs), flush=True)
             return
-        self._advance(history)
-        if history.finished(self.config) or time.monotonic() >= self.next_drawing:
-            self._draw(history)
-
-    def _advance(self, history: History) -> None:
-        if self.bar.n == 0:
-            # epochs of an earlier session don't count for the speed
+        if self.bar.n == 0:  # epochs of an earlier session don't count for the speed
             self.bar.initial = self.bar.n = len(history.rows) - 1
         self.bar.update()
         row = history.last
         self.bar.set_postfix({name: f"{row[name]:.3f}" for name in ("train_accuracy", "val_accuracy") if name in row})
-
-    def _draw(self, history: History) -> None:
         started = time.monotonic()
-        figure = learning_curves(history.frame())
-        if self.handle is None:
-            self.handle = display(figure, display_id=True)
-        else:
-            self.handle.update(figure)
-        now = time.monotonic()
-        self.next_drawing = now + 20 * (now - started)  # at most a twentieth of the time goes into drawing
+        if history.finished(self.config) or started >= self.next_drawing:
+            display(learning_curves(history.frame()), display_id=f"live {id(self)}", update=self.drawn)
+            self.drawn = True
+            now = time.monotonic()
+            self.next_drawing = now + 20 * (now - started)  # at most a twentieth of the time goes into drawing
 
 
 def epoch_line(row: dict, epochs: int) -> str:

@@ -1,9 +1,10 @@
 """The notebooks' parameters, checked."""
 
 import ast
+import dataclasses
 from contextlib import suppress
 
-from ..config import Config, Options, check_known, check_names, typed
+from ..config import Config, Options, check_names, typed
 
 
 def read_parameters(namespace: dict) -> tuple[Config, Options]:
@@ -11,7 +12,8 @@ def read_parameters(namespace: dict) -> tuple[Config, Options]:
 
     papermill writes what it was given into a cell of its own and only warns of unknown names: here they are errors.
     """
-    check_names(injected_names(namespace.get("In", [])), Config, Options)
+    known = [spec.name for cls in (Config, Options) for spec in dataclasses.fields(cls)]
+    check_names(injected_names(namespace.get("In", [])), known)
     return Config(**Config.among(namespace)), Options(**Options.among(namespace))
 
 
@@ -22,7 +24,7 @@ def check_parameters(namespace: dict) -> None:
     """
     cells = namespace["In"]
     known = annotated_names(cells)
-    check_known(injected_names(cells), known)
+    check_names(injected_names(cells), known)
     for name, kind in known.items():
         typed(name, namespace[name], kind)
 

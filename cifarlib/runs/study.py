@@ -22,10 +22,7 @@ STATUSES = ("done", "diverged", "failed", "running", "preempted", "pending")
 
 
 def remove_stale_parts(study: Path) -> None:
-    """Remove what killed processes left half written in the study's folder, but not in those of its runs.
-
-    There it goes when they are trained again.
-    """
+    """Remove what killed processes left half written in the study's folder; in a run's it goes when that is trained."""
     for part in (*study.glob(".*.part"), *(study / PLANNED).glob(".*.part")):
         with suppress(FileNotFoundError):
             if time.time() - part.stat().st_mtime > STALE:  # nobody writes that long
@@ -124,18 +121,16 @@ def summary(study: Path) -> str:
     if not names:
         raise InputError(f"no runs in {study}; expected the name of a study, such as that of a grid that was begun")
     status = {name: status_of(study / name) for name in names}
-    config = {name: planned[name][0].to_dict() if name in planned else dict(recorded(study / name, "config") or {})
-              for name in names}
-    models = [config[name].get("model", "unknown") for name in names]
+    models = [planned[name][0].model if name in planned
+              else (recorded(study / name, "config") or {}).get("model", "unknown") for name in names]
     counts = pandas.crosstab([*map(short_name, models)], [*status.values()]).reindex(columns=STATUSES, fill_value=0)
     counts.loc["all"] = counts.sum()
     scores = {name: (recorded(study / name, "metrics") or {}).get("val_accuracy_best_val_acc") for name in names}
     lines = [counts.rename_axis(index=None, columns=None).to_string()]
     if best := max((name for name in names if scores[name] is not None), key=scores.get, default=None):
         lines.append(f"best so far: {best}, validation accuracy {scores[best]:.4f}")
-    pending = [name for name in names if name in planned and status[name] in ("pending", "preempted", "running")]
-    left = [(planned[name][0], epochs_left(study / name, planned[name][0])) for name in pending]
-    return "\n".join([*lines, time_left(left, study.parent, max(1, int(counts.loc["all", "running"])))])
+    left = [cells[0] for name, cells in planned.items() if status[name] in ("pending", "preempted", "running")]
+    return "\n".join([*lines, time_left(left, study, max(1, int(counts.loc["all", "running"])))])
 
 
 def epochs_left(folder: Path, config: Config) -> int:
@@ -144,8 +139,8 @@ def epochs_left(folder: Path, config: Config) -> int:
     return config.epochs - (len(History.read(folder / HISTORY).rows) if resumable else 0)
 
 
-def time_left(left: list[tuple[Config, int]], executed: Path, jobs: int) -> str:
-    """The time that runs with so many epochs left may take, so many of them at a time.
+def time_left(left: list[Config], study: Path, jobs: int, resume: bool = True) -> str:
+    """The time that the runs `left` of a study may take, so many of them at a time.
 
     From the seconds an epoch that runs of the same model and size took, in any study.
     """
@@ -155,15 +150,16 @@ def time_left(left: list[tuple[Config, int]], executed: Path, jobs: int) -> str:
     if not left:
         return "nothing is left to do"
     seconds_an_epoch: dict[tuple, list[float]] = {}
-    for path in executed.glob(f"*/*/{RECORD}"):
+    for path in study.parent.glob(f"*/*/{RECORD}"):
         # damaged, of another version or without an epoch, it tells nothing
         with suppress(InputError, KeyError, TypeError, ZeroDivisionError):
             record = read_record(path.parent) or {}
             key, an_epoch = size(record["config"]), record["seconds"] / record["epochs_run"]
             seconds_an_epoch.setdefault(key, []).append(an_epoch)
-    sizes = [size(config.to_dict()) for config, _ in left]
+    sizes = [size(config.to_dict()) for config in left]
     if unknown := sorted({short_name(model) for model, *_ in set(sizes) - seconds_an_epoch.keys()}):
-        return f"no estimate: no run of {', '.join(unknown)} of this size is recorded in {executed} yet"
+        return f"no estimate: no run of {', '.join(unknown)} of this size is recorded in {study.parent} yet"
     jobs = min(jobs, len(left))
-    total = sum(epochs * mean(seconds_an_epoch[each]) for (_, epochs), each in zip(left, sizes))
+    epochs = [epochs_left(study / config.run_name, config) if resume else config.epochs for config in left]
+    total = sum(number * mean(seconds_an_epoch[each]) for number, each in zip(epochs, sizes))
     return f"about {duration(total / jobs)} for the rest, {jobs} at a time, if none stops early"

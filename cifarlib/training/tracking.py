@@ -38,10 +38,8 @@ class Tracker:
             self._safely(lambda: self.run.summary.update({**final, "status": record["status"]}))
 
     def _start(self) -> None:
-        if self.options.resume and is_finished(self.folder):  # only shown again
-            return
-        mode = self._mode()
-        if mode == "disabled":
+        shown_again = self.options.resume and is_finished(self.folder)
+        if shown_again or (mode := self._mode()) == "disabled":
             return
         import wandb
 
@@ -63,10 +61,9 @@ class Tracker:
 
     def _mode(self) -> str:
         """The mode asked for; `auto` goes by $WANDB_MODE, and is offline for whoever isn't logged in."""
-        if self.options.wandb_mode != "auto":
-            return self.options.wandb_mode
-        if os.environ.get("WANDB_MODE"):
-            return os.environ["WANDB_MODE"]
+        asked = self.options.wandb_mode if self.options.wandb_mode != "auto" else os.environ.get("WANDB_MODE")
+        if asked:
+            return asked
         import wandb
 
         return "online" if wandb.login(prompt=False) else "offline"
