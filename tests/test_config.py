@@ -192,3 +192,41 @@ def test_public_names():
     assert {"Config", "load_cifar10", "build_model", "fit", "evaluate"} <= set(cifarlib.__all__)
     with pytest.raises(AttributeError, match="nothing_such"):
         cifarlib.nothing_such
+
+
+@pytest.mark.parametrize("spec", [spec for spec in FIELDS if spec.type in (int, float)], ids=lambda spec: spec.name)
+def test_every_number_has_a_range(spec):
+    step, limits = (1 if spec.type is int else 1e-9), spec.metadata
+    allowed = {limits["minimum"], limits["maximum"]} - {None}
+    outside = {limits["above"], *(value - step for value in (limits["minimum"],) if value is not None),
+               *(value + step for value in (limits["maximum"],) if value is not None)} - {None}
+    assert outside
+    for value in allowed:
+        assert getattr(Config(**{spec.name: value}), spec.name) == value
+    for value in outside:
+        with pytest.raises(InputError, match=f"^{spec.name}: expected "):
+            Config(**{spec.name: spec.type(value)})
+
+
+@pytest.mark.parametrize("model_args", [{1: 2}, {1: 2, "widths": [8]}, {"../widths": 2}, {"": 2}, {"dim": 8}])
+def test_sizes_of_another_model_are_one_line(model_args):
+    with pytest.raises(InputError, match="^model_args: resnet has no .*; known are widths, depths"):
+        Config(model="resnet", model_args=model_args)
+
+
+def test_is_frozen_and_copies_are_checked():
+    config = Config(model="cnn", model_args={"dropout": 0.1})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.epochs = 3
+    assert config.replace(epochs=3) == Config(model="cnn", epochs=3, model_args={"dropout": 0.1})
+    with pytest.raises(InputError):
+        config.replace(epochs="3")
+
+
+@pytest.mark.parametrize("name, value", [
+    ("study", ""), ("study", "a/b"), ("study", ".."), ("study", "a b"), ("executed_dir", ""), ("wandb_mode", "on"),
+    ("resume", "no"), ("checkpoints", "last"),
+])
+def test_wrong_options(name, value):
+    with pytest.raises(InputError, match=f"^{name}: expected "):
+        Options(**{name: value})

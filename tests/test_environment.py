@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())
@@ -24,3 +25,9 @@ def test_conda_gives_python_and_pip_and_pip_the_package_with_its_pins():
 def test_pins_are_exact_and_installed(pin):
     name, version = re.fullmatch(r"([\w-]+)==([\d.]+)", pin).groups()
     assert importlib.metadata.version(name) == version
+
+
+def test_torchvision_takes_the_pinned_torch():
+    needed, pinned = (next(entry for text in texts if (entry := Requirement(text)).name == "torch")
+                      for texts in (importlib.metadata.requires("torchvision"), PINS))
+    assert needed.specifier.contains(str(pinned.specifier).strip("="))

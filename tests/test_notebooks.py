@@ -169,3 +169,13 @@ def test_the_other_notebooks_check_what_they_are_given_too(name, given, message,
     notebook = papermill.iorw.load_notebook_node(str(ROOT / "notebooks" / f"{name}.ipynb"))
     nbformat.write(papermill.parameterize.parameterize_notebook(notebook, given), tmp_path / "x.ipynb")
     refused(tmp_path / "x.ipynb", message)
+
+
+def test_a_bad_parameter_ends_the_notebook_with_one_line_before_training(tmp_path):
+    ended = run_papermill(tmp_path / "x.ipynb", "-f", parameters_file(tmp_path), "-p", "modle", "cnn")
+    assert ended.returncode == 1
+    outputs = [output for cell in code_cells(tmp_path / "x.ipynb") for output in cell.outputs]
+    (error,) = [output for output in outputs if output.output_type == "error"]
+    assert error.ename == "InputError" and len(error.traceback) == 1
+    assert "unknown parameter 'modle'; did you mean model?" in error.evalue
+    assert not (tmp_path / "executed").exists()

@@ -4,8 +4,10 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -119,6 +121,22 @@ def wait_for_epochs(folder, count):
     wait_for(lambda: table.exists() and len(history(folder)) >= count, 120, f"epoch {count} in {folder.name}")
 
 
+def processes(job_id, cluster):
+    """The processes of a job, by the environment that SLURM gave them."""
+    marks = {"SLURM_JOB_ID": job_id, "SLURM_CONF": f"{cluster.folder}/slurm.conf"}
+    running = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    return [pid for pid in running if marks.items() <= environment_of(pid).items()]
+
+
+def environment_of(pid):
+    """The environment that a process was started with; {} if it ended or is somebody else's."""
+    try:
+        content = Path(f"/proc/{pid}/environ").read_text(errors="replace")
+    except OSError:
+        return {}
+    return dict(line.partition("=")[::2] for line in content.split("\0"))
+
+
 @pytest.mark.usefixtures("first_jobs")
 @pytest.mark.parametrize("script, arguments, complaint", [
     ("run_cluster.sh", [], "EPOCHS BATCH MODEL SCHEDULER AUGMENTATION LR WD GAMMA"),
@@ -144,6 +162,12 @@ def test_bad_arguments_are_one_line_and_nothing_is_queued(cluster, project, envi
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     assert complaint in done.stderr
     assert sorted(cluster.command(*known).stdout.split()) == before
+
+
+def test_bad_arguments_end_a_job_at_once(cluster, project, submit):
+    job = cluster.wait_for_end(submit("run_cluster_sets.sh", "0"))
+    assert (job["JobState"], job["ExitCode"]) == ("FAILED", "2:0")
+    assert log(project, job["JobId"]) == "run_cluster_sets.sh: SET: expected a number from 1 to 18, got '0'\n"
 
 
 def test_a_job_from_outside_the_project_says_so(cluster, project, environment, tmp_path):
@@ -180,24 +204,60 @@ def test_a_set(cluster, project, first_jobs):
     assert record(folder)["status"] == "done" and record(folder)["config"]["batch_size"] == 256
 
 
-def test_an_array_with_a_failing_cell(cluster, project, submit):
-    array = submit("run_grid.sh", "parameters/tiny.yaml", "--jobs", "1", "--study", "array", sbatch=["--array=1-3"])
-    jobs = [cluster.wait_for_end(f"{array}_{task}") for task in (1, 2, 3)]
-    assert sorted(job["JobState"] for job in jobs) == ["COMPLETED", "COMPLETED", "FAILED"]
+def test_an_array_with_a_throttle_and_a_failing_cell(cluster, project, submit):
+    array = submit("run_grid.sh", "parameters/tiny.yaml", "--jobs", "1", "--study", "array", sbatch=["--array=1-3%2"])
+    most = 0
+    while array in " ".join(cluster.running()):
+        states = cluster.command("squeue", "--noheader", "--array", "--format=%T").stdout.split()
+        most = max(most, states.count("RUNNING"))
+        time.sleep(0.2)
+    assert most == 2
+    assert len(list(project.glob(f"cifar-grid-{array}_[1-3].log"))) == 3
     statuses = [record(folder.parent)["status"] for folder in (project / "executed/array").glob("*/record.json")]
     assert sorted(statuses) == ["done", "done", "failed"]
+    printed = log(project, f"{array}_*")
+    assert printed.count("  done  ") == 2 and printed.count("  failed  ") == 1
     logs = [log(project, f"{array}_{task}") for task in (1, 2, 3)]
     assert [text.count("  done  ") + text.count("  failed  ") for text in logs] == [1, 1, 1], "each trains its chunk"
+    assert "FAILED" in {cluster.job(f"{array}_{task}")["JobState"] for task in (1, 2, 3)}
 
 
 def test_scancel_stops_a_job_for_good(cluster, project, submit):
     folder = project / "executed/cancelled" / CONFIG.replace(epochs=5000).run_name
     job_id = submit("run_cluster.sh", "5000", *ARGUMENTS[1:], *OPTIONS, "--study", "cancelled")
     wait_for_epochs(folder, 2)
+    assert processes(job_id, cluster)
     cluster.command("scancel", job_id)
     job = cluster.wait_for_end(job_id)
     assert (job["JobState"], job["Restarts"]) == ("CANCELLED", "0")
+    wait_for(lambda: not processes(job_id, cluster), 30, "the job's processes to end")
     assert record(folder)["status"] == "preempted"
+
+
+def test_only_the_warned_task_of_an_array_goes_back(cluster, project, environment, tmp_path):
+    """With a stand-in for python that takes a second to stop, and is through when it is started again."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/bash\n"
+                      "[[ $1 == -c || $SLURM_RESTART_COUNT ]] && exit\n"
+                      "trap '' TERM\n"
+                      "trap 'sleep 1; echo stopped; exit 75' USR1\n"
+                      "echo started\n"
+                      "for i in {1..600}; do sleep 0.1; done\n")
+    python.chmod(0o755)
+    array = cluster.sbatch("--array=1-3", "cifarlib/slurm/run_grid.sh", "parameters/tiny.yaml", cwd=project,
+                           env=environment | {"PATH": f"{tmp_path}{os.pathsep}{environment['PATH']}"})
+    wait_for(lambda: log(project, f"{array}_*").count("started") == 3, 30, "the three tasks to start")
+    assert cluster.job(f"{array}_3")["JobId"] == array  # the last task's own number is also that of the array
+    cluster.command("scancel", "--batch", "--signal=USR1", f"{array}_3")
+    cluster.command("scancel", f"{array}_1")
+    cluster.wait_for_state(f"{array}_1", "CANCELLED", timeout=30)
+    cluster.wait_for_state(f"{array}_3", "COMPLETED", timeout=30)
+    jobs = [cluster.job(f"{array}_{task}") for task in (1, 2, 3)]
+    cluster.command("scancel", array)
+    assert [job["Restarts"] for job in jobs] == ["0", "0", "1"]
+    assert [job["JobState"] for job in jobs] == ["CANCELLED", "RUNNING", "COMPLETED"]
+    assert log(project, f"{array}_1").endswith("stopped\n")
+    assert log(project, f"{array}_3").startswith("started\nstopped\nrun_grid.sh: job")  # requeued when it had stopped
 
 
 def test_a_preempted_and_then_warned_job_is_requeued_and_continues(cluster, project, submit, expected):
@@ -223,3 +283,20 @@ def test_a_warning_before_the_first_epoch_ends_a_job(cluster, project, submit):
     job = cluster.wait_for_end(job_id)
     assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("FAILED", "76:0", "0")
     assert "submit it with a longer --time" in log(project, job_id).splitlines()[-1]
+
+
+def test_a_killed_job_goes_on_when_it_is_submitted_again(cluster, project, submit, expected):
+    folder = project / "executed/killed" / RUN
+    job_id = submit("run_cluster.sh", *ARGUMENTS, *OPTIONS, "--study", "killed")
+    wait_for_epochs(folder, 3)
+    for pid in processes(job_id, cluster):
+        os.kill(pid, signal.SIGKILL)
+    assert cluster.wait_for_end(job_id)["JobState"] == "FAILED"
+    left = len(history(folder))
+    assert 3 <= left < EPOCHS and not (folder / "record.json").exists()
+    second = submit("run_cluster.sh", *ARGUMENTS, *OPTIONS, "--study", "killed", sbatch=["--gres=none"])
+    again = cluster.wait_for_end(second)
+    assert again["JobState"] == "COMPLETED" and "TresPerNode" not in again, again
+    assert history(folder) == expected
+    printed = log(project, again["JobId"])
+    assert f"epoch {EPOCHS}/{EPOCHS}" in printed and f"epoch  1/{EPOCHS}" not in printed
