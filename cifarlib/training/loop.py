@@ -166,7 +166,7 @@ class Trainer:
         with autocast(self.device, self.precision):
             logits = self.model(augment.normalize(augment.unpack(pixels), self.split))
         loss = training_loss(logits, labels, self.config)
-        self.optimizer.zero_grad()
+        self.model.zero_grad()
         loss.backward()
         self.optimizer.step()
         if self.config.label_smoothing:  # what is recorded compares with the validation loss

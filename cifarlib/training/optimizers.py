@@ -20,6 +20,8 @@ class AdamW(torch.optim.AdamW):
     Its CPU code would copy them and their states in every step otherwise: 3% to 5% of a step of the ResNet.
     """
 
+    _warned_capturable_if_run_uncaptured = True  # so that it doesn't: the first steps on CUDA are not captured
+
     def _init_group(self, group: dict, params: list, *states: list) -> bool:
         has_complex = super()._init_group(group, params, *states)
         channels_last = [i for i, p in enumerate(params) if p.ndim == 4 and not p.is_contiguous()]
@@ -31,8 +33,7 @@ class AdamW(torch.optim.AdamW):
 
 def adamw(groups: list[dict], config: Config) -> AdamW:
     """AdamW with amsgrad, the published optimizer."""
-    on_cuda = _device(groups).type == "cuda"
-    return AdamW(groups, config.learning_rate, amsgrad=True, fused=True, capturable=on_cuda)
+    return AdamW(groups, config.learning_rate, amsgrad=True, fused=True, capturable=True)
 
 
 def sgd(groups: list[dict], config: Config) -> SGD:
@@ -115,10 +116,6 @@ class Together:
     @property
     def param_groups(self) -> list[dict]:
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
-
-    def zero_grad(self) -> None:
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
 
     def step(self) -> None:
         for optimizer in self.optimizers:
