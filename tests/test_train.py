@@ -662,3 +662,11 @@ def test_auto_precision_goes_by_the_hardware(native, monkeypatch):
     for capability, wanted in {(7, 5): "fp32", (8, 0): "bf16", (9, 0): "bf16"}.items():
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
         assert device.pick_precision("auto", torch.device("cuda")) == wanted
+
+
+def test_a_state_of_another_version_is_one_line(tmp_path, load):
+    config = tiny(epochs=1)
+    fit(build_model(config), load(config), config, tmp_path)
+    torch.save({"model": {}, "optimizer": [], "rows": [], "best": {}}, tmp_path / "last.pt")
+    with pytest.raises(InputError, match="last.pt is of another version of this package; train the run anew"):
+        fit(build_model(config), load(config), config, tmp_path)

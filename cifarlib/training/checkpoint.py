@@ -70,8 +70,12 @@ class Store:
         device, terminal = next(model.parameters()).device, self.folder / "terminal.pt"
         if (self.folder / STATE).exists():
             state = load_weights(self.folder / STATE, device)
-            model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
+            try:
+                model.load_state_dict(state["model"])
+                optimizer.load_state_dict(state["optimizer"])
+            except (KeyError, TypeError, ValueError, RuntimeError):
+                raise InputError(f"{self.folder / STATE} is of another version of this package; "
+                                 "train the run anew with resume False (--no-resume)") from None
             self._write_best(state["best"])  # again, if writing was cut off between the two
             return History(state["rows"])
         if terminal.exists():
