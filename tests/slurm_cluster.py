@@ -175,15 +175,19 @@ class SlurmCluster(Service):
         text = self.command("scontrol", "--oneliner", "show", "job", job_id, check=False).stdout
         return dict(re.findall(r"(\S+?)=(\S*)", text.splitlines()[0])) if text else {}
 
-    def wait_for_end(self, job_id):
-        """Wait until the job has left the node for good; return the job."""
-        def ended():
+    def wait_for_state(self, job_id, *states, timeout=120):
+        """Wait until the job is in one of the states, e.g. COMPLETED; return the job."""
+        def arrived():
             job = self.job(job_id)
-            return job if job.get("JobState") in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL") else None
+            return job if job.get("JobState") in states else None
         try:
-            return wait_for(ended, 120, f"the end of job {job_id}")
+            return wait_for(arrived, timeout, f"job {job_id} to be {' or '.join(states)}")
         except TimeoutError as error:
             raise TimeoutError(f"{error}; it is: {self.job(job_id)}") from None
+
+    def wait_for_end(self, job_id, timeout=120):
+        """Wait until the job has left the node for good; return the job."""
+        return self.wait_for_state(job_id, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", timeout=timeout)
 
 
 def free_ports(count):

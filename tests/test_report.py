@@ -62,8 +62,6 @@ def test_results_draws_the_charts_writes_html_and_the_readme_section(tmp_path, c
     assert drawn == len(list(figures.glob("*.png"))) >= 11
     assert "### Results CNN" in json.dumps(outputs) and str(tmp_path) not in json.dumps(outputs)
     assert {path.name: path.read_bytes() for path in figures.iterdir()} == images
-    cli.rewrite_readme(cli.make_parser().parse_args(arguments))
-    assert readme.read_text() == first
 
 
 def test_a_table_that_cannot_be_used_is_one_line(tmp_path, capsys):
