@@ -1,4 +1,4 @@
-"""A research workbook for CIFAR-10: data, three models, one training loop, records and batches of runs."""
+"""A research workbook for CIFAR-10: data, models, one training loop, records, batches of runs and their results."""
 
 from importlib import import_module
 

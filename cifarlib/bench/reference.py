@@ -17,7 +17,7 @@ WORKERS = 6  # of the reference's loaders, as published, where there are as many
 
 
 class Reference:
-    """The plain way: images transformed one by one in worker processes, fp32, whole kernels, metrics in a loop over the samples."""
+    """The plain way: images transformed one by one in worker processes, fp32, metrics in a loop over the samples."""
 
     def __init__(self, splits: Splits, config: Config):
         from torchvision import transforms
@@ -27,9 +27,12 @@ class Reference:
         for module in self.model.modules():
             if isinstance(module, Conv2d):
                 module.forward = partial(nn.Conv2d.forward, module)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), config.learning_rate, weight_decay=config.weight_decay, amsgrad=True)
-        to_tensor = [transforms.ToTensor(), transforms.Normalize(splits.train.mean.tolist(), splits.train.std.tolist())]
-        changes = [transforms.RandomHorizontalFlip(), transforms.RandomRotation(15), transforms.RandomCrop(32, padding=4)]
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), config.learning_rate, amsgrad=True,
+                                           weight_decay=config.weight_decay)
+        normalize = transforms.Normalize(splits.train.mean.tolist(), splits.train.std.tolist())
+        to_tensor = [transforms.ToTensor(), normalize]
+        changes = [transforms.RandomHorizontalFlip(), transforms.RandomRotation(15),
+                   transforms.RandomCrop(32, padding=4)]
         self.train = _loader(splits.train, transforms.Compose([*changes, *to_tensor]), config.batch_size, shuffle=True)
         self.validation = _loader(splits.validation, transforms.Compose(to_tensor), config.batch_size, shuffle=False)
 
@@ -53,7 +56,7 @@ class Reference:
         return loss, logits
 
     def _pass(self, loader: DataLoader, step) -> None:
-        """A pass with the published code's bookkeeping, a wait for the device a batch and a loop over its samples; nobody reads the sums."""
+        """A pass with the published code's bookkeeping: a wait for the device a batch and a loop over its samples."""
         total, right, count = 0.0, [0] * 10, [0] * 10
         for images, labels in loader:
             loss, logits = step(images.to(self.device), labels.to(self.device))
