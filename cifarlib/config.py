@@ -14,9 +14,12 @@ from .errors import InputError
 from .files import project_path
 from .parts import ARCHITECTURES, DATASETS, OPTIMIZERS, PROTOCOLS, architecture, is_own, short_name, source_digest
 
-SCHEDULES = ("exponential", "step", "cosine")
+SCHEDULES = ("exponential", "step", "cosine", "linear")
+SPLITS = ("published", "stratified", "all")
 CHECKPOINTS = ("best_val_acc", "best_val_loss", "terminal")
 PUBLISHED_KNOBS = ("augmentation", "scheduler", "learning_rate", "weight_decay", "gamma")  # in the order of the names
+PLAIN = {"augmentation": (False,)}  # when what says how images are changed does nothing
+ONE_RATE = {"optimizer": ("adamw", "sgd", "muon")}  # when there are no rates of single groups
 LONGEST_NAME = 200  # bytes of a run's name; file systems take 255
 
 
@@ -140,19 +143,25 @@ class Config(_Fields):
 
     model: str = setting("resnet", "architecture, or a class of your own as file.py:Class or package.module:Class",
                          role="model", choices=ARCHITECTURES, own=True)
-    epochs: int = setting(80, "passes over the training split", minimum=1)
-    batch_size: int = setting(256, "images a step", minimum=2)
-    scheduler: str = setting("cosine", "learning-rate schedule", choices=SCHEDULES)
-    augmentation: bool = setting(False, "flip, rotate and crop the training images at random", short="aug")
-    learning_rate: float = setting(0.001, "learning rate of the first epoch", short="lr", above=0, maximum=10)
-    weight_decay: float = setting(0.001, "weight decay: decoupled by adamw and muon, in the gradient by sgd",
+    epochs: int = setting(None, "passes over the training split", minimum=1)
+    batch_size: int = setting(None, "images a step", minimum=2)
+    scheduler: str = setting(None, "learning-rate schedule; cosine and linear fall to zero", choices=SCHEDULES)
+    augmentation: bool = setting(None, "change the training images at random, as flip, rotation, crop, padding and "
+                                 "cutout say", short="aug")
+    learning_rate: float = setting(None, "learning rate at the start", short="lr", above=0, maximum=10)
+    weight_decay: float = setting(None, "weight decay: decoupled by adamw and muon, in the gradient by sgd; "
+                                  "by muon_sgd a part of dense layers, biases and norms for each image",
                                   short="wd", minimum=0, maximum=10)
     gamma: float = setting(0.97, "decay factor of the exponential and step schedules", above=0, maximum=1,
-                           idle_when={"scheduler": ("cosine",)})
-    optimizer: str = setting("adamw", "optimizer; adamw is AdamW with amsgrad", choices=OPTIMIZERS)
-    momentum: float = setting(0.9, "Nesterov momentum of sgd and muon", minimum=0, maximum=0.9999,
+                           idle_when={"scheduler": ("cosine", "linear")})
+    optimizer: str = setting(None, "optimizer; adamw is AdamW with amsgrad", choices=OPTIMIZERS)
+    momentum: float = setting(None, "Nesterov momentum of sgd and muon", minimum=0, maximum=0.9999,
                               idle_when={"optimizer": ("adamw",)})
-    label_smoothing: float = setting(0.0, "part of each label spread evenly over all classes, in the training loss",
+    head_lr: float = setting(None, "rate of muon_sgd for dense layers, on gradients summed over a batch", above=0,
+                             maximum=100, idle_when=ONE_RATE)
+    vector_lr: float = setting(None, "rate of muon_sgd for biases and norms, on gradients summed over a batch", above=0,
+                               maximum=100, idle_when=ONE_RATE)
+    label_smoothing: float = setting(None, "part of each label spread evenly over all classes, in the training loss",
                                      minimum=0, maximum=0.99)
     val_freq: int = setting(1, "validate every so many epochs (the last one always)", minimum=1,
                             label="epochs between validations")
@@ -162,7 +171,7 @@ class Config(_Fields):
                         minimum=0, maximum=2**31)
     protocol: str = setting("corrected", "what the fields left open are: as corrected, or as published with its faults",
                             choices=PROTOCOLS)
-    split: str = setting(None, "training/validation split", role="condition", choices=("published", "stratified"))
+    split: str = setting(None, "training/validation split", role="condition", choices=SPLITS)
     normalization: str = setting(None, "mean and standard deviation to normalize by: the dataset's or ImageNet's",
                                  choices=("dataset", "imagenet"))
     decayed: str = setting(None, "what weight decay acts on: weight matrices and kernels, or all weights",
@@ -170,9 +179,26 @@ class Config(_Fields):
     schedule_steps: int = setting(None, "steps of the learning-rate schedule an epoch", label="schedule steps an epoch",
                                   minimum=1)
     cosine_period: int = setting(None, "schedule steps in which the cosine falls from the highest rate to zero",
-                                 minimum=1, idle_when={"scheduler": ("exponential", "step")})
+                                 minimum=1, idle_when={"scheduler": ("exponential", "step", "linear")})
+    lr_by_step: bool = setting(None, "set the learning rate before every training step, not only every epoch",
+                               label="learning rate by step")
     softmax_in_loss: bool = setting(None, "take the training loss of the softmax output, as if that were logits",
                                     label="softmax in the loss")
+    flip: str = setting(None, "mirror images: each time with p 0.5, or every other epoch", idle_when=PLAIN,
+                        choices=("none", "random", "alternating"))
+    rotation: float = setting(None, "largest angle of a random rotation either way, in degrees", minimum=0, maximum=180,
+                              idle_when=PLAIN)
+    crop: int = setting(None, "largest translation of an image either way, in pixels", minimum=0, maximum=16,
+                        label="translation", idle_when=PLAIN)
+    padding: str = setting(None, "what a translated image shows beyond its edge: black, or its mirror image",
+                           choices=("black", "reflect"), idle_when=PLAIN)
+    cutout: int = setting(None, "side of a square that is blotted out of each image, in pixels (0 for none)", minimum=0,
+                          maximum=32, idle_when=PLAIN)
+    weight_average: float = setting(None, "decay a step of the average of the weights that is tested (0 tests the "
+                                    "weights themselves)", minimum=0, maximum=0.99999)
+    tta: str = setting(None, "views of a test image whose logits are averaged: the image alone, with its mirror image, "
+                       "or six with translations", role="condition", label="test views",
+                       choices=("none", "flip", "flip_shift"))
     dataset: str = setting("cifar10", "images; auto takes the synthetic stand-in where CIFAR-10 can't be had",
                            role="condition", choices=DATASETS)
     data_dir: str = setting("", "folder of the images' files; empty searches $CIFAR10_DIR and ./cifar-10, then "

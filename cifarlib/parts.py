@@ -58,9 +58,12 @@ ARCHITECTURES = {
     "vgg": Architecture(
         "VGG", "cifarlib.models.vgg:VGG", ("depth", "widths"), "#CC79A7", "D",
         stages=("stages.0", "stages.1", "stages.2", "stages.3", "stages.4", "fc")),
+    "speednet": Architecture(
+        "SpeedNet", "cifarlib.models.speednet:SpeedNet", ("widths", "depth", "stem"), "#D55E00", "P",
+        stages=("stem", "groups.0", "groups.1", "groups.2", "fc")),
 }
 # Of the user's own architectures, in the order in which a table has them.
-SPARE_STYLES = (("#D55E00", "v"), ("#56B4E9", "P"), ("#000000", "X"), ("#8C564B", "<"), ("#7F7F7F", ">"))
+SPARE_STYLES = (("#56B4E9", "v"), ("#000000", "X"), ("#8C564B", "<"), ("#7F7F7F", ">"))
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR100_CLASSES = tuple("""
@@ -109,18 +112,37 @@ OPTIMIZERS = {
     "adamw": "cifarlib.training.optimizers:adamw",
     "sgd": "cifarlib.training.optimizers:sgd",
     "muon": "cifarlib.training.optimizers:muon",
+    "muon_sgd": "cifarlib.training.optimizers:muon_sgd",
 }
+
+
+def for_speednet(value, for_others):
+    """A value that was tuned for SpeedNet, whose last layer is scaled, and one that suits other models."""
+    return lambda config: value if config.model == "speednet" else for_others
+
 
 # What a protocol sets of the fields that a configuration leaves open; a function is called with the configuration.
 PROTOCOLS = {
     "corrected": {
+        "epochs": 80, "batch_size": 256, "scheduler": "cosine", "augmentation": False, "learning_rate": 0.001,
+        "weight_decay": 0.001, "optimizer": "adamw", "momentum": 0.9, "head_lr": 0.67, "vector_lr": 0.053,
+        "label_smoothing": 0.0,
         "split": "stratified", "normalization": "dataset", "decayed": "matrices", "schedule_steps": 1,
-        "cosine_period": lambda config: config.schedule_steps * config.epochs, "softmax_in_loss": False,
+        "cosine_period": lambda config: config.schedule_steps * config.epochs, "lr_by_step": False,
+        "softmax_in_loss": False, "flip": "random", "rotation": 15.0, "crop": 4, "padding": "black", "cutout": 0,
+        "weight_average": 0.0, "tta": "none",
     },
-    "published": {
-        "split": "published", "normalization": "imagenet", "decayed": "all", "schedule_steps": 2,
-        "cosine_period": 10, "softmax_in_loss": lambda config: architecture(config.model).softmax_output,
-    },
+}
+PROTOCOLS["published"] = PROTOCOLS["corrected"] | {
+    "split": "published", "normalization": "imagenet", "decayed": "all", "schedule_steps": 2, "cosine_period": 10,
+    "softmax_in_loss": lambda config: architecture(config.model).softmax_output,
+}
+PROTOCOLS["modern"] = PROTOCOLS["corrected"] | {
+    "epochs": 10, "batch_size": 500, "scheduler": "linear", "lr_by_step": True, "augmentation": True,
+    "optimizer": for_speednet("muon_sgd", "muon"), "learning_rate": for_speednet(0.15, 0.01),
+    "weight_decay": for_speednet(2e-6, 0.1), "decayed": for_speednet("all", "matrices"), "momentum": 0.6,
+    "label_smoothing": 0.2, "flip": "alternating", "rotation": 0.0, "crop": 2, "padding": "reflect",
+    "tta": "flip_shift",
 }
 
 

@@ -24,6 +24,7 @@ TINY = {
     "cnn": {"channels": [4, 4, 8, 8, 8, 8], "hidden": [16, 16, 16]},
     "resnet": {"widths": [8, 8, 16, 16], "depths": [1, 1, 1, 1]},
     "vit": {"patch": 8, "dim": 16, "depth": 2, "heads": 2, "head_dim": 8, "mlp_dim": 24},
+    "speednet": {"widths": [8, 8, 16]},
     "vgg": {"depth": 11, "widths": [8, 8, 16, 16, 16]},
 }
 

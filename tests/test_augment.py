@@ -10,11 +10,14 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from cifarlib import Config
 from cifarlib.data import augment
 from cifarlib.data.augment import AugmentationParameters
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 COUNT = 3000
+PUBLISHED = Config(augmentation=True)  # flip, 15 degrees, a crop after padding by 4 black pixels
+MODERN = Config(protocol="modern", cutout=8)  # alternating flip, a crop after reflecting 2 pixels
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +26,13 @@ def images():
     return torch.randint(0, 256, (COUNT, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
-def one_by_one(images, flip, angle, top, left):
+def one_by_one(images, flip, angle, top, left, padding="constant"):
     """What the described system does to each image: torchvision's flip, rotation, padding and crop, in this order."""
     results = []
     for image, flip, angle, top, left in zip(images, *(values.tolist() for values in (flip, angle, top, left))):
         image = F.horizontal_flip(image) if flip else image
         image = F.rotate(image, angle, interpolation=InterpolationMode.NEAREST, fill=0)
-        results.append(F.crop(F.pad(image, [4, 4, 4, 4], fill=0), top, left, 32, 32))
+        results.append(F.crop(F.pad(image, [16] * 4, padding_mode=padding), top + 16, left + 16, 32, 32))
     return torch.stack(results)
 
 
@@ -42,9 +45,15 @@ def rounded(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "bmm", bmm)
 
 
-def in_a_batch(images, *parameters, device="cpu"):
+def in_a_batch(images, *parameters, device="cpu", config=PUBLISHED):
     packed, indices = augment.pack(images.to(device)), torch.arange(len(images), device=device)
-    return augment.unpack(augment.augmented(packed, indices, AugmentationParameters.of(*parameters).to(device))).cpu()
+    corners = [torch.zeros(len(images), dtype=torch.int64)] * (6 - len(parameters))
+    parameters = AugmentationParameters.of(*parameters, *corners).to(device)
+    return augment.unpack(augment.augmented(packed, indices, parameters, config)).cpu()
+
+
+def sampled(config, count, seed, epoch=0):
+    return augment.sample_parameters(config, torch.arange(count), epoch, torch.Generator().manual_seed(seed))
 
 
 # The smallest, the largest and no rotation; one with ties in the rounding; some for which float32 gives other pixels.
@@ -54,11 +63,11 @@ ANGLES = [-15.0, 15.0, 0.0, -0.0, 45.0, -45.0, -11.943745, -6.716547, -3.110391,
 @pytest.fixture(scope="module")
 def cases(images):
     """(images, flip, angle, top, left): edges first, then random ones."""
-    edges = list(itertools.product([False, True], ANGLES, [0, 4, 8], [0, 4, 8]))
+    edges = list(itertools.product([False, True], ANGLES, [-4, 0, 4], [-4, 0, 4]))
     random, rest = torch.Generator().manual_seed(2), COUNT - len(edges)
     flip = torch.rand(rest, generator=random) < 0.5
     angle = torch.rand(rest, dtype=torch.float64, generator=random) * 30 - 15
-    top, left = torch.randint(0, 9, (2, rest), generator=random)
+    top, left = torch.randint(-4, 5, (2, rest), generator=random)
     return images, *(torch.cat([torch.tensor(edge, dtype=more.dtype), more])
                      for edge, more in zip(zip(*edges), (flip, angle, top, left)))
 
@@ -72,7 +81,7 @@ def test_torchvision_on_this_processor_differs_at_most_in_ties(cases):
     """Where its matrix product rounds only once it may take another pixel, but one as near, up to that rounding."""
     _, _, angle, top, left = (values.view(COUNT, *values.shape[1:], 1, 1) for values in cases)
     different = (in_a_batch(*cases) != one_by_one(*cases)).any(dim=1)
-    y, x, radians = torch.arange(32)[:, None] + top - 19.5, torch.arange(32) + left - 19.5, torch.deg2rad(angle)
+    y, x, radians = torch.arange(32)[:, None] + top - 15.5, torch.arange(32) + left - 15.5, torch.deg2rad(angle)
     for position in (x * radians.cos() - y * radians.sin(), x * radians.sin() + y * radians.cos()):
         different &= (position - position.round()).abs() > 1e-5  # whole numbers are the borders of pixels
     assert not different.any()
@@ -80,25 +89,25 @@ def test_torchvision_on_this_processor_differs_at_most_in_ties(cases):
 
 def test_sampled_parameters_do_what_their_angle_says(images):
     """torchvision with the angle that cos and sin give agrees but for rare ties."""
-    parameters = augment.sample_parameters(500, torch.Generator().manual_seed(3))
+    parameters = sampled(PUBLISHED, 500, seed=3)
     angle = torch.rad2deg(-torch.atan2(parameters.sin.double(), parameters.cos.double()))
-    got = augment.unpack(augment.augmented(augment.pack(images), torch.arange(500), parameters))
+    got = augment.unpack(augment.augmented(augment.pack(images), torch.arange(500), parameters, PUBLISHED))
     wanted = one_by_one(images[:500], parameters.flip, angle, parameters.top, parameters.left)
     assert (got != wanted).float().mean() < 1e-4
 
 
 def test_images_get_their_own_parameters(images):
-    packed, parameters = augment.pack(images), augment.sample_parameters(64, torch.Generator().manual_seed(4))
+    packed, parameters = augment.pack(images), sampled(PUBLISHED, 64, seed=4)
     indices = torch.randperm(COUNT, generator=torch.Generator().manual_seed(5))[:64]
-    together = augment.augmented(packed, indices, parameters)
-    alone = [augment.augmented(packed, indices[i:i + 1], parameters[i:i + 1]) for i in range(64)]
+    together = augment.augmented(packed, indices, parameters, PUBLISHED)
+    alone = [augment.augmented(packed, indices[i:i + 1], parameters[i:i + 1], PUBLISHED) for i in range(64)]
     assert torch.equal(together, torch.cat(alone))
-    assert torch.equal(together[10:20], augment.augmented(packed, indices[10:20], parameters[10:20]))
+    assert torch.equal(together[10:20], augment.augmented(packed, indices[10:20], parameters[10:20], PUBLISHED))
 
 
 def test_sampled_parameters_fit_their_distributions():
     count = 20_000
-    parameters = augment.sample_parameters(count, torch.Generator().manual_seed(6))
+    parameters = sampled(PUBLISHED, count, seed=6)
     flip, top, left = parameters.flip.double(), parameters.top, parameters.left
     angle = torch.rad2deg(-torch.atan2(parameters.sin.double(), parameters.cos.double()))
     assert flip.mean().item() == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(count))
@@ -106,7 +115,7 @@ def test_sampled_parameters_fit_their_distributions():
     steps = (angle.sort().values + 15) / 30 - torch.arange(count) / count
     assert steps.abs().max() < 1.63 / math.sqrt(count)  # Kolmogorov's bound at 1%
     for position in (top, left):
-        counts = torch.bincount(position, minlength=9).double()
+        counts = torch.bincount(position + 4, minlength=9).double()
         assert len(counts) == 9
         assert ((counts - count / 9) ** 2 / (count / 9)).sum() < 26.1  # chi square, 8 degrees of freedom, 0.1%
     together = torch.corrcoef(torch.stack([flip, angle, top.double(), left.double()]))
@@ -114,20 +123,40 @@ def test_sampled_parameters_fit_their_distributions():
 
 
 def test_parameters_follow_the_generator_alone():
-    def sampled(seed):
+    def numbers(seed):
         torch.rand(3)  # the global generator is another one
-        parameters = augment.sample_parameters(50, torch.Generator().manual_seed(seed))
-        return torch.stack([values.double() for values in vars(parameters).values()])
+        return torch.stack([values.double() for values in vars(sampled(PUBLISHED, 50, seed)).values()])
 
-    assert torch.equal(sampled(1), sampled(1)) and not torch.equal(sampled(1), sampled(2))
+    assert torch.equal(numbers(1), numbers(1)) and not torch.equal(numbers(1), numbers(2))
+
+
+def test_reflected_edges_and_cutout_equal_torchvisions(images):
+    """Without rotation: it fills with black, before the image is padded."""
+    parameters = sampled(MODERN, COUNT, seed=7)
+    got = augment.unpack(augment.augmented(augment.pack(images), torch.arange(COUNT), parameters, MODERN))
+    corners = parameters.flip, torch.zeros(COUNT), parameters.top, parameters.left
+    wanted = one_by_one(images, *corners, padding="reflect")
+    for image, top, left in zip(wanted, parameters.cut_top.tolist(), parameters.cut_left.tolist()):
+        F.erase(image, top, left, 8, 8, torch.tensor(0), inplace=True)
+    assert torch.equal(got, wanted)
+    assert parameters.top.unique().tolist() == parameters.left.unique().tolist() == [-2, -1, 0, 1, 2]
+    assert parameters.cut_top.min() == 0 and parameters.cut_left.max() == 32 - 8
+
+
+def test_alternating_flip_mirrors_each_image_every_other_epoch():
+    order = torch.randperm(COUNT)
+    first, second, third = (sampled(MODERN, COUNT, seed=epoch, epoch=epoch).flip for epoch in range(3))
+    assert torch.equal(first, ~second) and torch.equal(first, third) and 0.45 < first.double().mean() < 0.55
+    shuffled = augment.sample_parameters(MODERN, order, 1, torch.Generator()).flip
+    assert torch.equal(shuffled, second[order])
+    assert not sampled(MODERN.replace(flip="none"), COUNT, seed=1).flip.any()
 
 
 def test_plain_images_are_as_they_were(images):
     indices = torch.tensor([5, 0, COUNT - 1, 5])
-    packed, zeros, centre = augment.pack(images), torch.zeros(4, dtype=torch.float64), torch.full((4,), 4)
-    assert torch.equal(augment.unpack(augment.plain(packed, indices)), images[indices])
-    still = AugmentationParameters.of(zeros.bool(), zeros, centre, centre)
-    assert torch.equal(augment.unpack(augment.augmented(packed, indices, still)), images[indices])
+    assert torch.equal(augment.unpack(augment.plain(augment.pack(images), indices)), images[indices])
+    zeros = torch.zeros(COUNT, dtype=torch.int64)
+    assert torch.equal(in_a_batch(images, zeros.bool(), zeros.double(), zeros, zeros), images)
 
 
 @pytest.mark.parametrize("protocol", ["corrected", "published"])

@@ -121,7 +121,7 @@ def test_of_a_hundred_classes_a_part_is_shown(load):
 
 def test_grid_of_augmentations(load):
     split = load(tiny()).train
-    figure = explore.augmentation_grid(split, seed=1, images=2, samples=3)
+    figure = explore.augmentation_grid(split, tiny(), images=2, samples=3)
     titles = [axes.get_title() for axes in figure.axes[:9]]
     assert titles[0] == "original" and len(figure.axes) == 2 * len(titles) and len(set(titles)) == 9
     original, flipped = (axes.images[0].get_array() for axes in figure.axes[:2])

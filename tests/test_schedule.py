@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, StepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LinearLR, StepLR
 
 from cifarlib import Config
 from cifarlib.training.schedule import lr_at
@@ -22,6 +22,17 @@ def test_torchs_schedulers(scheduler, protocol, steps_an_epoch, t_max):
         for _ in range(steps_an_epoch):
             optimizer.step()
             theirs.step()
+
+
+def test_linear_falls_to_zero_by_step():
+    """In the 7 steps of each epoch as torch's schedule that is stepped every step."""
+    config = Config(protocol="modern", epochs=3, learning_rate=0.5)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
+    theirs = LinearLR(optimizer, 1.0, 0.0, total_iters=21)
+    for step in range(21):
+        assert lr_at(config, step / 7) == pytest.approx(theirs.get_last_lr()[0], rel=1e-9)
+        optimizer.step()
+        theirs.step()
 
 
 def test_published_cosine_is_zero_in_the_6th_16th_epoch():

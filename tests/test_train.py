@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from conftest import tiny
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cifarlib import InputError, build_model, evaluate, evaluate_checkpoints, fit
 from cifarlib import device, files
@@ -90,16 +91,17 @@ def plain_training(config, splits):
     for epoch in range(config.epochs):
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
         order = torch.randperm(len(splits.train), generator=generator)
-        augmentations = augment.sample_parameters(len(splits.train), generator)
+        augmentations = augment.sample_parameters(config, order, epoch, generator)
         torch.manual_seed(config.seed * 1_000_003 + epoch)
-        for group in optimizer.param_groups:
-            group["lr"] = lr_at(config, epoch)
         model.train()
         total = right = 0
-        for batch in torch.arange(len(order)).split(config.batch_size):
+        for step, batch in enumerate(torch.arange(len(order)).split(config.batch_size)):
+            for group in optimizer.param_groups:
+                group["lr"] = lr_at(config, epoch + step / 3 if config.protocol == "modern" else epoch)
             images = splits.train.images[order[batch]]
             if config.augmentation:
-                pixels = augment.augmented(augment.pack(images), torch.arange(len(images)), augmentations[batch])
+                packed, every = augment.pack(images), torch.arange(len(images))
+                pixels = augment.augmented(packed, every, augmentations[batch], config)
                 images = augment.unpack(pixels)
             minimized, loss, hits = loss_of(images, splits.train.labels[order[batch]])
             optimizer.zero_grad()
@@ -115,7 +117,8 @@ def plain_training(config, splits):
 
 
 @pytest.mark.parametrize("changes", [
-    {"scheduler": "exponential"}, {"augmentation": True}, {"optimizer": "sgd", "momentum": 0.8, "label_smoothing": 0.2},
+    {"scheduler": "exponential", "optimizer": "adamw"}, {"augmentation": True, "optimizer": "adamw"},
+    {"optimizer": "sgd", "momentum": 0.8, "label_smoothing": 0.2},
 ], ids=lambda changes: "-".join(map(str, changes.values())))
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("model", MODELS)
@@ -146,7 +149,8 @@ def recipe_of(config, load):
             "schedule_steps": [step, exponential], "cosine_period": cosine}
 
 
-@pytest.mark.parametrize("name", PROTOCOLS["published"])
+@pytest.mark.parametrize("name", [name for name, value in PROTOCOLS["published"].items()
+                                  if value != PROTOCOLS["corrected"][name]])
 def test_each_difference_of_the_published_protocol_alone(name, load):
     corrected = tiny("cnn", epochs=8, gamma=0.5)
     published = corrected.replace(protocol="published")
@@ -156,6 +160,51 @@ def test_each_difference_of_the_published_protocol_alone(name, load):
     assert after[name] == wanted[name] or name == "cosine_period"  # whose steps are half as many here
     mended = {name: getattr(corrected, name)}
     assert published.replace(**mended).to_dict() == {**published.to_dict(), **mended}
+
+
+def test_weights_are_averaged_as_torch_averages_them(load):
+    """The averaged model is the one that is validated, kept and left; torch's begins at the first step's weights."""
+    config = tiny("cnn", weight_average=0.9, epochs=1)
+    splits, model = load(config), build_model(config)
+    plain = model.to(memory_format=torch.channels_last)
+    theirs = AveragedModel(plain, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    theirs.n_averaged += 1  # so that it begins at the initial weights, too
+    optimizer = recipe.make_optimizer(plain, config.replace(weight_average=0.0))
+    trainer = loop.Trainer(plain, optimizer, splits.train, config, "fp32")
+    optimizer.register_step_post_hook(lambda *_: theirs.update_parameters(plain))
+    trainer.train_epoch(0)
+    history, weights = run(config, splits)
+    wanted = {name: value for name, value in theirs.module.state_dict().items() if value.is_floating_point()}
+    assert same({name: weights[name] for name in wanted}, wanted)
+
+
+def test_nothing_validates_if_all_images_train(load, tmp_path):
+    config = tiny("resnet", split="all", protocol="modern", optimizer="sgd", tta="flip_shift")
+    splits = load(config)
+    assert len(splits.validation) == 0 and torch.equal(splits.train.labels, load(tiny()).train.labels) is False
+    model = build_model(config)
+    history = fit(model, splits, config, tmp_path)
+    record = finish_run(model, splits, config, tmp_path, history, "best")
+    assert record["metrics"]["test_accuracy_terminal"] is not None and list(record["confusion"]) == ["terminal"]
+    assert not any(name.startswith("val_") for name in history.last) and (tmp_path / "terminal.pt").exists()
+    views = record["metrics"]["test_accuracy_with_views_terminal"]
+    images, labels = augment.normalize(splits.test.images, splits.test), splits.test.labels
+    padded, model = F.pad(images, (1, 1, 1, 1), mode="reflect"), model.eval()
+    with torch.no_grad():
+        pairs = [(model(view) + model(view.flip(3))) / 2
+                 for view in (images, padded[:, :, :32, :32], padded[:, :, 2:, 2:])]
+    averaged = pairs[0] / 2 + pairs[1] / 4 + pairs[2] / 4
+    assert views == pytest.approx((averaged.argmax(dim=1) == labels).double().mean().item())
+
+
+def test_a_model_may_prepare_itself_once(load, tmp_path):
+    config = tiny("speednet", epochs=1)
+    splits = load(config)
+    run(config, splits, tmp_path)
+    first = torch.load(tmp_path / "terminal.pt")["stem.weight"]
+    model = build_model(config)
+    model.prepare(augment.normalize(splits.train.images, splits.train))
+    torch.testing.assert_close(first, model.stem.weight.detach())
 
 
 @pytest.mark.parametrize("count, used", [(16, 16), (17, 16), (18, 18), (33, 32)])

@@ -232,7 +232,8 @@ def _loader_share(ours: Ours) -> float:
         trainer.begin(0)
         for start in range(0, len(trainer.order), trainer.config.batch_size):
             batch = slice(start, start + trainer.config.batch_size)
-            pixels = augment.augmented(trainer.packed, trainer.order[batch], trainer.augmentations[batch])
+            pixels = augment.augmented(trainer.packed, trainer.order[batch], trainer.augmentations[batch],
+                                       trainer.config)
             augment.normalize(augment.unpack(pixels), trainer.split)
 
     return _best(images, trainer.device, 0.5) / _seconds(lambda: trainer.train_epoch(0))

@@ -1,4 +1,4 @@
-"""Random flip, rotation and crop of a whole batch as one gather, pixel for pixel what torchvision does image by image.
+"""Random flip, rotation, crop and cutout of a whole batch as one gather, pixel for pixel what torchvision does.
 
 torchvision rotates about the image's centre with nearest sampling: it takes cos and sin in double, rounds them to
 float32, maps each output pixel to a position in the source and rounds that half to even. The same float32 operations in
@@ -15,10 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..config import Config
 from .splits import Split
 
-PADDING = 4  # of the random crop, in pixels
-MAX_ANGLE = 15.0  # degrees, either way
 SIDE = 34  # an image with its frame of one black pixel: whatever falls outside is read from the frame
 
 
@@ -26,7 +25,8 @@ SIDE = 34  # an image with its frame of one black pixel: whatever falls outside 
 class AugmentationParameters:
     """How each of N images is changed; each field has shape (N,).
 
-    flip: bool; cos, sin: float32, of the rotation; top, left: int64 in 0..8, the crop's position in the padded image.
+    flip: bool; cos, sin: float32, of the rotation; top, left: int64, where the crop begins, below zero in the padding;
+    cut_top, cut_left: int64, where the square of the cutout begins in the crop.
     """
 
     flip: Tensor
@@ -34,12 +34,14 @@ class AugmentationParameters:
     sin: Tensor
     top: Tensor
     left: Tensor
+    cut_top: Tensor
+    cut_left: Tensor
 
     @classmethod
-    def of(cls, flip: Tensor, angle: Tensor, top: Tensor, left: Tensor) -> "AugmentationParameters":
-        """From angles in degrees, counter-clockwise, float64."""
+    def of(cls, flip: Tensor, angle: Tensor, *corners: Tensor) -> "AugmentationParameters":
+        """From angles in degrees, counter-clockwise, float64; corners: as the class has them."""
         radians = torch.deg2rad(-angle)
-        return cls(flip, radians.cos().float(), radians.sin().float(), top, left)
+        return cls(flip, radians.cos().float(), radians.sin().float(), *corners)
 
     def __getitem__(self, index) -> "AugmentationParameters":
         return AugmentationParameters(*(values[index] for values in vars(self).values()))
@@ -53,15 +55,23 @@ class AugmentationParameters:
             mine.copy_(theirs)
 
 
-def sample_parameters(count: int, generator: torch.Generator) -> AugmentationParameters:
-    """Random parameters for `count` images: flip with p 0.5, an angle within 15 degrees either way, and a crop.
+def sample_parameters(config: Config, order: Tensor, epoch: int, generator: torch.Generator) -> AugmentationParameters:
+    """Random parameters of one epoch for all N images, which come in this `order` (N,), as `config` has them.
 
-    Sampled on the CPU even when training on a GPU: a seed then gives the same augmentation on every device.
+    Sampled on the CPU even when training on a GPU: a seed then gives the same augmentation on every device. An
+    alternating flip mirrors half of the images in even epochs, the others in odd ones.
     """
+    count = len(order)
     flip = torch.rand(count, generator=generator) < 0.5
-    angle = torch.empty(count, dtype=torch.float64).uniform_(-MAX_ANGLE, MAX_ANGLE, generator=generator)
-    top, left = torch.randint(0, 2 * PADDING + 1, (2, count), generator=generator)
-    return AugmentationParameters.of(flip, angle, top, left)
+    if config.flip == "alternating":
+        in_even = torch.rand(count, generator=torch.Generator().manual_seed(config.seed)) < 0.5
+        flip = in_even[order] ^ (epoch % 2 == 1)
+    elif config.flip == "none":
+        flip = torch.zeros_like(flip)
+    angle = torch.empty(count, dtype=torch.float64).uniform_(-config.rotation, config.rotation, generator=generator)
+    corner = torch.randint(0, 2 * config.crop + 1, (2, count), generator=generator) - config.crop
+    cut = torch.randint(0, 33 - config.cutout, (2, count), generator=generator)
+    return AugmentationParameters.of(flip, angle, *corner, *cut)
 
 
 def pack(images: Tensor) -> Tensor:
@@ -82,11 +92,13 @@ def normalize(images: Tensor, split: Split) -> Tensor:
     return images.float().mul_(scale[:, None, None]).sub_(shift[:, None, None])
 
 
-def source_pixels(parameters: AugmentationParameters) -> Tensor:
+def source_pixels(parameters: AugmentationParameters, config: Config) -> Tensor:
     """Which of its framed image's 34*34 pixels each output pixel shows, as int32 (B, 32*32); the frame is black."""
     cos, sin = parameters.cos[:, None], parameters.sin[:, None]  # (B, 1)
-    pixel = torch.arange(-PADDING, 32 - PADDING, device=cos.device)
+    pixel = torch.arange(32, device=cos.device)
     y, x = pixel + parameters.top[:, None], pixel + parameters.left[:, None]  # (B, 32): in the rotated image
+    if config.padding == "reflect":
+        y, x = (31 - (31 - position.abs()).abs() for position in (y, x))
     # What is outside the rotated image is sent far away, where the clamp below finds the frame.
     far_x, far_y = 1e4 * ((x < 0) | (x > 31)), 1e4 * ((y < 0) | (y > 31))
     x, y = x - 15.5, y - 15.5
@@ -95,7 +107,12 @@ def source_pixels(parameters: AugmentationParameters) -> Tensor:
     # The flip comes before the rotation: it mirrors the column that is read.
     sign, offset = torch.where(parameters.flip, -1.0, 1.0), torch.where(parameters.flip, 32.0, 1.0)
     column.mul_(sign[:, None, None]).add_(offset[:, None, None])
-    return row.add_(1).mul_(SIDE).add_(column).to(torch.int32).view(-1, 32 * 32)
+    pixels = row.add_(1).mul_(SIDE).add_(column)
+    if config.cutout:
+        cut_y, cut_x = ((pixel >= first[:, None]) & (pixel < first[:, None] + config.cutout)
+                        for first in (parameters.cut_top, parameters.cut_left))
+        pixels.masked_fill_(cut_y[:, :, None] & cut_x[:, None, :], 0)  # the frame's corner
+    return pixels.to(torch.int32).view(-1, 32 * 32)
 
 
 def _to_source(a: Tensor, b: Tensor) -> Tensor:
@@ -103,9 +120,12 @@ def _to_source(a: Tensor, b: Tensor) -> Tensor:
     return (a + b).add_(16).sub_(0.5).round_().clamp_(-1, 32)
 
 
-def augmented(packed: Tensor, indices: Tensor, parameters: AugmentationParameters) -> Tensor:
-    """The images of `packed` at `indices` (B,), each with its own parameters, as packed pixels int32 (B, 32*32)."""
-    pixels = source_pixels(parameters).add_(indices.to(torch.int32)[:, None], alpha=SIDE * SIDE)
+def augmented(packed: Tensor, indices: Tensor, parameters: AugmentationParameters, config: Config) -> Tensor:
+    """The images of `packed` at `indices` (B,), each with its own parameters, as packed pixels int32 (B, 32*32).
+
+    config: says how images are padded, and how large the square is that is cut out.
+    """
+    pixels = source_pixels(parameters, config).add_(indices.to(torch.int32)[:, None], alpha=SIDE * SIDE)
     return packed.view(-1).index_select(0, pixels.view(-1)).view(-1, 32 * 32)
 
 

@@ -43,21 +43,26 @@ def class_grid(split: Split, seed: int, columns: int = 10) -> Figure:
     return _picture(rows, [split.classes[label] for label in classes], [""] * columns)
 
 
-def augmentation_grid(split: Split, seed: int, images: int = 5, samples: int = 5) -> Figure:
-    """Some images as they are, under each augmentation alone, and `samples` times under all; a row an image."""
-    generator = torch.Generator().manual_seed(seed)
+def augmentation_grid(split: Split, config: Config, images: int = 5, samples: int = 5) -> Figure:
+    """Some images as they are, under each augmentation alone, and `samples` times as training has them; a row an image.
+
+    config: says what training does, and seeds the choice.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
     chosen = torch.randperm(len(split), generator=generator)[:images]
     packed = augment.pack(split.images[chosen])
-    centre = augment.PADDING
 
-    def same(flip: bool = False, angle: float = 0.0, top: int = centre, left: int = centre) -> AugmentationParameters:
-        values = flip, torch.tensor(angle, dtype=torch.float64), top, left
+    def same(flip: bool = False, angle: float = 0.0, top: int = 0, left: int = 0) -> AugmentationParameters:
+        values = flip, torch.tensor(angle, dtype=torch.float64), top, left, 0, 0
         return AugmentationParameters.of(*(torch.as_tensor(value).expand(images) for value in values))
 
-    ways = {"original": same(), "flip": same(flip=True), "rotate 15°": same(angle=15), "rotate −15°": same(angle=-15),
-            "crop ↖": same(top=0, left=0), "crop ↘": same(top=2 * centre, left=2 * centre)}
-    ways |= {f"all, {number}": augment.sample_parameters(images, generator) for number in range(1, samples + 1)}
-    shown = [augment.unpack(augment.augmented(packed, torch.arange(images), each)) for each in ways.values()]
+    angle, crop = config.rotation, config.crop
+    ways = {"original": same(), "flip": same(flip=True), f"rotate {angle:g}°": same(angle=angle),
+            f"rotate −{angle:g}°": same(angle=-angle), "crop ↖": same(top=-crop, left=-crop),
+            "crop ↘": same(top=crop, left=crop)}
+    ways |= {f"all, {number}": augment.sample_parameters(config, torch.arange(images), number, generator)
+             for number in range(1, samples + 1)}
+    shown = [augment.unpack(augment.augmented(packed, torch.arange(images), each, config)) for each in ways.values()]
     return _picture(list(zip(*shown)), [split.classes[label] for label in split.labels[chosen]], list(ways))
 
 

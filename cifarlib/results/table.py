@@ -20,7 +20,8 @@ from .statistics import wilson
 FIELDS = {spec.name: spec for spec in dataclasses.fields(Config)}
 CONDITIONS = Config.names_of("condition")
 KNOBS = sorted(PUBLISHED_KNOBS, key=lambda name: (float, str, bool).index(FIELDS[name].type))
-NEEDED = ("Modelname", "Full_Modelname", *KNOBS, "test_accuracy_best_val_acc", "test_per_class_accuracy_best_val_acc")
+NEEDED = ("Modelname", "Full_Modelname", *KNOBS)
+TESTED = [f"test_accuracy_{checkpoint}" for checkpoint in CHECKPOINTS]
 TEXT = ("study", "run", "Modelname", "Full_Modelname", "data_fingerprint")  # even where it looks like a number
 MEASURED = ("seconds", "parameters", "test_images")
 SOURCE = "model_source"  # a digest of the user's file: two versions of a network are two configurations
@@ -208,7 +209,8 @@ def _usable(frame: pd.DataFrame, notes: list[str]) -> tuple[pd.DataFrame, pd.Ser
     configs = pd.Series([_configuration(row) for row in frame.to_dict("records")], frame.index, dtype=object)
     for problem in dict.fromkeys(found for found in configs if isinstance(found, str)):
         leave_out(configs == problem, problem)
-    leave_out(frame["test_accuracy_best_val_acc"].isna() & (frame["status"] != "diverged"), "without a test accuracy")
+    tested = next((column for column in TESTED if column in frame), TESTED[0])
+    leave_out(frame.reindex(columns=[tested])[tested].isna() & (frame["status"] != "diverged"), f"without {tested}")
     datasets = configs[frame.index].map(lambda config: config.dataset)
     kept = next((name for name in DATASETS if (datasets == name).any()), FIELDS["dataset"].default)
     leave_out(datasets != kept, f"of other data than {DATASETS[kept].label}")
@@ -271,12 +273,11 @@ def _described(frame: pd.DataFrame, configs: pd.Series, fields: list[str]) -> pd
 
 def _ranking_column(rows: pd.DataFrame, rank_by: str, notes: list[str]) -> str:
     default = "val_accuracy_best_val_acc"
-    if rank_by == "auto" and default in rows:
-        rank_by = default
-    elif rank_by == "auto":
-        rank_by = "test_accuracy_best_val_acc"
-        notes.append(f"The table lacks {default}, so runs rank by {rank_by} as in the published report: the winners' "
-                     "test accuracies are biased upward.")
+    if rank_by == "auto":
+        rank_by = next((column for column in (default, *TESTED) if column in rows), default)
+        if rank_by != default:
+            notes.append(f"The table lacks {default}, so runs rank by {rank_by} as in the published report: the winners' "
+                         "test accuracies are biased upward.")
     scores = [column for column in metrics(rows) if not column.startswith("train_")]
     if rank_by not in scores:
         near = difflib.get_close_matches(rank_by, scores, n=1) or [default]

@@ -1,6 +1,5 @@
 """One run folder from outside, without torch: its status, its record, its failure."""
 
-import dataclasses
 import importlib.metadata
 import json
 import math
@@ -18,8 +17,6 @@ from .claim import is_claimed
 from .history import History
 
 FINISHED = ("done", "diverged")
-DEFAULTS = {spec.name: spec.default for spec in dataclasses.fields(Config)
-            if spec.metadata["role"] != "place" and spec.default not in (None, dataclasses.MISSING)}
 
 
 def read_record(folder: Path) -> dict | None:
@@ -64,17 +61,19 @@ def is_finished(folder: Path) -> bool:
 def check_plan(folder: Path, plan: dict) -> None:
     """Raise InputError if the run that `folder` holds differs from `plan` in any of the names that both have.
 
-    Fields that were added since then had their defaults. Raises OtherMachine if the kind of device or the precision is
-    what differs.
+    Fields that were added since then had their usual values. Raises OtherMachine if the kind of device or the precision
+    is what differs.
     """
     done = is_finished(folder)
     before = _read_json(folder / PLAN)
     if done and not before:  # a run as it is published
         record = read_record(folder)
         before = record.get("config", {}) | {name: record[name] for name in ("model_source",) if name in record}
+    if before:
+        usual = Config(**Config.among(before)).to_dict()
+        before = {name: usual[name] for name in Config.names_of("model", "knob", "condition", "repeat")} | before
     if done:  # where it was computed no longer matters
         before = {name: value for name, value in before.items() if name not in ("device", "precision")}
-    before = before and DEFAULTS | before
     for name, value in json.loads(json.dumps(plan)).items():  # as it reads back: tuples are lists
         if name not in before or before[name] == value:
             continue

@@ -16,6 +16,7 @@ from ..files import HISTORY, PLAN, PREDICTIONS, RECORD, STATE, STOP, replacing, 
 from ..parts import source_file
 from ..runs.history import History
 from ..runs.record import check_plan, commit, is_finished
+from .recipe import tested_model
 
 EVERY_EPOCH = ("cpu",)  # devices on which every epoch is written to disk, since an epoch takes far longer than that
 QUICK = 0.1  # seconds: elsewhere every epoch is written too, as long as a writing takes no longer
@@ -89,7 +90,7 @@ class Store:
         if not self.folder:
             return
         if best := [name for name in ("best_val_acc", "best_val_loss") if history.best(name) is history.last]:
-            self.unwritten_best |= dict.fromkeys(best, copy.deepcopy(model.state_dict()))
+            self.unwritten_best |= dict.fromkeys(best, copy.deepcopy(tested_model(model, optimizer).state_dict()))
         self.unwritten = True
         if self.every_epoch or time.monotonic() >= self.next_writing:
             self.write(model, optimizer, history)

@@ -45,8 +45,10 @@ def finish_run(model: nn.Module, splits: Splits, config: Config, folder: Path, h
     if record["status"] == "preempted":
         raise Preempted(f"stopped after epoch {len(history.rows)} of {config.epochs}; the same command goes on from "
                         "there (in a notebook: Run All), unless it says --no-resume (resume False)")
-    for name in {"all": (), "best": ("best_val_loss", "terminal"), "none": CHECKPOINTS}[checkpoints]:
-        (folder / f"{name}.pt").unlink(missing_ok=True)
+    best = "best_val_acc" if "best_val_acc" in record["confusion"] else "terminal"
+    for name in CHECKPOINTS if checkpoints != "all" else ():
+        if (checkpoints, name) != ("best", best):
+            (folder / f"{name}.pt").unlink(missing_ok=True)
     return record
 
 

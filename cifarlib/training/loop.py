@@ -21,11 +21,12 @@ from ..runs.history import History
 from ..runs.stop import StopRequest
 from .checkpoint import Store, load_weights
 from .metrics import Scores, Tally
-from .recipe import evaluation_loss, make_optimizer, training_loss
+from .recipe import evaluation_loss, make_optimizer, tested_model, training_loss, views
 from .schedule import lr_at
 
 EVALUATION_BATCH = 500  # images, on a CPU, whose caches hold their maps; a GPU is fed more at once
 GPU_EVALUATION_BATCH = 1000
+PREPARING = 5000  # training images from which a model may set itself up
 WARM_UP = 3  # steps on CUDA before one is captured
 
 
@@ -33,9 +34,10 @@ def fit(model: nn.Module, splits: Splits, config: Config, folder: Path | str | N
         on_epoch: Callable | Iterable[Callable] = (), resume: bool = True) -> History:
     """Train `model` in place, call each of `on_epoch` with the history after every epoch, and return the history.
 
-    With a `folder` it keeps history.csv, the checkpoints and the state to go on from there: a run that was cut off
-    continues after its last finished epoch to the numbers of an uninterrupted one, a finished run is only read back.
-    `resume=False` starts anew. Ctrl-C, SIGTERM, SIGUSR1 or a file `stop` in the folder end it after the epoch in
+    A model that has a method `prepare` is first given normalized training images (at most 5,000), from which it may set
+    weights. With a `folder` it keeps history.csv, the checkpoints and the state to go on from there: a run that was cut
+    off continues after its last finished epoch to the numbers of an uninterrupted one, a finished run is only read
+    back. `resume=False` starts anew. Ctrl-C, SIGTERM, SIGUSR1 or a file `stop` in the folder end it after the epoch in
     progress. Raises InputError if the folder holds another configuration's run or can't be written.
     """
     train, device = splits.train, splits.train.images.device
@@ -48,7 +50,9 @@ def fit(model: nn.Module, splits: Splits, config: Config, folder: Path | str | N
         raise InputError(f"{config.model} has changed since this model was built from it; build it anew")
     store = Store(folder, plan, resume)
     history = store.restore(model, optimizer)
-    trainer = Trainer(model, optimizer, train, config, precision)
+    if not history.rows and hasattr(model, "prepare"):
+        model.prepare(augment.normalize(train.images[:PREPARING], train))
+    trainer, tested = Trainer(model, optimizer, train, config, precision), tested_model(model, optimizer)
     with StopRequest(store.stop_file) as stop, torch.random.fork_rng([device] if device.type == "cuda" else []):
         while not history.finished(config) and not stop.requested:
             started = time.perf_counter()
@@ -56,8 +60,9 @@ def fit(model: nn.Module, splits: Splits, config: Config, folder: Path | str | N
             scores = trainer.train_epoch(epoch)
             trained = time.perf_counter()
             row = {"epoch": epoch + 1, "learning_rate": lr_at(config, epoch), **scores.row("train")}
-            if math.isfinite(scores.loss) and ((epoch + 1) % config.val_freq == 0 or epoch + 1 == config.epochs):
-                row |= evaluate(model, splits.validation, config).row("val")
+            validated = (epoch + 1) % config.val_freq == 0 or epoch + 1 == config.epochs
+            if validated and math.isfinite(scores.loss) and len(splits.validation):
+                row |= evaluate(tested, splits.validation, config).row("val")
             row |= {"seconds": time.perf_counter() - started, "images_per_second": len(train) / (trained - started)}
             history.rows.append(row)
             store.keep(model, optimizer, history)
@@ -66,6 +71,8 @@ def fit(model: nn.Module, splits: Splits, config: Config, folder: Path | str | N
     store.write(model, optimizer, history)
     if history.finished(config):
         history.status = "diverged" if history.diverged else "done"
+        if tested is not model:
+            model.load_state_dict(tested.state_dict())
         store.finish(model)
     return history
 
@@ -75,7 +82,8 @@ class Trainer:
 
     On CUDA a whole step, from augmentation to optimizer, is captured as a graph and replayed: hundreds of small kernels
     are one launch then. A graph replays on the memory that it was captured with, so what a step uses stays in place:
-    `order` and `augmentations` of the epoch, `positions` (the batch's in the order), the learning rate and the tally.
+    `order`, `augmentations` and learning `rates` of the epoch, `positions` (the batch's in the order), `number` (the
+    step's in the epoch) and the tally.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, split: Split, config: Config, precision: str):
@@ -85,13 +93,17 @@ class Trainer:
         self.order = torch.zeros_like(split.labels)
         self.augmentations = None
         if config.augmentation:
-            self.augmentations = augment.sample_parameters(len(split), torch.Generator()).to(self.device)
+            parameters = augment.sample_parameters(config, torch.arange(len(split)), 0, torch.Generator())
+            self.augmentations = parameters.to(self.device)
         self.positions = torch.arange(config.batch_size, device=self.device)
         self.tally = Tally(split.classes, self.device)
         # Libraries prepare themselves in a stream's first steps, which can't be captured; so all steps run in this one.
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.graph = None
         self.steps_to_capture = WARM_UP if self.stream else 0  # 0 or less: none will be captured
+        where = self.device if self.stream else "cpu"  # of what decides the learning rate
+        self.rates = torch.zeros(math.ceil(len(split) / config.batch_size), dtype=torch.float64, device=where)
+        self.number = torch.zeros(1, dtype=torch.int64, device=where)
         for group in optimizer.param_groups if self.stream else ():
             group["lr"] = torch.tensor(float(group["lr"]), device=self.device)
 
@@ -113,19 +125,18 @@ class Trainer:
             return self.tally.read()
 
     def begin(self, epoch: int) -> None:
-        """Sample the epoch's order and augmentations, set its learning rate, and go back to the first batch."""
-        seed = self.config.seed * 1_000_003 + epoch
+        """Sample the epoch's order and augmentations, work out its learning rates, and go back to the first batch."""
+        seed, steps = self.config.seed * 1_000_003 + epoch, len(self.rates)
         generator = torch.Generator().manual_seed(seed)
-        self.order.copy_(torch.randperm(len(self.order), generator=generator))
+        order = torch.randperm(len(self.order), generator=generator)
+        self.order.copy_(order)
         if self.augmentations:
-            self.augmentations.copy_(augment.sample_parameters(len(self.order), generator))
+            self.augmentations.copy_(augment.sample_parameters(self.config, order, epoch, generator))
         torch.manual_seed(seed)  # of dropout
-        for group in self.optimizer.param_groups:
-            if self.stream:
-                group["lr"].fill_(lr_at(self.config, epoch))
-            else:
-                group["lr"] = lr_at(self.config, epoch)
+        moments = (epoch + (step / steps if self.config.lr_by_step else 0) for step in range(steps))
+        self.rates.copy_(torch.tensor([lr_at(self.config, moment) for moment in moments], dtype=torch.float64))
         torch.arange(self.config.batch_size, out=self.positions)
+        self.number.zero_()
         self.tally.clear()
         self.model.train()
 
@@ -157,9 +168,17 @@ class Trainer:
 
     def _step(self, positions: Tensor) -> None:
         """Train on the images at `positions` (B,) of the epoch's order."""
+        rate = self.rates.index_select(0, self.number)[0]
+        for group in self.optimizer.param_groups:
+            scaled = rate * group.get("lr_scale", 1.0)
+            if self.stream:
+                group["lr"].copy_(scaled)
+            else:
+                group["lr"] = scaled.item()
+        self.number += 1
         chosen = self.order[positions]
         if self.augmentations:
-            pixels = augment.augmented(self.packed, chosen, self.augmentations[positions])
+            pixels = augment.augmented(self.packed, chosen, self.augmentations[positions], self.config)
         else:
             pixels = augment.plain(self.packed, chosen)
         labels = self.split.labels[chosen]
@@ -175,24 +194,27 @@ class Trainer:
 
 
 @torch.no_grad()  # in inference mode the weights that are moved here could not be trained afterwards
-def evaluate(model: nn.Module, split: Split, config: Config) -> Scores:
+def evaluate(model: nn.Module, split: Split, config: Config, tta: str = "none") -> Scores:
     """Loss, accuracy, confusion and logits of `model` on a whole split, in the configuration's precision.
 
-    `model` is moved to the split's device and stays in the mode that it was in.
+    tta: the views of `recipe.views` by which the accuracy is taken once more. `model` is moved to the split's device
+    and stays in the mode that it was in.
     """
     device = split.images.device
     precision = pick_precision(config.precision, device)
-    tally, all_logits, training = Tally(split.classes, device), [], model.training
+    tally, all_logits, all_averaged, training = Tally(split.classes, device), [], [], model.training
     model.to(device, memory_format=torch.channels_last).eval()
     size = EVALUATION_BATCH if device.type == "cpu" else GPU_EVALUATION_BATCH
     for images, labels in zip(split.images.split(size), split.labels.split(size)):
         with autocast(device, precision):
-            logits = model(augment.normalize(images, split))
+            logits, averaged = views(model, augment.normalize(images, split), tta)
         tally.add(evaluation_loss(logits, labels, config), logits, labels)
         all_logits.append(logits.float())
+        all_averaged.append(averaged.float())
     model.train(training)
-    scores = tally.read()
-    return replace(scores, logits=torch.cat(all_logits), labels=split.labels)
+    scores, hits = tally.read(), torch.cat(all_averaged).argmax(dim=1) == split.labels
+    return replace(scores, logits=torch.cat(all_logits), labels=split.labels,
+                   accuracy_with_views=None if tta == "none" else hits.double().mean().item())
 
 
 def evaluate_checkpoints(model: nn.Module, split: Split, config: Config, folder: Path | str) -> dict[str, Scores]:
@@ -204,5 +226,5 @@ def evaluate_checkpoints(model: nn.Module, split: Split, config: Config, folder:
     for name in CHECKPOINTS:
         if (folder / f"{name}.pt").exists() and not (folder / STATE).exists():
             model.load_state_dict(load_weights(folder / f"{name}.pt", split.images.device))
-            scores[name] = evaluate(model, split, config)
+            scores[name] = evaluate(model, split, config, config.tta)
     return scores

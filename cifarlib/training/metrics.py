@@ -39,7 +39,8 @@ class Scores:
     """Metrics of one pass over a split.
 
     loss: mean over images; confusion: int64 (C, C) on the CPU, row = true class, column = predicted class; classes:
-    their names; logits: float32 (N, C) and labels: int64 (N,) on the split's device, of an evaluation only.
+    their names; logits: float32 (N, C) and labels: int64 (N,) on the split's device, of an evaluation only, as is
+    accuracy_with_views, None without views.
     """
 
     loss: float
@@ -47,6 +48,7 @@ class Scores:
     classes: tuple[str, ...]
     logits: Tensor | None = None
     labels: Tensor | None = None
+    accuracy_with_views: float | None = None
 
     @property
     def accuracy(self) -> float:
@@ -68,4 +70,6 @@ class Scores:
         values = {"loss": self.loss, "accuracy": self.accuracy, "per_class_accuracy": self.per_class_accuracy}
         if len(self.classes) <= MANY:
             values |= {f"per_class_accuracy_{name}": value for name, value in zip(self.classes, self.per_class)}
+        if self.accuracy_with_views is not None:
+            values["accuracy_with_views"] = self.accuracy_with_views
         return {f"{prefix}_{name}{suffix}": value for name, value in values.items()}

@@ -47,9 +47,35 @@ def muon(groups: list[dict], config: Config) -> "Together":
     """Muon for weight matrices and kernels, in the run's precision, and AdamW as above for all other weights."""
     matrices = [{**group, "params": [p for p in group["params"] if p.ndim > 1]} for group in groups]
     others = [{**group, "params": [p for p in group["params"] if p.ndim <= 1]} for group in groups]
-    precision = pick_precision(config.precision, _device(groups))
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    return Together(Muon(matrices, config.learning_rate, config.momentum, dtype), adamw(others, config))
+    first = Muon(matrices, config.learning_rate, config.momentum, _dtype(groups, config))
+    return Together(first, adamw(others, config))
+
+
+def muon_sgd(groups: list[dict], config: Config) -> "Together":
+    """Muon for convolutions, in the run's precision, whose kernels keep their norm; SGD for all other weights.
+
+    SGD has Nesterov momentum 0.85 and rates of its own, for gradients summed over a batch: with those another batch
+    size needs no other rates. Weight decay takes its part of the weights for each image. Source: K. Jordan, "airbench",
+    2024.
+    """
+    weights = [(p, group["weight_decay"]) for group in groups for p in group["params"]]
+    sgd_groups = []
+    for rate, chosen in ((config.head_lr, lambda p: p.ndim in (2, 3)), (config.vector_lr, lambda p: p.ndim < 2)):
+        lr = rate * config.batch_size  # of gradients that are means
+        for decay in (0.0, config.weight_decay):
+            params = [p for p, its_decay in weights if chosen(p) and its_decay == decay]
+            sgd_groups.append({"params": params, "weight_decay": decay / rate, "lr": lr,
+                               "lr_scale": lr / config.learning_rate})
+    kernels = [{"params": [p for p, _ in weights if p.ndim > 3]}]
+    together = [Muon(kernels, config.learning_rate, config.momentum, _dtype(groups, config), steps=3, keep_norm=True),
+                SGD([group for group in sgd_groups if group["params"]], config.learning_rate, 0.85, nesterov=True,
+                    fused=_device(groups).type == "cuda")]
+    return Together(*together)
+
+
+def _dtype(groups: list[dict], config: Config) -> torch.dtype:
+    """Of the matrices that are made orthogonal: the run's precision."""
+    return torch.bfloat16 if pick_precision(config.precision, _device(groups)) == "bf16" else torch.float32
 
 
 def _device(groups: list[dict]) -> torch.device:
@@ -61,14 +87,16 @@ class Muon(Optimizer):
 
     torch.optim.Muon, which takes 2-d weights, for kernels too: (out, in, k, k) is the matrix (out, in * k * k).
     Matrices of one shape are multiplied together, in `dtype`. Steps are scaled to the size of AdamW's (torch's
-    "match_rms_adamw"), so that its learning rates and weight decays can be used again. Sources: K. Jordan et al.,
-    "Muon: An optimizer for hidden layers in neural networks", 2024; J. Liu et al., "Muon is Scalable for LLM
-    Training", 2025.
+    "match_rms_adamw"), so that its learning rates and weight decays can be used again. With `keep_norm` each weight is
+    scaled to a norm of sqrt(out) before a step, and that is as large as the learning rate, without weight decay.
+    Sources: K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; J. Liu et al., "Muon is
+    Scalable for LLM Training", 2025.
     """
 
-    def __init__(self, groups: list[dict], lr: float, momentum: float, dtype: torch.dtype):
+    def __init__(self, groups: list[dict], lr: float, momentum: float, dtype: torch.dtype, steps: int = 5,
+                 keep_norm: bool = False):
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": 0.0})
-        self.dtype = dtype
+        self.dtype, self.steps, self.keep_norm = dtype, steps, keep_norm
         self.state |= {p: {"momentum": torch.zeros_like(p)} for group in self.param_groups for p in group["params"]}
 
     @torch.no_grad()
@@ -81,9 +109,12 @@ class Muon(Optimizer):
             for params in by_shape.values():
                 matrices = torch.stack([self._look_ahead(p, group["momentum"]) for p in params])  # (N, out, inputs)
                 # The root mean square is 0.2 in AdamW's steps, 1/sqrt(longer side) of orthonormal rows or columns.
-                scale = 0.2 * math.sqrt(max(matrices.shape[1:]))
-                for p, matrix in zip(params, orthogonal(matrices)):
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                scale = 1.0 if self.keep_norm else 0.2 * math.sqrt(max(matrices.shape[1:]))
+                for p, matrix in zip(params, orthogonal(matrices, self.steps)):
+                    if self.keep_norm:
+                        p.mul_(math.sqrt(len(p)) / p.norm())
+                    else:
+                        p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.sub_(matrix.to(p.dtype).reshape(p.shape) * (group["lr"] * scale))
 
     def _look_ahead(self, p: Tensor, momentum: float) -> Tensor:
@@ -92,15 +123,16 @@ class Muon(Optimizer):
         return p.grad.lerp(mean, momentum).flatten(1).to(self.dtype)
 
 
-def orthogonal(matrices: Tensor) -> Tensor:
+def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
     """Matrices (N, rows, columns) with singular values between about 0.7 and 1.2, and the singular vectors they had.
 
-    Five Newton-Schulz steps with K. Jordan's polynomial, which climbs steeply from zero but doesn't settle at one.
+    Newton-Schulz steps with K. Jordan's polynomial, which climbs steeply from zero but doesn't settle at one. After
+    three of them instead of five the smallest singular values are still smaller.
     """
     if matrices.shape[1] > matrices.shape[2]:
-        return orthogonal(matrices.mT).mT
+        return orthogonal(matrices.mT, steps).mT
     matrices = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    for _ in range(5):
+    for _ in range(steps):
         gram = matrices @ matrices.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
         matrices = torch.baddbmm(matrices, polynomial, matrices, beta=3.4445)

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the epoch: it can't be stepped twice, and resuming needs no state."""
+"""The learning rate as a pure function of time: it can't be stepped twice, and resuming needs no state."""
 
 import math
 
@@ -7,8 +7,8 @@ from ..config import Config
 STEP_SIZE = 3  # schedule steps between two drops of the step schedule
 
 
-def lr_at(config: Config, epoch: int) -> float:
-    """The learning rate in `epoch`, counted from 0.
+def lr_at(config: Config, epoch: float) -> float:
+    """The learning rate in `epoch`, counted from 0; 1.5 is in the middle of the second one.
 
     The published recipe steps its schedule twice an epoch and its cosine has a half period of ten steps: the rate is
     zero in the 6th, 16th, ... epoch and rises again.
@@ -17,6 +17,7 @@ def lr_at(config: Config, epoch: int) -> float:
     factors = {
         "exponential": config.gamma**steps,
         "step": config.gamma ** (steps // STEP_SIZE),
+        "linear": 1 - epoch / config.epochs,
         "cosine": (1 + math.cos(math.pi * steps / config.cosine_period)) / 2,
     }
     return config.learning_rate * factors[config.scheduler]
