@@ -276,8 +276,8 @@ def _ranking_column(rows: pd.DataFrame, rank_by: str, notes: list[str]) -> str:
     if rank_by == "auto":
         rank_by = next((column for column in (default, *TESTED) if column in rows), default)
         if rank_by != default:
-            notes.append(f"The table lacks {default}, so runs rank by {rank_by} as in the published report: the winners' "
-                         "test accuracies are biased upward.")
+            notes.append(f"The table lacks {default}, so runs rank by {rank_by} as in the published report: the "
+                         "winners' test accuracies are biased upward.")
     scores = [column for column in metrics(rows) if not column.startswith("train_")]
     if rank_by not in scores:
         near = difflib.get_close_matches(rank_by, scores, n=1) or [default]
