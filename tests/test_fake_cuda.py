@@ -63,12 +63,14 @@ def on_gpu(load, monkeypatch):
         yield make
 
 
-STEPS = [*((name, "adamw", True) for name in ARCHITECTURES), *(("vgg", name, False) for name in OPTIMIZERS)]
+STEPS = [*((name, "adamw", True) for name in ARCHITECTURES), *(("vgg", name, False) for name in OPTIMIZERS),
+         ("speednet", "muon_sgd", True)]
 
 
 @pytest.mark.parametrize("name, optimizer, augmentation", STEPS)
 def test_steps_as_they_are_captured(name, optimizer, augmentation, on_gpu, monkeypatch):
-    config = tiny(name, optimizer=optimizer, augmentation=augmentation, label_smoothing=0.1)
+    config = tiny(name, optimizer=optimizer, augmentation=augmentation, label_smoothing=0.1,
+                  lr_by_step=True, cutout=4, padding="reflect")
     model, split = on_gpu(config)
     losses = []
 
