@@ -5,7 +5,8 @@ from importlib import import_module
 _HOMES = {"Config": "config", "InputError": "config", "load_splits": "data.splits",
           "load_cifar10": "data.splits", "build_model": "models",
           "fit": "training.loop", "evaluate": "training.loop",
-          "evaluate_checkpoints": "training.loop"}
+          "evaluate_checkpoints": "training.loop",
+          "load_model": "trained", "predict": "trained"}
 __all__ = list(_HOMES)
 
 

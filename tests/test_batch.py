@@ -94,7 +94,7 @@ def assert_same_numbers(folder, other):
     times = ["seconds", "images_per_second"]
     frames = [pandas.read_csv(place / "history.csv").drop(columns=times) for place in (folder, other)]
     pandas.testing.assert_frame_equal(*frames, check_exact=True)
-    weights = [torch.load(place / "best_val_acc.pt", weights_only=True) for place in (folder, other)]
+    weights = [torch.load(place / "best_val_acc.pt", weights_only=True)["weights"] for place in (folder, other)]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
     arrays = [np.load(place / "predictions.npz") for place in (folder, other)]
     assert all(np.array_equal(arrays[0][key], arrays[1][key]) for key in arrays[0])

@@ -97,7 +97,7 @@ def test_a_network_from_a_file_is_trained_kept_and_named(changes, project, load)
     # The file is lost: what was trained is still there.
     os.remove("my_nets.py")
     again = build_model(config.replace(model=f"{folder}/my_nets.py:{config.model.rpartition(':')[2]}", seed=1))
-    again.load_state_dict(torch.load(folder / "best_val_acc.pt", weights_only=True))
+    again.load_state_dict(torch.load(folder / "best_val_acc.pt", weights_only=True)["weights"])
     assert evaluate(again, splits.test, config).accuracy == record["metrics"]["test_accuracy_best_val_acc"]
 
 

@@ -55,7 +55,7 @@ def run(config, splits, folder=None, **options):
 
 def in_folder(folder):
     """What a finished run folder holds: the rows of its table and the weights of its checkpoints."""
-    checkpoints = {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in CHECKPOINTS}
+    checkpoints = {name: torch.load(folder / f"{name}.pt", weights_only=True)["weights"] for name in CHECKPOINTS}
     return numbers(History.read(folder / "history.csv")), checkpoints
 
 
@@ -201,7 +201,7 @@ def test_a_model_may_prepare_itself_once(load, tmp_path):
     config = tiny("speednet", epochs=1)
     splits = load(config)
     run(config, splits, tmp_path)
-    first = torch.load(tmp_path / "terminal.pt")["stem.weight"]
+    first = torch.load(tmp_path / "terminal.pt")["weights"]["stem.weight"]
     model = build_model(config)
     model.prepare(augment.normalize(splits.train.images, splits.train))
     torch.testing.assert_close(first, model.stem.weight.detach())
@@ -325,7 +325,7 @@ def test_checkpoints_hold_the_weights_of_their_epochs(val_freq, disk, scripted, 
     history = fit(model, load(config), config, tmp_path, on_epoch=lambda history: after.append(weights(model)))
     epochs = {"best_val_acc": 2 * val_freq, "best_val_loss": 3 * val_freq, "terminal": 4 * val_freq}
     for name, epoch in epochs.items():
-        assert same(torch.load(tmp_path / f"{name}.pt", weights_only=True), after[epoch - 1]), name
+        assert same(torch.load(tmp_path / f"{name}.pt", weights_only=True)["weights"], after[epoch - 1]), name
         assert history.best(name)["epoch"] == epoch
     assert {*os.listdir(tmp_path)} == {"history.csv", "plan.json", *(f"{name}.pt" for name in CHECKPOINTS)}
 
@@ -339,7 +339,7 @@ def test_checkpoints_are_tested_each_with_its_weights(load, tmp_path):
     assert tuple(scores) == CHECKPOINTS
     for name in CHECKPOINTS:
         other = build_model(config.replace(seed=1))
-        other.load_state_dict(torch.load(tmp_path / f"{name}.pt", weights_only=True))
+        other.load_state_dict(torch.load(tmp_path / f"{name}.pt", weights_only=True)["weights"])
         assert torch.equal(scores[name].logits, evaluate(other, splits.test, config).logits)
 
 
@@ -549,7 +549,7 @@ def test_best_weights_are_those_of_an_epoch_that_counts(load, tmp_path, monkeypa
         patch.setattr(loop.Trainer, "train_epoch", crash)
         run(INTERRUPTED, load(INTERRUPTED), tmp_path)
     first = torch.load(tmp_path / "last.pt", weights_only=True)["model"]
-    best = torch.load(tmp_path / "best_val_acc.pt", weights_only=True)
+    best = torch.load(tmp_path / "best_val_acc.pt", weights_only=True)["weights"]
     assert all(torch.equal(best[name], first[name]) for name in first)
 
 

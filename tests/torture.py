@@ -346,7 +346,7 @@ def run_problems(folder: Path, reference: Path) -> list[str]:
     if own.files != other.files or not all(np.array_equal(own[name], other[name]) for name in other.files):
         problems.append("predictions.npz differs")
     for path in sorted(reference.glob("*.pt")):
-        own, other = (torch.load(place, weights_only=True) for place in (folder / path.name, path))
+        own, other = (torch.load(place, weights_only=True)["weights"] for place in (folder / path.name, path))
         if own.keys() != other.keys() or not all(torch.equal(own[name], other[name]) for name in other):
             problems.append(f"{path.name} differs")
     own, other = ({path.name for path in place.iterdir()} for place in (folder, reference))

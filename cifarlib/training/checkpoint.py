@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ..config import CHECKPOINTS
+from ..config import CHECKPOINTS, Config
+from ..data.splits import Split
 from ..errors import InputError
 from ..files import HISTORY, PLAN, PREDICTIONS, RECORD, STATE, STOP, replacing, write_json
 from ..parts import source_file
@@ -33,6 +34,12 @@ def load_weights(path: Path, device: torch.device) -> dict:
         raise InputError(f"{path} is damaged; restore it, or train anew with resume False (--no-resume)") from None
 
 
+def carried(config: Config, train: Split) -> dict:
+    """What weights carry beside themselves to be used without their run, as plain data."""
+    settings = {name: value for name, value in config.to_dict().items() if name != "data_dir"}
+    return {"config": settings, "classes": list(train.classes), "mean": train.mean.tolist(), "std": train.std.tolist()}
+
+
 class Store:
     """The files of a run folder that training needs; without a folder every call does nothing.
 
@@ -41,8 +48,8 @@ class Store:
     kept beside them.
     """
 
-    def __init__(self, folder: Path | str | None, plan: dict, resume: bool):
-        self.folder = folder and Path(folder)
+    def __init__(self, folder: Path | str | None, plan: dict, resume: bool, carried: dict):
+        self.folder, self.carried = folder and Path(folder), carried
         self.unwritten = False  # whether the latest epoch is not on disk
         self.unwritten_best = {}  # best weights since the last writing, by checkpoint
         self.next_writing = 0.0  # on the monotonic clock
@@ -80,7 +87,7 @@ class Store:
             self._write_best(state["best"])  # again, if writing was cut off between the two
             return History(state["rows"])
         if terminal.exists():
-            model.load_state_dict(load_weights(terminal, device))
+            model.load_state_dict(load_weights(terminal, device)["weights"])
         elif not is_finished(self.folder):  # a finished run may have kept no weights
             return History()
         return History.read(self.folder / HISTORY)
@@ -115,12 +122,12 @@ class Store:
 
     def _write_best(self, best: dict[str, dict]) -> None:
         for name, weights in best.items():
-            save(weights, self.folder / f"{name}.pt")
+            save({"weights": weights, **self.carried}, self.folder / f"{name}.pt")
 
     def finish(self, model: nn.Module) -> None:
         """Keep the terminal weights; the state to go on from, of several times their size, is not needed any more."""
         if self.folder and (self.folder / STATE).exists():
-            save(model.state_dict(), self.folder / "terminal.pt")
+            save({"weights": model.state_dict(), **self.carried}, self.folder / "terminal.pt")
             (self.folder / STATE).unlink()
 
 

@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..files import STATE
 from ..runs.history import History
 from ..runs.stop import StopRequest
-from .checkpoint import Store, load_weights
+from .checkpoint import Store, carried, load_weights
 from .metrics import Scores, Tally
 from .recipe import evaluation_loss, make_optimizer, tested_model, training_loss, views
 from .schedule import lr_at
@@ -48,7 +48,7 @@ def fit(model: nn.Module, splits: Splits, config: Config, folder: Path | str | N
     plan = {**config.identity(), "device": device.type, "precision": precision, "data": splits.fingerprint}
     if getattr(model, "source_digest", source := plan.get("model_source")) != source:
         raise InputError(f"{config.model} has changed since this model was built from it; build it anew")
-    store = Store(folder, plan, resume)
+    store = Store(folder, plan, resume, carried(config, train))
     history = store.restore(model, optimizer)
     if not history.rows and hasattr(model, "prepare"):
         model.prepare(augment.normalize(train.images[:PREPARING], train))
@@ -225,6 +225,6 @@ def evaluate_checkpoints(model: nn.Module, split: Split, config: Config, folder:
     folder, scores = Path(folder), {}
     for name in CHECKPOINTS:
         if (folder / f"{name}.pt").exists() and not (folder / STATE).exists():
-            model.load_state_dict(load_weights(folder / f"{name}.pt", split.images.device))
+            model.load_state_dict(load_weights(folder / f"{name}.pt", split.images.device)["weights"])
             scores[name] = evaluate(model, split, config, config.tta)
     return scores
