@@ -85,7 +85,9 @@ def test_the_last_list_varies_fastest_and_rows_join_a_product(tmp_path, text, ce
     ("product: [cnn]", "product should be a mapping"),
     ("rows: {model: cnn}", "rows should be a list"),
     ("rows: [cnn]", "each of the rows"),
-    ("fixed: {learning_rate: 1e-4}", "YAML needs the dot"),
+    ("fixed: {learning_rate: 1e-4}", "YAML needs the number as 0.0001"),
+    ("fixed: {scheduler: on}", "scheduler: expected text, got True .put it in quotes"),
+    ("fixed: {model_args: 'depth: 2'}", "write it as {name: value}, without quotes"),
     ("fixed: {modle: cnn}", "did you mean model"),
     ("fixed: {model: [unclosed", "is not YAML"),
     ("product: {lr: [0.1, 0.2]}", "did you mean learning_rate"),
@@ -94,6 +96,8 @@ def test_the_last_list_varies_fastest_and_rows_join_a_product(tmp_path, text, ce
     ("rows: []", "rows is a list without values"),
     ("product: {seed: [1, 2], model: [cnn], seed: [3]}", "is not YAML .*seed is given twice"),
     ("fixed: {seed: 2024-99-99}", "is not YAML"),
+    ("fixed: {seed: 010}", "010 would be 8; write that, or quotes"),
+    ("fixed: {limit_train: 1:30}", "1:30 would be 90; write that, or quotes"),
 ])
 def test_a_bad_grid_file_is_one_clear_line(tmp_path, text, message):
     with pytest.raises(InputError, match=message) as caught:

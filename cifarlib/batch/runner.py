@@ -254,7 +254,7 @@ def _report(bar: tqdm, run: Run, options: Options, code: int, seconds: float, sh
     accuracy = record["metrics"].get("val_accuracy_best_val_acc")
     best = f"best validation accuracy {accuracy:.4f}" if accuracy is not None else "no validation"
     bar.update()
-    bar.write(f"{run.name}  {record['status']}  {best}  {seconds:.0f} s")
+    bar.write(f"{run.label}  {record['status']}  {best}  {seconds:.0f} s")
     if "error" in record:
         bar.write("    " + record["error"].splitlines()[-1])
     elif code not in (OK, PREEMPTED):
