@@ -230,15 +230,15 @@ def grid(arguments: argparse.Namespace) -> int:
 
 def forecast(runs, left, options: Options, jobs: int) -> str:
     """What a grid amounts to: the names of the runs `left`, how all runs stand, and the time that those may take."""
-    from .runs.study import failures, standing, time_left
+    from .runs.study import rest, standing
 
     folders = {run.label: options.run_folder(run.config) for run in runs}
     alone = {label: folder for label, folder in folders.items() if label not in (run.label for run in left)}
     cells = sum(len(run.cells) for run in runs)
     counts = f"{cells} cell{'s' * (cells != 1)}, {len(runs)} distinct run{'s' * (len(runs) != 1)}"
     study = project_path(options.executed_dir) / options.study
-    return "\n".join([*(run.label for run in left), f"{counts}: {standing(folders.values())}", *failures(alone),
-                      time_left([run.config for run in left], study, jobs, options.resume)])
+    return "\n".join([*(run.label for run in left), f"{counts}: {standing(folders.values())}",
+                      *rest(alone, [run.config for run in left], study, jobs, options.resume)])
 
 
 def status(arguments: argparse.Namespace) -> int:

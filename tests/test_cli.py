@@ -309,6 +309,8 @@ def test_status_tells_of_runs_in_progress_and_of_failed_ones(tmp_path, capsys):
     assert shown("status") == ["s: 0 done, 0 diverged, 1 failed, 2 running, 0 preempted, 0 pending"]
     for each in claims:
         each.release()
+    shutil.rmtree(study / "planned")
+    assert shown("status", "s")[3:] == told, "it is not true that nothing is left to do"
     (tmp_path / "s.yaml").write_text("rows: [{model: cnn, scheduler: step, epochs: 40, gamma: [0.9, 0.8, 0.7]}]")
     assert shown("grid", str(tmp_path / "s.yaml"), "--dry-run") == [
         "cnn_gamma_0.9", "cnn_gamma_0.8",

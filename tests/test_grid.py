@@ -57,7 +57,9 @@ def test_any_field_may_be_an_axis(tmp_path):
         product: {batch_size: [64, 128], dataset: [cifar10, synthetic], softmax_in_loss: [false, true], epochs: [1, 2]}
         rows: [{model: [cnn, nets.py:Net]}, {model: resnet, model_args: [{}, {depths: [1, 1, 1, 1]}]}]"""
     cells = read_grid(write(tmp_path, text))
-    assert len(cells) == 64 == len(distinct_runs(cells))
+    runs = distinct_runs(cells)
+    assert len(cells) == 64 == len(runs) == len({run.label for run in runs})
+    assert runs[-1].label == "resnet_depths_1-1-1-1_epochs_2_batch_size_128_softmax_in_loss_True_dataset_synthetic"
     assert cells[-1].run_name.endswith("_depths_1-1-1-1_epochs_2_batch_size_128_softmax_in_loss_True_dataset_synthetic")
 
 

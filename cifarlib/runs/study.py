@@ -121,9 +121,11 @@ def studies(folder: Path) -> list[str]:
 
 def no_runs(study: Path) -> InputError:
     """The error for a study without any: which there are instead."""
-    near, there = nearest(study.name, known := studies(study.parent)), ", ".join(known)
-    return InputError(f"no runs in {study}; " + (f"did you mean {near}? " * bool(near)) + (
-        f"the studies there are {there}" if known else "train one there first"))
+    if not (known := studies(study.parent)):
+        return InputError(f"no runs in {study}; train one there first")
+    near = nearest(study.name, known)
+    meant = f"did you mean {near}? " if near else ""
+    return InputError(f"no runs in {study}; {meant}the studies there are {', '.join(known)}")
 
 
 def overview(folder: Path) -> str:
@@ -169,9 +171,9 @@ def summary(study: Path) -> str:
         lines.append(f"best so far: {labels[best]}, validation accuracy {scores[best]:.4f}")
     lines += [f"running: {labels[name]}, {progress(study / name, configs[name])}"
               for name in known if status[name] == "running"]
-    lines += failures({label: study / name for name, label in labels.items()})
+    folders = {label: study / name for name, label in labels.items()}
     left = [known[name] for name in known if status[name] in ("pending", "preempted", "running")]
-    return "\n".join([*lines, time_left(left, study, max(1, int(counts.loc["all", "running"])))])
+    return "\n".join([*lines, *rest(folders, left, study, max(1, int(counts.loc["all", "running"])))])
 
 
 def progress(folder: Path, config: Config) -> str:
@@ -188,8 +190,8 @@ def progress(folder: Path, config: Config) -> str:
 SHOWN = 5  # failed runs, of which a text says why
 
 
-def failures(folders: dict[str, Path]) -> list[str]:
-    """Why the failed ones of these runs did, by what to call them, where to read more, and how they are tried again."""
+def rest(folders: dict[str, Path], left: list[Config], study: Path, jobs: int, resume: bool = True) -> list[str]:
+    """What is not finished, in lines: why runs failed, by what to call them, and the time that those `left` take."""
     failed = [(name, folder) for name, folder in folders.items() if status_of(folder) == "failed"]
     lines = []
     for name, folder in failed[:SHOWN]:
@@ -197,7 +199,9 @@ def failures(folders: dict[str, Path]) -> list[str]:
         lines += [f"failed: {name}: {said[-1]}", f"    see {folder / LOG}"]
     if len(failed) > SHOWN:
         lines.append(f"    and {len(failed) - SHOWN} more")
-    return lines + ["`grid` leaves what failed alone, unless it is given --retry-failed"] * bool(failed)
+    if failed:
+        lines.append("`grid` leaves what failed alone, unless it is given --retry-failed")
+    return [*lines, time_left(left, study, jobs, resume)] if left or not failed else lines
 
 
 def epochs_left(folder: Path, config: Config) -> int:
