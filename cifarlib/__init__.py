@@ -1,6 +1,11 @@
 """A research workbook for CIFAR-10: data, models, one training loop, records, batches of runs and their results."""
 
+import sys
+from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
+
+from .files import project_path
 
 _HOMES = {"Config": "config", "InputError": "config", "load_splits": "data.splits",
           "load_cifar10": "data.splits", "build_model": "models",
@@ -8,6 +13,13 @@ _HOMES = {"Config": "config", "InputError": "config", "load_splits": "data.split
           "evaluate_checkpoints": "training.loop",
           "load_model": "trained", "predict": "trained"}
 __all__ = list(_HOMES)
+
+with suppress(OSError):  # a working directory that was removed
+    _beside = project_path("cifarlib/__init__.py")
+    if _beside.exists() and not _beside.samefile(__file__):
+        _here = _beside.resolve().parents[1]
+        print(f"cifarlib: imported from {Path(__file__).parent}, not from the project in {_here}; "
+              f"`pip install --editable {_here}` changes that", file=sys.stderr)
 
 
 def __getattr__(name: str):

@@ -9,11 +9,10 @@ import json
 import os
 import sys
 import time
-from collections import Counter
 from functools import partial
 from pathlib import Path
 
-from .batch.kernel import BAD_INPUT, BROKEN, is_broken
+from .batch.kernel import BAD_INPUT, BROKEN, OK, is_broken
 from .config import Config, Options, from_text, nearest
 from .errors import InputError, Stated
 from .files import RECORD, TABLE, project_path
@@ -27,6 +26,13 @@ PUBLISHED_FLAGS = {
 }
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults, but for those that are no value."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, "") else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse that shows defaults, has one line for an error, and takes no abbreviations.
 
@@ -34,7 +40,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, **options):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
+        super().__init__(allow_abbrev=False, formatter_class=Help, **options)
 
     def parse_known_args(self, *arguments):
         """As argparse's, with an error for what is unknown that names a known option like it."""
@@ -98,7 +104,7 @@ def make_parser() -> Parser:
     add_fields(command, Config, overrides=True)
 
     command = add(status, help="show how a study stands")
-    command.add_argument("study", help="the study's name, such as that of its grid file")
+    command.add_argument("study", nargs="?", default="", help="the study's name; without one, a line for each study")
     command.add_argument("--watch", action="store_true", help="refresh every few seconds until Ctrl-C")
 
     command = add(runs, help="rebuild the table of runs from the run folders")
@@ -106,7 +112,9 @@ def make_parser() -> Parser:
 
     command = add(results, help="draw the charts of a table of runs",
                   description="Execute the results notebook for a table; the last line printed is the HTML report.")
-    command.add_argument("--runs", required=True, metavar="FILE", help="runs.csv, or a table in the published format")
+    given = command.add_mutually_exclusive_group(required=True)
+    given.add_argument("table", nargs="?", metavar="STUDY", help="a study's name, or the file of a table")
+    given.add_argument("--runs", metavar="FILE", help="runs.csv, or a table in the published format")
     command.add_argument("--figures", default="", metavar="DIR", help="folder for the charts; empty: beside the table")
     command.add_argument("--rank-by", default="auto", metavar="COLUMN", help="column that ranks; auto: by validation")
     command.add_argument("--study", default="", help="only the rows of this study")
@@ -128,7 +136,7 @@ def make_parser() -> Parser:
     command.add_argument("studies", nargs="+", metavar="STUDY", help="a folder in executed/, for the front page")
     command.add_argument("--compare-with", default="", metavar="FILE", help="a second table, for the studies' pages")
 
-    for name in ("status", "runs"):
+    for name in ("status", "runs", "results"):
         commands.choices[name].add_argument("--executed_dir", default=Options.executed_dir,
                                             help="folder of all studies")
     for name, section in (("results", "results"), ("bench", "throughput")):
@@ -174,42 +182,45 @@ def whole(text: str, minimum: int = 0) -> int:
 
 def train(arguments: argparse.Namespace) -> int:
     config, options = (cls(**cls.among(vars(arguments))) for cls in (Config, Options))
-    from .batch.grid import distinct_runs
+    from .batch.grid import decided, distinct_runs, fetch_data
     from .batch.resources import Slots
-    from .batch.runner import check_runs, run_all
+    from .batch.runner import check_runs, run_all, wanted
 
+    (config,) = decided([config], download=not arguments.dry_run)
     runs = distinct_runs([config])
-    if arguments.dry_run:
-        check_runs(runs, options)
-        print(options.run_folder(config))
-        return 0
+    check_runs(runs, options)
+    if not arguments.dry_run:
+        fetch_data([run.config for run in runs if wanted(run, options, retry_failed=True)])
+        code = run_all(runs, options, Slots(1, 0, ()), retry_failed=True, echo=echo, warm=False)
+        if code == BAD_INPUT:
+            return code
+    print(options.run_folder(config))
+    return OK if arguments.dry_run else code
 
-    def echo(line: str) -> None:
-        print(line, end="", flush=True, file=sys.stderr if line.startswith("cifarlib: ") else sys.stdout)
 
-    code = run_all(runs, options, Slots(1, 0, ()), retry_failed=True, echo=echo, warm=False)
-    if code != BAD_INPUT:
-        print(options.run_folder(config))
-    return code
+def echo(line: str) -> None:
+    """Pass on a line that a run printed."""
+    print(line, end="", flush=True, file=sys.stderr if line.startswith("cifarlib: ") else sys.stdout)
 
 
 def grid(arguments: argparse.Namespace) -> int:
-    from .batch.grid import chunk, distinct_runs, read_grid, select, write_sets
+    from .batch.grid import chunk, decided, distinct_runs, fetch_data, read_grid, select, write_sets
     from .batch.resources import Slots
     from .batch.runner import check_runs, run_all, wanted
 
     cells = select(read_grid(arguments.file, Config.among(vars(arguments))), arguments.only)
     if arguments.write_sets:
-        print(*write_sets(cells, Path(arguments.write_sets)), sep="\n")
+        print(*write_sets(cells, project_path(arguments.write_sets)), sep="\n")
         return 0
     options = Options(**{**Options.among(vars(arguments)), "study": arguments.study or Path(arguments.file).stem})
-    runs = chunk(distinct_runs(cells), arguments.chunk)
-    left = [run.config for run in runs if wanted(run, options, arguments.retry_failed)]
-    slots = Slots.of_this_machine(arguments.jobs, left or [Config()])
+    runs = chunk(distinct_runs(decided(cells, download=not arguments.dry_run)), arguments.chunk)
+    left = [run for run in runs if wanted(run, options, arguments.retry_failed)]
+    slots = Slots.of_this_machine(arguments.jobs, [run.config for run in left] or [Config()])
+    check_runs(runs, options)
     if arguments.dry_run:
-        check_runs(runs, options)
         print(forecast(runs, left, options, slots.jobs))
         return 0
+    fetch_data([run.config for run in left])
     code = run_all(runs, options, slots, retry_failed=arguments.retry_failed, fail_fast=arguments.fail_fast,
                    wait_for_others=not arguments.no_wait)
     if (table := project_path(options.executed_dir) / options.study / TABLE).exists():
@@ -217,25 +228,26 @@ def grid(arguments: argparse.Namespace) -> int:
     return code
 
 
-def forecast(runs, left: list[Config], options: Options, jobs: int) -> str:
-    """What a grid amounts to: cells, distinct runs, how they stand, and the time that those `left` may take."""
-    from .runs.record import status_of
-    from .runs.study import STATUSES, time_left
+def forecast(runs, left, options: Options, jobs: int) -> str:
+    """What a grid amounts to: the names of the runs `left`, how all runs stand, and the time that those may take."""
+    from .runs.study import rest, standing
 
-    counts = Counter(status_of(options.run_folder(run.config)) for run in runs)
-    states = ", ".join(f"{counts[name]} {name}" for name in STATUSES)
+    folders = {run.label: options.run_folder(run.config) for run in runs}
+    alone = {label: folder for label, folder in folders.items() if label not in (run.label for run in left)}
     cells = sum(len(run.cells) for run in runs)
-    return (f"{cells} cell{'s' * (cells != 1)}, {len(runs)} distinct run{'s' * (len(runs) != 1)}: {states}\n"
-            + time_left(left, project_path(options.executed_dir) / options.study, jobs, options.resume))
+    counts = f"{cells} cell{'s' * (cells != 1)}, {len(runs)} distinct run{'s' * (len(runs) != 1)}"
+    study = project_path(options.executed_dir) / options.study
+    return "\n".join([*(run.label for run in left), f"{counts}: {standing(folders.values())}",
+                      *rest(alone, [run.config for run in left], study, jobs, options.resume)])
 
 
 def status(arguments: argparse.Namespace) -> int:
-    from .runs.study import summary
+    from .runs.study import overview, summary
 
-    study = project_path(arguments.executed_dir) / arguments.study
+    folder = project_path(arguments.executed_dir)
     try:
         while True:
-            text = summary(study)
+            text = summary(folder / arguments.study) if arguments.study else overview(folder)
             print("\033[H\033[J" + text if arguments.watch and sys.stdout.isatty() else text, flush=True)
             if not arguments.watch:
                 return 0
@@ -245,12 +257,12 @@ def status(arguments: argparse.Namespace) -> int:
 
 
 def runs(arguments: argparse.Namespace) -> int:
-    from .runs.study import write_table
+    from .runs.study import no_runs, write_table
 
     study = project_path(arguments.executed_dir) / arguments.study
     table = write_table(study)
     if not any(study.glob(f"*/{RECORD}")):
-        raise InputError(f"no run with a {RECORD} in {study}; train one there first")
+        raise no_runs(study)
     print(table)
     return 0
 
@@ -260,15 +272,28 @@ def results(arguments: argparse.Namespace) -> int:
     from .results.report import make_report
     from .results.table import read_table
 
-    names = ("runs", "figures", "rank_by", "study", "compare_with", "data_dir")
-    report = make_report({name: getattr(arguments, name) for name in names}, arguments.report)
+    names = ("figures", "rank_by", "study", "compare_with", "data_dir")
+    runs = arguments.runs or table_of(arguments.table, arguments.executed_dir)
+    report = make_report({"runs": runs, **{name: getattr(arguments, name) for name in names}}, arguments.report)
     if arguments.readme:
-        table = read_table(arguments.runs, arguments.rank_by, arguments.study)
-        folders = arguments.figures or table.folder / "figures", table.folder
-        links = (os.path.relpath(folder, Path(arguments.readme).parent) for folder in folders)
-        rewrite_between_markers(arguments.readme, arguments.section, readme_section(table, *links))
+        table, page = read_table(runs, arguments.rank_by, arguments.study), project_path(arguments.readme)
+        figures = project_path(arguments.figures) if arguments.figures else table.folder / "figures"
+        links = (os.path.relpath(folder, page.parent) for folder in (figures, table.folder))
+        rewrite_between_markers(page, arguments.section, readme_section(table, *links))
     print(report)
     return 0
+
+
+def table_of(given: str, executed_dir: str) -> str:
+    """The table that somebody names: the folder of a study, or a file."""
+    from .runs.study import no_runs
+
+    study = Path(executed_dir) / given
+    if project_path(study).is_dir():
+        return str(study)
+    if not project_path(given).exists() and not given.endswith(".csv"):
+        raise no_runs(project_path(study))
+    return given
 
 
 def bench(arguments: argparse.Namespace) -> int:
@@ -276,18 +301,18 @@ def bench(arguments: argparse.Namespace) -> int:
     from .bench.report import readme_section
     from .results.markdown import rewrite_between_markers
 
-    path = Path(arguments.folder) / "throughput.json"
+    path = project_path(arguments.folder) / "throughput.json"
     if not arguments.no_measure:
         names = ("rounds", "share", "dataset", "data_dir", "device", "figures")
         parameters = {name: getattr(arguments, name) for name in names}
         parameters |= {"models": arguments.models.split(","), "output": str(path)}
         execute_notebook("throughput.ipynb", parameters, project_path(arguments.folder))
     try:
-        section = readme_section(json.loads(project_path(path).read_text()))
+        section = readme_section(json.loads(path.read_text()))
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{path}: no measurements there; take them first, without --no-measure")
     if arguments.readme:
-        rewrite_between_markers(arguments.readme, arguments.section, section)
+        rewrite_between_markers(project_path(arguments.readme), arguments.section, section)
     print(path)
     return 0
 

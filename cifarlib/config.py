@@ -7,6 +7,7 @@ import json
 import math
 import re
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any, Self
 
@@ -71,7 +72,7 @@ def typed(name: str, value: Any, kind: type) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise InputError(f"{name}: expected {_EXPECTED[kind]}, got {value!r}{_type_hint(value, kind)}")
+        raise InputError(f"{name}: expected {_EXPECTED[kind]}, got {value!r}{_type_hint(name, value, kind)}")
     return value
 
 
@@ -79,13 +80,32 @@ _EXPECTED = {str: "text", int: "a whole number", float: "a number", bool: "true 
              dict: "a mapping of names to values", list: "a list"}
 
 
-def _type_hint(value, kind) -> str:
-    """What to write instead, for the two ways YAML and papermill's -p turn a value into a string."""
-    if kind in (int, float) and isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
-        return f" (a string: YAML needs the dot, as in {float(value):.1e})"
+def _type_hint(name: str, value: Any, kind: type) -> str:
+    """What to write instead where YAML, or papermill's -p, read a value as another type than was meant."""
+    if kind is str and isinstance(value, (int, float, date)):
+        return f" (put it in quotes; with papermill -r {name} {value})"
+    if kind in (dict, list) and isinstance(value, str):
+        example = "{name: value}" if kind is dict else "[value, value]"
+        return f" (text: write it as {example}, without quotes; with papermill -y '{name}: {example}')"
     if kind is bool and isinstance(value, str):
-        return " (a string: papermill's -p takes True or False)"
-    return " (a string)" if isinstance(value, str) else ""
+        return " (text: write true or false, without quotes; with papermill's -p True or False)"
+    if kind in (int, float) and (number := _in_yaml(value, kind)):
+        return f" (text: YAML needs the number as {number}, without quotes)" if isinstance(value, str) else (
+            f" (write {number})")
+    return ""
+
+
+def _in_yaml(value: Any, kind: type) -> str:
+    """What YAML reads as the number of that kind that `value` stands for; "" if it stands for none."""
+    try:
+        number = float(value)
+        whole = number.is_integer() and abs(number) < 1e15
+    except (TypeError, ValueError):
+        return ""
+    if isinstance(value, bool) or not math.isfinite(number) or (kind is int and not whole):
+        return ""
+    text = str(int(number)) if whole else repr(number)
+    return text if whole or "." in text else text.replace("e", ".0e")  # YAML's numbers have a dot before an exponent
 
 
 def from_text(text: str, spec: dataclasses.Field) -> Any:
@@ -302,6 +322,13 @@ class Config(_Fields):
                    if name in specs and name not in PUBLISHED_KNOBS
                    and getattr(self, name) not in (self.usual(specs[name]), "auto")]
         return "_".join([short_name(self.model), *published, *sizes, *unusual])
+
+
+def names_apart(configs: list[Config]) -> list[str]:
+    """A name for each run without what all of them share, for people to read."""
+    shared = {spec.name for spec in dataclasses.fields(Config)
+              if all(getattr(config, spec.name) == getattr(configs[0], spec.name) for config in configs)}
+    return [config.name_without(shared | config.idle()) for config in configs]
 
 
 def _in_name(value) -> str:

@@ -38,9 +38,14 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def project_path(path: str | Path) -> Path:
-    """`path` as seen from the project's folder, which is the working directory, or its parent if that is `notebooks`.
+    """Where `path` leads: from the working directory if it is there, else from the project's folder.
 
-    JupyterLab starts a kernel in its notebook's folder. `~` is the user's home; an absolute path stays as it is.
+    That is the nearest folder above with the notebooks, wherever in it a command or a kernel of JupyterLab starts; else
+    the working directory, or its parent if that is `notebooks`. `~` is the user's home.
     """
-    here = Path("..") if Path.cwd().name == "notebooks" else Path(".")
-    return here / Path(path).expanduser()
+    path, here = Path(path).expanduser(), Path.cwd()
+    if os.path.exists(path):  # which is False for what can't be reached
+        return path
+    beside = here.parent if here.name == "notebooks" else here
+    above = (folder for folder in (here, *here.parents) if (folder / "notebooks" / NOTEBOOK).exists())
+    return Path(os.path.relpath(next(above, beside))) / path

@@ -94,6 +94,20 @@ class Dataset:
     locate: str | None = None
     published_split: bool = False
 
+    def test_images(self, data_dir: str = "") -> tuple | str:
+        """The test's images and labels, without a download; or why they can't be shown.
+
+        Raises InputError if that is the folder that `data_dir` names.
+        """
+        try:
+            if self.locate and load(self.locate)(data_dir):
+                return load(self.reader)(data_dir)[2:4]
+        except InputError as error:
+            if data_dir:
+                raise
+            return str(error)
+        return f"{self.label} is not here; data_dir may name its folder"
+
 
 MANY = 20  # classes: of more, tables and charts show a part
 DATASETS = {

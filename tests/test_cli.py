@@ -16,7 +16,13 @@ import pytest
 from cifarlib import cli
 from cifarlib.batch import runner
 from cifarlib.config import Config, Options
+from cifarlib.data.cifar import CIFAR10, Archive
+from cifarlib.errors import InputError
+from cifarlib.files import project_path
+from cifarlib.results import report
+from cifarlib.runs import claim, record
 from cifarlib.runs.history import History
+from cifarlib.runs.record import status_of, write_failure
 from cifarlib.runs.study import note_planned
 
 PUBLISHED = "-d ./cifar-10 -e 50 -b 64 -m resnet -s step -a -l 0.001 -w 0.0001 -g 0.97 -f 5 -p 10".split()
@@ -114,8 +120,9 @@ def test_every_field_is_an_option_and_help_shows_its_default(capsys):
     for spec in (*dataclasses.fields(Config), *dataclasses.fields(Options)):
         after = re.split(rf"--{spec.name}[ ,]", text, maxsplit=1)[1]
         default = {} if spec.type is dict else "the protocol's" if spec.default is None else spec.default
-        assert after.partition("(default: ")[2].startswith(f"{default})"), spec.name
+        assert default == "" or after.partition("(default: ")[2].startswith(f"{default})"), spec.name
     assert text.count("(default: all)") == 1, "--no-checkpoints has none"
+    assert "(default: )" not in text and "(default: None)" not in text
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -129,8 +136,10 @@ def test_every_field_is_an_option_and_help_shows_its_default(capsys):
     ("train --model_args {depth:1}", "as JSON, got '{depth:1}'"), ("train --model_args [1]", "expected a mapping"),
     ("train --executed_dir file", "file/single/planned: Not a directory; it can't be written"),
     ("", "required: COMMAND"), ("nothing", "invalid choice: 'nothing'"), ("grid", "required: file"),
-    ("grid none.yaml", "none.yaml can't be read"), ("status none", "no runs in "), ("status s --lr", "--lr; see"),
-    ("runs none", "no run with a record.json in "), ("results --runs none.csv", "none.csv: no table of runs"),
+    ("grid none.yaml", "none.yaml can't be read"), ("status s --lr", "--lr; see"), ("status", "no studies in executed"),
+    *((f"{name} none", "no runs in executed/none; train one there first") for name in ("status", "runs", "results")),
+    ("results", "one of the arguments STUDY --runs is required"), ("results none.csv", "none.csv: no table of runs"),
+    ("results --runs none.csv", "none.csv: no table of runs"),
     ("grid g.yaml --jobs many", "expected a whole number from 0, got 'many'"),
     ("grid g.yaml --write-sets file/sets", "file/sets: Not a directory"),
     *((f"{command}{end} --dataset auto --data_dir nowhere", "data_dir: no CIFAR-10 in nowhere")
@@ -162,23 +171,63 @@ def test_train_prints_the_run_folder_last_and_keeps_everything_there(tmp_path):
     assert "epoch 1/1" in ended.stdout and "SYNTHETIC" in ended.stdout
 
     before = (folder / "record.json").stat().st_mtime_ns
+    left = {path: path.read_bytes() for path in folder.glob("*.*") if not path.name.startswith("claim")}
     again = train(tmp_path, "--study", "one", "-m", "resnet", "-s", "step")
     assert again.returncode == 0 and again.stdout.splitlines()[-1] == str(folder)
     assert (folder / "record.json").stat().st_mtime_ns == before, "a finished run is not trained again"
 
     anew = train(tmp_path, "--study", "one", "-m", "resnet", "-s", "step", "--no-resume", "--device", "mps")
     assert anew.returncode == 2 and "mps" in anew.stderr
-    assert json.loads((folder / "record.json").read_text()) == record, "nothing is lost"
+    assert [path.name for path, content in left.items() if not path.read_bytes().startswith(content)] == []
+    assert [path.name for path, content in left.items() if path.read_bytes() != content] == ["run.log"]
 
 
 def test_what_only_the_kernel_can_tell_is_one_line_and_exit_code_2_too(tmp_path):
-    """A first batch that is not the official one; test_notebooks.py has other cases without a kernel."""
-    (tmp_path / "cifar-10-batches-py").mkdir()
-    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
-        (tmp_path / "cifar-10-batches-py" / name).write_bytes(b"\x80\x04N.")
-    ended = train(tmp_path / "executed", "--dataset", "cifar10", "-d", str(tmp_path))
-    assert ended.returncode == 2 and " is damaged (its MD5 is not" in ended.stderr, ended.stderr
+    """test_notebooks.py has other cases without a kernel."""
+    ended = train(tmp_path, "--limit_train", "10")
+    assert ended.returncode == 2 and "batch_size: 32 images a batch" in ended.stderr, ended.stderr
     assert ended.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """What runs would be started in the working directory, which has a grid and six damaged batches."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CIFAR10_DIR", raising=False)
+    Path("g.yaml").write_text("fixed: {dataset: auto, scheduler: step}\nrows: [{gamma: [0.9, 0.8]}]\n")
+    started = []
+    monkeypatch.setattr(runner, "execute_run", lambda run, *_, **__: started.append(run.config) or 0)
+    for name in CIFAR10.md5:
+        (tmp_path / "batches" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "batches" / name).write_bytes(b"\x80\x04N.")
+    return started
+
+
+def test_auto_is_decided_aloud_before_any_run_and_genuine_data_are_trained_anew(data, tmp_path, monkeypatch, capsys):
+    def no_network(archive):
+        raise InputError("no network")
+
+    for command in (["train", "--dataset", "auto"], ["grid", "g.yaml", "--jobs", "1"]):
+        monkeypatch.setattr(Archive, "download", no_network)
+        run(*command)
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "SYNTHETIC" in line]
+        assert line == "cifarlib: SYNTHETIC DATA, NOT CIFAR-10, is taken: no network"
+        before, _ = data[:], data.clear()
+        monkeypatch.setattr(Archive, "download", lambda archive: tmp_path)
+        monkeypatch.setattr(Archive, "arrays", lambda archive, folder: ())
+        run(*command)
+        assert {config.dataset for config in before} == {"synthetic"}
+        assert [config.dataset for config in data] == ["cifar10"] * len(before)
+        assert not {config.run_name for config in data} & {config.run_name for config in before}
+        data.clear()
+
+
+@pytest.mark.parametrize("command", ["train --dataset cifar10", "grid g.yaml --dataset cifar10", "grid g.yaml"])
+def test_damaged_data_are_one_line_before_any_run(command, data, capsys):
+    assert run(*command.split(), "-d", "batches") == 2
+    error = capsys.readouterr().err
+    assert "data_batch_1 in batches is damaged (its MD5 is not" in error and error.count("\n") == 1
+    assert not data and not Path("executed").exists()
 
 
 @pytest.mark.parametrize("command", [["train"], ["grid", "g.yaml", "--study", "single"]])
@@ -231,10 +280,120 @@ def test_status_counts_what_was_asked_for_until_the_list_is_removed(tmp_path, ca
     for shown in (status(), status("--watch")):
         counts = {line.split()[0]: line.split()[1:] for line in shown[1:4]}
         assert counts == {"cnn": list("100001"), "My_Net": list("000002"), "all": list("100003")}
-        assert shown[4:] == [f"best so far: {done.run_name}, validation accuracy 0.5000",
+        assert shown[4:] == ["best so far: cnn_gamma_0.9, validation accuracy 0.5000",
                              f"no estimate: no run of My_Net of this size is recorded in {tmp_path} yet"]
     shutil.rmtree(study / "planned")
     assert status()[1].split() == ["cnn", *"100000"] and status()[-1] == "nothing is left to do"
+
+
+def test_status_tells_of_runs_in_progress_and_of_failed_ones(tmp_path, capsys):
+    configs = [Config(model="cnn", scheduler="step", gamma=gamma, epochs=40) for gamma in (0.9, 0.8, 0.7)]
+    study = tmp_path / "s"
+    begun, first, failed = (study / config.run_name for config in configs)
+    note_planned(study, configs)
+    claims = [claim.Claim.take(folder) for folder in (begun, first)]
+    row = {"train_loss": 1.0, "train_accuracy": 0.5, "seconds": 60.0}
+    History([{**row, "epoch": epoch, "val_accuracy": epoch / 8} for epoch in (1, 2)]).write(begun / "history.csv")
+    failed.mkdir()
+    write_failure(failed, configs[2], "a page of output\nRuntimeError: out of luck\n")
+
+    def shown(*arguments):
+        assert cli.main([*arguments, "--executed_dir", str(tmp_path)]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    told = ["failed: cnn_gamma_0.7: RuntimeError: out of luck", f"    see {failed / 'run.log'}",
+            "`grid` leaves what failed alone, unless it is given --retry-failed"]
+    assert shown("status", "s")[3:-1] == [
+        "running: cnn_gamma_0.8, in epoch 1 of 40",
+        "running: cnn_gamma_0.9, epoch 2 of 40, validation accuracy 0.2500, about 38 min left", *told]
+    assert shown("status") == ["s: 0 done, 0 diverged, 1 failed, 2 running, 0 preempted, 0 pending"]
+    for each in claims:
+        each.release()
+    shutil.rmtree(study / "planned")
+    assert shown("status", "s")[3:] == told, "it is not true that nothing is left to do"
+    (tmp_path / "s.yaml").write_text("rows: [{model: cnn, scheduler: step, epochs: 40, gamma: [0.9, 0.8, 0.7]}]")
+    assert shown("grid", str(tmp_path / "s.yaml"), "--dry-run") == [
+        "cnn_gamma_0.9", "cnn_gamma_0.8",
+        "3 cells, 3 distinct runs: 0 done, 0 diverged, 1 failed, 0 running, 0 preempted, 2 pending",
+        *told, f"no estimate: no run of cnn of this size is recorded in {tmp_path} yet"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "{}", json.dumps({"machine": claim._machine()})])
+def test_whatever_a_claim_file_holds_it_counts_until_it_is_silent_for_long(content, tmp_path):
+    (tmp_path / "claim.1").write_text(content)
+    assert status_of(tmp_path) == "running"
+    os.utime(tmp_path / "claim.1", (1, time.time() - 2 * claim.STALE))
+    assert status_of(tmp_path) == "pending"
+
+
+@pytest.mark.parametrize("command", ["status", "runs", "results"])
+def test_a_study_that_is_not_there_is_told_with_those_that_are(command, tmp_path, capsys):
+    for name in ("demo", "published"):
+        note_planned(tmp_path / name, [Config()])
+    assert run(command, "dmeo", "--executed_dir", str(tmp_path)) == 2
+    assert capsys.readouterr().err == (f"cifarlib: no runs in {tmp_path / 'dmeo'}; did you mean demo? "
+                                       "the studies there are demo, published\n")
+
+
+@pytest.mark.parametrize("folder", [".", "notebooks", "parameters", "executed/s"])
+def test_names_and_paths_are_understood_from_any_folder_of_the_project(folder, tmp_path, monkeypatch, capsys):
+    """From its root, or as the shell completes them; and what one command prints another understands."""
+    failed = Path("executed", "s", Config().run_name)
+    for name in ("notebooks", "parameters", failed):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "notebooks" / "experiment.ipynb").touch()
+    (tmp_path / "parameters" / "s.yaml").write_text("rows: [{}]")
+    write_failure(tmp_path / failed, Config(), "x")
+    reported = []
+    monkeypatch.setattr(report, "make_report", lambda parameters, folder: reported.append(parameters["runs"]))
+    monkeypatch.chdir(tmp_path / folder)
+    assert cli.main(["runs", "s"]) == 0
+    table = capsys.readouterr().out.strip()
+    assert Path(table).samefile(tmp_path / "executed" / "s" / "runs.csv")
+    for path in {"parameters/s.yaml", os.path.relpath(tmp_path / "parameters" / "s.yaml")}:
+        assert cli.main(["grid", path, "--dry-run"]) == 0 and " 1 failed," in capsys.readouterr().out
+    for given in (["s"], [table], ["--runs", table], ["executed/s/runs.csv"]):
+        assert cli.main(["results", *given]) == 0
+        found = project_path(reported.pop())
+        assert (found / "runs.csv" if found.is_dir() else found).samefile(table)
+    assert cli.main(["status", "s"]) == 0
+
+
+def test_no_locale_is_in_the_way_of_utf_8(tmp_path):
+    (tmp_path / "g.yaml").write_text("# größer\nrows: [{model: nets.py:Näht}, {model: vit}]", encoding="utf-8")
+    (tmp_path / "nets.py").touch()
+    ascii = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": os.getcwd()}
+    ended = subprocess.run([sys.executable, "-m", "cifarlib", "grid", "g.yaml", "--dry-run"], cwd=tmp_path, env=ascii,
+                           capture_output=True, encoding="utf-8")
+    assert ended.returncode == 0 and ended.stdout.startswith("Näht\nvit\n2 cells"), ended.stderr
+
+
+def test_a_notebook_that_imports_another_clone_says_so(tmp_path):
+    for name in ("notebooks/experiment.ipynb", "cifarlib/__init__.py"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    command, here = [sys.executable, "-c", "import cifarlib"], {**os.environ, "PYTHONPATH": os.getcwd()}
+    for folder, lines in ((tmp_path / "notebooks", 1), (tmp_path.parent, 0), (os.getcwd(), 0)):
+        said = subprocess.run(command, cwd=folder, env=here, capture_output=True, text=True).stderr
+        assert said.count("\n") == lines and (not lines or f"pip install --editable {tmp_path}`" in said)
+
+
+def test_the_commit_is_that_of_the_repository_that_keeps_the_code(tmp_path, monkeypatch):
+    def git(*arguments):
+        subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True, capture_output=True)
+
+    monkeypatch.setattr(record, "PACKAGE", tmp_path / "unpacked" / "cifarlib")
+    record.PACKAGE.mkdir(parents=True)
+    (record.PACKAGE / "__init__.py").touch()
+    commit = record.commit.__wrapped__
+    git("init")
+    author = ["-c", "user.name=x", "-c", "user.email=x"]
+    git(*author, "commit", "--allow-empty", "-m", "of another project")
+    assert commit() is None
+    git("add", ".")
+    assert commit().endswith("+")
+    git(*author, "commit", "-m", "with the code")
+    assert re.fullmatch("[0-9a-f]{7,}", commit())
 
 
 def test_records_of_older_versions_have_the_defaults_and_unknown_fields_are_one_line(tmp_path, capsys):

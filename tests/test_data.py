@@ -180,8 +180,11 @@ def test_batches_are_opened_once_and_again_when_one_has_changed(batches, monkeyp
     assert np.array_equal(CIFAR10.arrays(batches)[0], first[0]), "what is done to the images stays in memory"
     write_batches(CIFAR10, batches, monkeypatch, label=3)
     assert (CIFAR10.arrays(batches)[1] == 3).all() and opened == [batches]
-    (batches / cifar.CACHE).write_bytes((batches / cifar.CACHE).read_bytes()[:1000])
-    assert len(CIFAR10.arrays(batches)[1]) == 100 and len(opened) == 2, "half a cache is none"
+    whole, images = (batches / cifar.CACHE).read_bytes(), CIFAR10.arrays(batches)[0].copy()
+    for damaged in (whole[:1000], whole[:5000] + bytes(9000) + whole[14000:]):
+        (batches / cifar.CACHE).write_bytes(damaged)
+        assert np.array_equal(CIFAR10.arrays(batches)[0], images)
+    assert len(opened) == 3 and (batches / cifar.CACHE).read_bytes() == whole, "each was made anew"
 
 
 def test_batches_in_a_folder_that_cannot_be_written(batches, monkeypatch):
@@ -393,8 +396,9 @@ def test_failed_download_is_one_line_and_leaves_nothing(failure, packed, tmp_pat
             load_splits(Config(device="cpu"))
     message = str(caught.value)
     assert message.startswith("CIFAR-10 could not be downloaded") and "\n" not in message
+    assert f"fetch {theirs.url} elsewhere and unpack it so that cifar-10/cifar-10-batches-py is there" in message
     assert not failure.startswith("stalls") or "timed out" in message
-    assert os.listdir(tmp_path / "work" / "cifar-10") == [".lock"]
+    assert os.listdir(tmp_path / "work") == [], "copied there, data would lie one level too deep"
     assert socket.getdefaulttimeout() is None
 
 

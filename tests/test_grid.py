@@ -57,7 +57,9 @@ def test_any_field_may_be_an_axis(tmp_path):
         product: {batch_size: [64, 128], dataset: [cifar10, synthetic], softmax_in_loss: [false, true], epochs: [1, 2]}
         rows: [{model: [cnn, nets.py:Net]}, {model: resnet, model_args: [{}, {depths: [1, 1, 1, 1]}]}]"""
     cells = read_grid(write(tmp_path, text))
-    assert len(cells) == 64 == len(distinct_runs(cells))
+    runs = distinct_runs(cells)
+    assert len(cells) == 64 == len(runs) == len({run.label for run in runs})
+    assert runs[-1].label == "resnet_depths_1-1-1-1_epochs_2_batch_size_128_softmax_in_loss_True_dataset_synthetic"
     assert cells[-1].run_name.endswith("_depths_1-1-1-1_epochs_2_batch_size_128_softmax_in_loss_True_dataset_synthetic")
 
 
@@ -85,7 +87,9 @@ def test_the_last_list_varies_fastest_and_rows_join_a_product(tmp_path, text, ce
     ("product: [cnn]", "product should be a mapping"),
     ("rows: {model: cnn}", "rows should be a list"),
     ("rows: [cnn]", "each of the rows"),
-    ("fixed: {learning_rate: 1e-4}", "YAML needs the dot"),
+    ("fixed: {learning_rate: 1e-4}", "YAML needs the number as 0.0001"),
+    ("fixed: {scheduler: on}", "scheduler: expected text, got True .put it in quotes"),
+    ("fixed: {model_args: 'depth: 2'}", "write it as {name: value}, without quotes"),
     ("fixed: {modle: cnn}", "did you mean model"),
     ("fixed: {model: [unclosed", "is not YAML"),
     ("product: {lr: [0.1, 0.2]}", "did you mean learning_rate"),
@@ -94,6 +98,8 @@ def test_the_last_list_varies_fastest_and_rows_join_a_product(tmp_path, text, ce
     ("rows: []", "rows is a list without values"),
     ("product: {seed: [1, 2], model: [cnn], seed: [3]}", "is not YAML .*seed is given twice"),
     ("fixed: {seed: 2024-99-99}", "is not YAML"),
+    ("fixed: {seed: 010}", "010 would be 8; write that, or quotes"),
+    ("fixed: {limit_train: 1:30}", "1:30 would be 90; write that, or quotes"),
 ])
 def test_a_bad_grid_file_is_one_clear_line(tmp_path, text, message):
     with pytest.raises(InputError, match=message) as caught:

@@ -99,7 +99,8 @@ def test_papermill_runs_the_experiment_and_publishes_no_path_of_the_machine(tmp_
 
 @pytest.mark.parametrize("arguments, message", [
     ("-p lr 0.1", "unknown parameter 'lr'; did you mean learning_rate?"), ("-p model ResNet", "did you mean resnet?"),
-    ("-p softmax_in_loss true", "papermill's -p takes True or False"), ('-y {"learning_rate":"1e-4"}', "needs the dot"),
+    ("-p softmax_in_loss true", "papermill's -p True or False"), ('-y {"learning_rate":"1e-4"}', "as 0.0001"),
+    ("-p study 2024", "with papermill -r study 2024"), ("-p model_args {depth:1}", "with papermill -y 'model_args: {"),
     ("-p model none.py:Net -p model_args None", "model_args: expected a mapping"),
     ("-p dataset cifar10 -p data_dir none", "no CIFAR-10 in none"), ("-p batch_size 65", "batch_size: 65"),
     ("-p device cuda:99", "device: cuda:99 is not there"), ("-p model vit", "vit has no 'widths'"),

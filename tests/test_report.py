@@ -27,7 +27,7 @@ PATHS = r"(?<![\w.:/])/(home|root|tmp|work|Users|usr|mnt|data)/"
 
 
 def test_results_draws_the_charts_writes_html_and_the_readme_section(tmp_path, capsys, monkeypatch):
-    monkeypatch.delenv("CIFAR10_DIR", raising=False)
+    monkeypatch.setenv("CIFAR10_DIR", "gone")  # which only the chart with images needs
     study, readme = tmp_path / "executed" / "equal_compute", tmp_path / "README.md"
     figures = study / "figures"
     table = made.table(models=("cnn", "resnet"), learning_rate=(0.001, 0.0001), weight_decay=(0.001,), gamma=(0.97,))
@@ -44,6 +44,7 @@ def test_results_draws_the_charts_writes_html_and_the_readme_section(tmp_path, c
     assert "<img" in (study / "results.html").read_text()
     executed = (study / "results.ipynb").read_bytes()
     assert b"From the first to the second the median difference is +1.00 points" in executed, "from the other to ours"
+    assert b"Left out: cnn_wrong, resnet_wrong ($CIFAR10_DIR: no CIFAR-10 in gone;" in executed
     assert cli.main([*arguments, "--compare-with", "typo.csv"]) == 2
     assert (study / "results.ipynb").read_bytes() == executed
     first = readme.read_text()

@@ -11,20 +11,23 @@
 
 import dataclasses
 import itertools
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from ..config import Config, check_names, from_text
+from ..config import Config, check_names, from_text, names_apart
+from ..data.cifar import available
 from ..errors import InputError
-from ..files import replacing
+from ..files import project_path, replacing
+from ..parts import DATASETS, load
 
 SECTIONS = {"fixed": dict, "product": dict, "rows": list}
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which a name that is given twice is an error, where YAML would keep the last value without a word."""
+    """YAML that refuses what it would read as something else without a word: a name given twice, 010 for 8, 1:30."""
 
     def construct_mapping(self, node, deep=False):
         names = [key.value for key, _ in node.value]  # as written: values that `<<` brings in may be replaced
@@ -32,13 +35,27 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, f"{twice} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node):
+        value = super().construct_yaml_int(node)
+        if not re.fullmatch(r"[+-]?(0|[1-9][\d_]*)", node.value):
+            raise yaml.constructor.ConstructorError(None, None, f"{node.value} would be {value}; write that, or quotes",
+                                                    node.start_mark)
+        return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
 
 @dataclass(frozen=True)
 class Run:
-    """One training run and the grid cells that it stands for (cells whose difference does nothing share one)."""
+    """One training run and the grid cells that it stands for (cells whose difference does nothing share one).
+
+    label: its name without what all runs of the grid share.
+    """
 
     config: Config
     cells: tuple[Config, ...]
+    label: str = ""
 
     @property
     def name(self) -> str:
@@ -51,7 +68,7 @@ def read_grid(path: str | Path, overrides: dict | None = None) -> list[Config]:
     Raises InputError for a file that isn't one, or values that don't fit.
     """
     try:
-        content = yaml.load(Path(path).read_text(), _Loader)
+        content = yaml.load(project_path(path).read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise InputError(f"{path} can't be read ({error.strerror}); expected a grid file such as parameters/demo.yaml")
     except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date that isn't one
@@ -77,6 +94,26 @@ def _combinations(values: dict) -> list[dict]:
     return [dict(zip(values, combination)) for combination in itertools.product(*lists)]
 
 
+def decided(cells: list[Config], download: bool) -> list[Config]:
+    """The cells with what the dataset `auto` is here in its place: names of runs, and the runs, differ by their images.
+
+    download: False takes it for granted that CIFAR-10 could be downloaded.
+    """
+    folders = {cell.data_dir for cell in cells if cell.dataset == "auto"}
+    found = {folder: available(folder) if download else "cifar10" for folder in folders}
+    return [cell.replace(dataset=found[cell.data_dir]) if cell.dataset == "auto" else cell for cell in cells]
+
+
+def fetch_data(configs: list[Config]) -> None:
+    """Have the files of the runs' datasets downloaded, in sight, and verified before any run starts.
+
+    Raises InputError if they can't be had, or are damaged.
+    """
+    for dataset, data_dir in {(config.dataset, config.data_dir) for config in configs}:
+        if DATASETS[dataset].locate:
+            load(DATASETS[dataset].reader)(data_dir)
+
+
 def distinct_runs(cells: list[Config]) -> list[Run]:
     """The runs that a grid needs: cells that are equal, or differ only in what does nothing, share one.
 
@@ -90,7 +127,8 @@ def distinct_runs(cells: list[Config]) -> list[Run]:
             if field := next((field for field in one if one[field] != two.get(field)), None):
                 raise InputError(f"two different runs would be called {name}: their {field} is {one[field]!r} and "
                                  f"{two.get(field)!r}; rename one, or make two studies of them")
-    return [Run(group[0], tuple(group)) for group in groups.values()]
+    labels = names_apart([group[0] for group in groups.values()])
+    return [Run(group[0], tuple(group), label) for group, label in zip(groups.values(), labels)]
 
 
 def select(cells: list[Config], wanted: str) -> list[Config]:

@@ -69,7 +69,10 @@ def execute_run(run: Run, options: Options, stopping: Stopping, threads: int = 0
     claim: the run ends, and nothing is recorded, if somebody else takes it over; warm: from where to fork it.
     """
     folder = options.run_folder(run.config)
-    if not is_finished(folder):  # a finished run's goes once training anew begins, which bad input may prevent
+    # What a finished run left goes once training anew begins, which bad input may prevent.
+    finished = read_record(folder) if is_finished(folder) else None
+    notebook = (folder / NOTEBOOK).read_bytes() if finished and (folder / NOTEBOOK).exists() else None
+    if not finished:
         (folder / RECORD).unlink(missing_ok=True)
     for stale in (folder / STOP, *folder.glob(".*.part")):  # parts are what killed processes left half written
         stale.unlink(missing_ok=True)
@@ -88,7 +91,7 @@ def execute_run(run: Run, options: Options, stopping: Stopping, threads: int = 0
     if stopping.killed:  # while the warm process was beginning
         process.kill()
     lines = deque(maxlen=LAST_LINES)
-    with process, (folder / LOG).open("w") as log:
+    with process, (folder / LOG).open("a" if finished else "w") as log:
         for line in process.stdout:
             log.write(line)
             log.flush()
@@ -96,6 +99,8 @@ def execute_run(run: Run, options: Options, stopping: Stopping, threads: int = 0
             if echo:
                 echo(line)
     del stopping.running[folder]
+    if notebook and process.returncode != OK and read_record(folder) == finished:
+        (folder / NOTEBOOK).write_bytes(notebook)
     if process.returncode != PREEMPTED or _modified(folder / HISTORY) != before:
         stopping.progress = True
     if claim and claim.lost:
@@ -254,7 +259,7 @@ def _report(bar: tqdm, run: Run, options: Options, code: int, seconds: float, sh
     accuracy = record["metrics"].get("val_accuracy_best_val_acc")
     best = f"best validation accuracy {accuracy:.4f}" if accuracy is not None else "no validation"
     bar.update()
-    bar.write(f"{run.name}  {record['status']}  {best}  {seconds:.0f} s")
+    bar.write(f"{run.label}  {record['status']}  {best}  {seconds:.0f} s")
     if "error" in record:
         bar.write("    " + record["error"].splitlines()[-1])
     elif code not in (OK, PREEMPTED):

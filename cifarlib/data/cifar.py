@@ -8,9 +8,10 @@ import hashlib
 import http.client
 import os
 import pickle
-import shutil
 import socket
+import sys
 import tempfile
+import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,8 @@ from ..errors import InputError
 from ..files import project_path, replacing
 from .synthetic import synthetic
 
-CACHE = "cifarlib.cache"  # beside the batches: their pixels, their labels and the stamp of the files they came from
-PIXELS = 3 * 32 * 32  # bytes of an image
+CACHE = "cifarlib.cache"  # beside the batches: their pixels, their labels, the stamp of the files, a checksum
+PIXELS, CHECKSUM = 3 * 32 * 32, 4  # bytes of an image, and of the checksum
 
 
 @dataclass(frozen=True)
@@ -78,30 +79,35 @@ class Archive:
     def download(self) -> Path:
         """Fetch the archive with torchvision, which shows a progress bar; only complete batches are moved in place.
 
-        One process at a time downloads; the others wait and take what it brought. Raises InputError if it can't be had.
+        One process at a time downloads, where files can be locked; the others wait and take what it brought. A download
+        that fails leaves nothing. Raises InputError if the data can't be had.
         """
         import torchvision.datasets
 
-        home, timeout = project_path(self.home), socket.getdefaulttimeout()
+        theirs, timeout = getattr(torchvision.datasets, self.key), socket.getdefaulttimeout()
+        home = project_path(self.home)
         try:
             home.mkdir(parents=True, exist_ok=True)
-            with (home / ".lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                if found := self._batches_in(home):
-                    return found
-                socket.setdefaulttimeout(10)
-                with tempfile.TemporaryDirectory(dir=home, prefix=".download-") as part:
-                    getattr(torchvision.datasets, self.key)(part, download=True)
-                    shutil.move(Path(part) / self.batches, home / self.batches)
+            # The folder comes before the lock: while any process waits, `home` is not empty and stays.
+            with tempfile.TemporaryDirectory(dir=home, prefix=".download-") as part, (home / ".lock").open("w") as lock:
+                with suppress(OSError):
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                if not self._batches_in(home):
+                    socket.setdefaulttimeout(10)
+                    theirs(part, download=True)
+                    os.rename(Path(part) / self.batches, home / self.batches)
         # no network, a broken-off transfer, a full or read-only disk
         except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
             reason = " ".join(str(error).split())
-            raise InputError(f"{self.name} could not be downloaded into {home} ({reason}); download "
-                             f"{self.home}-python.tar.gz elsewhere and unpack it there, name its folder (data_dir or "
-                             f"${self.key}_DIR), or take the stand-in (dataset synthetic)")
+            raise InputError(f"{self.name} could not be downloaded ({reason}); fetch {theirs.url} elsewhere and unpack "
+                             f"it so that {home / self.batches} is there, or name its folder (data_dir or "
+                             f"${self.key}_DIR), or take the stand-in (dataset synthetic)") from None
         finally:
             socket.setdefaulttimeout(timeout)
-        return home / self.batches
+            with suppress(OSError):  # others may still need them
+                (home / ".lock").unlink(missing_ok=True)
+                home.rmdir()
+        return self._batches_in(home)
 
     def arrays(self, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """(images uint8 (50000, 3, 32, 32), labels int64 (50000,), test images, test labels) of a folder's batches.
@@ -113,8 +119,9 @@ class Archive:
         content = _kept(folder / CACHE, stamp)
         if content is None:
             content = np.concatenate([*self._opened(folder), stamp])
-            with suppress(OSError), replacing(folder / CACHE) as part:
-                content.tofile(part)
+            with suppress(OSError), replacing(folder / CACHE) as part, part.open("wb") as file:
+                content.tofile(file)
+                file.write(_checksum(content))
         count = (len(content) - len(stamp)) // (PIXELS + 1)  # of images: first all pixels, then all labels, the stamp
         images = content[:count * PIXELS].reshape(count, 3, 32, 32)
         labels = content[count * PIXELS:-len(stamp)].astype(np.int64)
@@ -146,12 +153,19 @@ class Archive:
 
 
 def _kept(cache: Path, stamp: np.ndarray) -> np.ndarray | None:
-    """The content of the cache; None if there is none, or the batches have changed since."""
+    """The content of the cache; None if there is none, it is damaged, or the batches have changed since."""
     try:
-        content = np.memmap(cache, np.uint8, mode="c")  # copied where it is written to; the file stays as it is
+        file = np.memmap(cache, np.uint8, mode="c")  # copied where it is written to; the file stays as it is
     except (OSError, ValueError):
         return None
-    return content if np.array_equal(content[-len(stamp):], stamp) else None
+    content, checksum = file[:-CHECKSUM], file[-CHECKSUM:].tobytes()
+    fresh = np.array_equal(content[-len(stamp):], stamp)
+    return content if fresh and _checksum(content) == checksum else None
+
+
+def _checksum(content: np.ndarray) -> bytes:
+    """CRC-32, which takes a tenth of a second for all of CIFAR-10."""
+    return zlib.crc32(content).to_bytes(CHECKSUM, "big")
 
 
 CIFAR10 = Archive("CIFAR-10", "cifar-10-batches-py", "labels", {
@@ -171,11 +185,20 @@ read_cifar10, local_cifar10 = CIFAR10.read, CIFAR10.local
 read_cifar100, local_cifar100 = CIFAR100.read, CIFAR100.local
 
 
-def cifar10_or_stand_in(data_dir: str = ""):
-    """CIFAR-10 if it can be had, else the generated stand-in; but a folder that is named must hold CIFAR-10."""
+def available(data_dir: str = "") -> str:
+    """The dataset that `auto` stands for: cifar10 if it can be had, else synthetic, which a line on stderr says.
+
+    A folder that is named must hold CIFAR-10.
+    """
     if not CIFAR10.local(data_dir):
         try:
             CIFAR10.download()
-        except InputError:
-            return synthetic()
-    return CIFAR10.read(data_dir)
+        except InputError as error:
+            print(f"cifarlib: SYNTHETIC DATA, NOT CIFAR-10, is taken: {error}", file=sys.stderr, flush=True)
+            return "synthetic"
+    return "cifar10"
+
+
+def cifar10_or_stand_in(data_dir: str = ""):
+    """The reader of the dataset `auto`."""
+    return CIFAR10.read(data_dir) if available(data_dir) == "cifar10" else synthetic()

@@ -103,10 +103,11 @@ def _stale(path: Path) -> bool:
         owner = json.loads(text)
     except ValueError:
         owner = {}  # being written, or its owner died over that
+    owner = owner if isinstance(owner, dict) else {}
     if renewed and owner.get("machine") == _machine():
         if _locked(path):
             return False
-        if owner["started"]:
+        if owner.get("started"):
             return owner["started"] != _started(owner["pid"])
     return time.time() - renewed > STALE
 

@@ -127,7 +127,9 @@ def _version(package: str) -> str | None:
 
 @cache
 def commit() -> str | None:
-    """The commit of the code, with `+` if files differ from it; None outside a git checkout.
+    """The commit of the code, with `+` if files differ from it; None where git doesn't keep the code.
+
+    That is outside a checkout, and in one of another project in which this one was unpacked.
 
     Remembered by each process: the files may change while it trains.
     """
@@ -136,6 +138,7 @@ def commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", "__init__.py")
         return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -3,15 +3,17 @@
 import hashlib
 import json
 import time
+from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from statistics import mean
 
 import pandas
 
-from ..config import Config
+from ..config import Config, names_apart, nearest
 from ..errors import InputError
-from ..files import HISTORY, PLANNED, RECORD, STATE, TABLE, replacing
+from ..files import HISTORY, LOG, PLANNED, RECORD, STATE, TABLE, replacing
 from ..parts import short_name
 from ..words import duration
 from .claim import STALE
@@ -48,7 +50,7 @@ def planned_cells(study: Path) -> dict[str, list[Config]]:
     runs: dict[str, dict[str, Config]] = {}
     for path in sorted((study / PLANNED).glob("*.json")):
         try:
-            cells = [Config.from_dict(cell) for cell in json.loads(path.read_text())]
+            cells = [Config.from_dict(cell) for cell in json.loads(path.read_text(encoding="utf-8"))]
         except (InputError, ValueError, TypeError) as error:
             raise InputError(f"{path} is no list of cells of this version ({error}); remove it")
         for cell in cells:
@@ -111,26 +113,95 @@ def _records(study: Path) -> dict[Path, int]:
     return found
 
 
+def studies(folder: Path) -> list[str]:
+    """The names of the studies in a folder: those with runs that were asked for or recorded."""
+    return sorted({*(path.parent.name for path in folder.glob(f"*/{PLANNED}")),
+                   *(path.parent.parent.name for path in folder.glob(f"*/*/{RECORD}"))})
+
+
+def no_runs(study: Path) -> InputError:
+    """The error for a study without any: which there are instead."""
+    if not (known := studies(study.parent)):
+        return InputError(f"no runs in {study}; train one there first")
+    near = nearest(study.name, known)
+    meant = f"did you mean {near}? " if near else ""
+    return InputError(f"no runs in {study}; {meant}the studies there are {', '.join(known)}")
+
+
+def overview(folder: Path) -> str:
+    """A line for each study in a folder: how its runs stand. Raises InputError if there is none."""
+    if not (names := studies(folder)):
+        raise InputError(f"no studies in {folder}; train a run or a grid first")
+    return "\n".join(f"{name}: {standing(folder / name / run for run in configs_of(folder / name))}" for name in names)
+
+
+def standing(folders: Iterable[Path]) -> str:
+    """How many runs have which status."""
+    counts = Counter(map(status_of, folders))
+    return ", ".join(f"{counts[name]} {name}" for name in STATUSES)
+
+
+def configs_of(study: Path) -> dict[str, Config | None]:
+    """The runs of a study that were asked for or recorded, by name; None for a record of another version."""
+    found: dict[str, Config | None] = {name: cells[0] for name, cells in planned_cells(study).items()}
+    for path in study.glob(f"*/{RECORD}"):
+        if path.parent.name not in found:
+            found[path.parent.name] = None
+            with suppress(InputError, KeyError, TypeError):
+                found[path.parent.name] = Config.from_dict(recorded(path.parent, "config"))
+    return dict(sorted(found.items()))
+
+
 def summary(study: Path) -> str:
-    """How a study stands: runs by model and status, the best so far, and the time the rest may take.
+    """How a study stands: runs by model and status, the best so far, what runs, what failed, the time for the rest.
 
     Raises InputError if nothing is there.
     """
-    planned = planned_cells(study)
-    names = sorted(planned.keys() | {path.parent.name for path in study.glob(f"*/{RECORD}")})
-    if not names:
-        raise InputError(f"no runs in {study}; expected the name of a study, such as that of a grid that was begun")
-    status = {name: status_of(study / name) for name in names}
-    models = [planned[name][0].model if name in planned
-              else (recorded(study / name, "config") or {}).get("model", "unknown") for name in names]
-    counts = pandas.crosstab([*map(short_name, models)], [*status.values()]).reindex(columns=STATUSES, fill_value=0)
+    if not (configs := configs_of(study)):
+        raise no_runs(study)
+    status = {name: status_of(study / name) for name in configs}
+    models = [short_name(config.model) if config else "unknown" for config in configs.values()]
+    counts = pandas.crosstab(models, [*status.values()]).reindex(columns=STATUSES, fill_value=0)
     counts.loc["all"] = counts.sum()
-    scores = {name: (recorded(study / name, "metrics") or {}).get("val_accuracy_best_val_acc") for name in names}
     lines = [counts.rename_axis(index=None, columns=None).to_string()]
-    if best := max((name for name in names if scores[name] is not None), key=scores.get, default=None):
-        lines.append(f"best so far: {best}, validation accuracy {scores[best]:.4f}")
-    left = [cells[0] for name, cells in planned.items() if status[name] in ("pending", "preempted", "running")]
-    return "\n".join([*lines, time_left(left, study, max(1, int(counts.loc["all", "running"])))])
+    known = {name: config for name, config in configs.items() if config}
+    labels = {name: name for name in configs} | dict(zip(known, names_apart([*known.values()])))
+    scores = {name: (recorded(study / name, "metrics") or {}).get("val_accuracy_best_val_acc") for name in configs}
+    if best := max((name for name in configs if scores[name] is not None), key=scores.get, default=None):
+        lines.append(f"best so far: {labels[best]}, validation accuracy {scores[best]:.4f}")
+    lines += [f"running: {labels[name]}, {progress(study / name, configs[name])}"
+              for name in known if status[name] == "running"]
+    folders = {label: study / name for name, label in labels.items()}
+    left = [known[name] for name in known if status[name] in ("pending", "preempted", "running")]
+    return "\n".join([*lines, *rest(folders, left, study, max(1, int(counts.loc["all", "running"])))])
+
+
+def progress(folder: Path, config: Config) -> str:
+    """Where a run is that is being trained: its epoch, its latest accuracy, the time that it may still take."""
+    rows = History.read(folder / HISTORY).rows if (folder / HISTORY).exists() else []
+    if not rows:
+        return f"in epoch 1 of {config.epochs}"
+    name = "val_accuracy" if "val_accuracy" in rows[-1] else "train_accuracy"
+    left = (config.epochs - len(rows)) * mean(row["seconds"] for row in rows)
+    kind = "validation" if name == "val_accuracy" else "training"
+    return f"epoch {len(rows)} of {config.epochs}, {kind} accuracy {rows[-1][name]:.4f}, about {duration(left)} left"
+
+
+SHOWN = 5  # failed runs, of which a text says why
+
+
+def rest(folders: dict[str, Path], left: list[Config], study: Path, jobs: int, resume: bool = True) -> list[str]:
+    """What is not finished, in lines: why runs failed, by what to call them, and the time that those `left` take."""
+    failed = [(name, folder) for name, folder in folders.items() if status_of(folder) == "failed"]
+    lines = []
+    for name, folder in failed[:SHOWN]:
+        said = (recorded(folder, "error") or "").strip().splitlines() or ["it ended without a word"]
+        lines += [f"failed: {name}: {said[-1]}", f"    see {folder / LOG}"]
+    if len(failed) > SHOWN:
+        lines.append(f"    and {len(failed) - SHOWN} more")
+    if failed:
+        lines.append("`grid` leaves what failed alone, unless it is given --retry-failed")
+    return [*lines, time_left(left, study, jobs, resume)] if left or not failed else lines
 
 
 def epochs_left(folder: Path, config: Config) -> int:

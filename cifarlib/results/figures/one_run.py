@@ -194,17 +194,18 @@ def calibration(table: Table) -> Figure | str:
 
 
 @styled
-def confidently_wrong(table: Table, model: str, images: tuple | None, n: int = 16) -> Figure | str:
+def confidently_wrong(table: Table, model: str, images: tuple | str | None, n: int = 16) -> Figure | str:
     """The test images that a model's best run gets wrong with the highest probability.
 
-    images: (uint8 (N, 3, 32, 32), labels (N,)) of the test set; a run may have used only the first of them.
+    images: (uint8 (N, 3, 32, 32), labels (N,)) of the test set, of which a run may have used only the first; or why
+    there are none.
     """
     if not (found := ranking.best_with(table, ranking.read_predictions, model)):
         return _no_predictions(table, model)
     labels, logits = found[0][1]
     name, classes = table.looks[model].label, table.data.classes
-    if images is None:
-        return "CIFAR-10 is not here; data_dir may name its folder"
+    if not isinstance(images, tuple):
+        return images or "no images were given"
     pixels, true = images
     if not np.array_equal(true[:len(labels)], labels):
         return f"the predictions of {name} are of other images than the ones given"
