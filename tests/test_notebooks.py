@@ -15,7 +15,7 @@ from jupyter_client.manager import start_new_kernel
 
 from cifarlib.config import Config, Options
 from cifarlib.errors import InputError
-from cifarlib.notebook.parameters import annotated_names, injected_names, read_parameters
+from cifarlib.notebook.parameters import assigned_names, check_parameters, declared, read_parameters
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -53,15 +53,16 @@ def test_committed_notebooks_are_thin_and_without_outputs(path):
     nbformat.validate(notebook)
     assert notebook.metadata.kernelspec.name == "python3"
     assert sum("parameters" in cell.metadata.get("tags", []) for cell in notebook.cells) == 1
-    parameters = annotated_names([cell.source for cell in code_cells(path)])
+    parameters = declared([cell.source for cell in code_cells(path)])
     for cell in code_cells(path):
         lines = [line for line in cell.source.splitlines() if line.strip()]
         assert not cell.outputs and cell.execution_count is None
         assert not re.search(r"^\s*(def|class) ", cell.source, re.MULTILINE), "it belongs in cifarlib"
+        if call := re.search(r"check_parameters\(globals\(\), (.*)\)", cell.source):
+            assert ast.literal_eval(call[1]) == tuple(parameters)
         if "parameters" not in cell.metadata.get("tags", []):
-            names = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Name)]
-            assigned = {node.id for node in names if isinstance(node.ctx, ast.Store)}
-            assert len(lines) <= 14 and not assigned & set(parameters), "a cell run again would take it for a parameter"
+            assert len(lines) <= 14
+            assert not {*assigned_names(cell.source)} & {*parameters}, "a cell run again would take it for a parameter"
 
 
 def test_experiment_parameters_are_the_fields_with_their_defaults():
@@ -75,11 +76,53 @@ def test_experiment_parameters_are_the_fields_with_their_defaults():
         assert found[spec.name]["help"], spec.name
 
 
-def test_read_parameters_takes_what_papermill_injected_and_defaults_of_what_the_notebook_lacks():
-    cell = '# Parameters\nmodel = "cnn"\nepochs = 3\n'
-    config, options = read_parameters({"model": "cnn", "epochs": 3, "In": ["", "model = 'resnet'", cell], "other": 1})
-    assert (config, options) == (Config(model="cnn", epochs=3), Options())
-    assert injected_names([cell]) == ["model", "epochs"]
+CELL = 'model: str = "cnn"\nepochs: int = 3\nseed: int = 5\n'
+INJECTED = '# Parameters\nmodel = "vit"\n'
+
+
+def parameters_of(*cells):
+    """Those of model, epochs and seed that differ from their defaults, after one kernel has executed the cells."""
+    namespace = {"In": ["", *cells]}
+    for cell in cells:
+        exec(cell, namespace)
+    config, options = read_parameters(namespace)
+    assert options == Options()
+    chosen = {"model": config.model, "epochs": config.epochs, "seed": config.seed}
+    return {name: value for name, value in chosen.items() if value != getattr(Config(), name)}
+
+
+@pytest.mark.parametrize("cells, read", [
+    ([CELL], {"model": "cnn", "epochs": 3, "seed": 5}),
+    ([CELL, INJECTED, "other = 1"], {"model": "vit", "epochs": 3, "seed": 5}),
+    ([CELL, "seed = 6", "scratch: int = 1", "epochs: int = 4"], {"model": "cnn", "epochs": 4, "seed": 6}),
+    (["epochs = 4", CELL.replace("seed", "# seed")], {"model": "cnn", "epochs": 3}),
+    ([CELL, INJECTED, "seed = 6", CELL.replace("seed", "# seed")], {"model": "cnn", "epochs": 3}),
+    (["epochs = 3", 'model = "cnn"'], {"model": "cnn", "epochs": 3}),
+])
+def test_parameters_are_those_of_the_last_cell_of_parameters_and_of_the_cells_below(cells, read):
+    assert parameters_of(*cells) == read
+
+
+@pytest.mark.parametrize("cells, message", [
+    ([CELL.replace("epochs", "epohcs")], "unknown parameter 'epohcs'; did you mean epochs?"),
+    ([CELL, CELL + "learing_rate = 0.01"], "unknown parameter 'learing_rate'; did you mean learning_rate?"),
+    ([CELL, CELL.replace("model: str", "modle")], "unknown parameter 'modle'; did you mean model?"),
+    ([CELL, INJECTED + "lr = 0.1"], "unknown parameter 'lr'; did you mean learning_rate?"),
+    ([INJECTED, CELL], "the cell of parameters has lost its tag"),
+])
+def test_parameters_that_would_be_ignored_are_refused(cells, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        parameters_of(*cells)
+
+
+@pytest.mark.parametrize("cell, message", [
+    ("runs: str = 'x'\nrank_bye: str = 'auto'", "unknown parameter 'rank_bye'; did you mean rank_by?"),
+    ("runs: str = 'x'", "parameter 'rank_by' is missing"),
+])
+def test_a_parameter_that_another_notebook_lacks_is_not_taken_from_before(cell, message):
+    namespace = {"In": ["runs: str = 'x'\nrank_by: str = 'auto'", cell], "runs": "x", "rank_by": "auto"}
+    with pytest.raises(InputError, match=re.escape(message)):
+        check_parameters(namespace, "runs", "rank_by")
 
 
 def test_papermill_runs_the_experiment_and_publishes_no_path_of_the_machine(tmp_path):
