@@ -20,7 +20,9 @@ from .kernel import BAD_INPUT, OK, PR_SET_CHILD_SUBREAPER, prctl
 # glibc returns every large block to the kernel and has it zeroed again at the next step; kept, a step is up to a
 # quarter faster.
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(2**26)}
-INLINE = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}  # which a kernel sets before it imports matplotlib
+# In place of what the user's account may say, so that a batch run is the same for everybody (see kernel.py, too).
+NOT_THE_USERS = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "MATPLOTLIBRC": os.devnull,
+                 "PYTHONSTARTUP": ""}
 
 
 def notebook_path(name: str) -> Path:
@@ -118,7 +120,7 @@ class Warm:
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             command = [sys.executable, "-m", "cifarlib.batch.warm", str(theirs.fileno())]
-            self.process = subprocess.Popen(command, env=INLINE | environment, stdin=subprocess.DEVNULL,
+            self.process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL,
                                             start_new_session=True, pass_fds=[theirs.fileno()])
 
     def _end(self) -> None:
@@ -136,7 +138,7 @@ def start_notebook(notebook: Path, output: Path, parameters: dict, environment: 
     environment: variables that differ from this process's; claim: the process ends when it is lost; warm: where to fork
     it, with all it prints on stdout; streams: stdout and stderr of one that starts cold, as for Popen.
     """
-    environment = {**ALLOCATOR, **os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}
+    environment = {**ALLOCATOR, **os.environ, **NOT_THE_USERS, "PYTHONUNBUFFERED": "1", **(environment or {})}
     if os.path.isabs(parameters.get("data_dir", "")):  # parameters are published with the notebook
         environment["CIFAR10_DIR"], parameters = parameters["data_dir"], {**parameters, "data_dir": ""}
     arguments, locks = [str(notebook), str(output), str(os.getpid())], []
