@@ -11,11 +11,14 @@ from pathlib import Path
 import nbformat
 import papermill.cli
 import pytest
+from IPython.core.formatters import DisplayFormatter
 from jupyter_client.manager import start_new_kernel
 
+from cifarlib.batch.launch import execute_notebook
 from cifarlib.config import Config, Options
 from cifarlib.errors import InputError
 from cifarlib.notebook.parameters import assigned_names, check_parameters, declared, read_parameters
+from cifarlib.results.figures.style import new_figure
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -222,3 +225,32 @@ def test_a_bad_parameter_ends_the_notebook_with_one_line_before_training(tmp_pat
     assert error.ename == "InputError" and len(error.traceback) == 1
     assert "unknown parameter 'modle'; did you mean model?" in error.evalue
     assert not (tmp_path / "executed").exists()
+
+
+def test_batch_kernels_take_nothing_from_the_users_account(tmp_path, monkeypatch):
+    """Profile, start-up files, matplotlib's settings and a kernel of the same name; the chart is there."""
+    for path, content in {
+            "ipython/profile_default/startup/a.py": "import torch; torch.set_default_dtype(torch.float64)",
+            "start.py": "raise SystemExit", "matplotlib/matplotlibrc": "lines.linewidth: 9",
+            "jupyter/kernels/python3/kernel.json": json.dumps({"argv": ["false"], "display_name": "", "language": ""}),
+    }.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(content)
+    account = {"IPYTHONDIR": "ipython", "PYTHONSTARTUP": "start.py", "MPLCONFIGDIR": "matplotlib",
+               "JUPYTER_DATA_DIR": "jupyter", "JUPYTER_PREFER_ENV_PATH": "0", "MPLBACKEND": "agg"}
+    for name, value in account.items():
+        monkeypatch.setenv(name, value if value in ("0", "agg") else str(tmp_path / value))
+    code = """import torch, matplotlib.pyplot as plt
+print(torch.get_default_dtype(), plt.rcParams["lines.linewidth"])
+plt.plot([1, 2]);"""
+    cells = [nbformat.v4.new_code_cell(code)]
+    (tmp_path / "notebooks").mkdir()
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=nbformat.read(NOTEBOOKS[0], 4).metadata),
+                   tmp_path / "notebooks" / "x.ipynb")
+    monkeypatch.chdir(tmp_path)
+    printed, chart = code_cells(execute_notebook("x.ipynb", {}, tmp_path / "out"))[0].outputs
+    assert printed.text == "torch.float32 1.5\n" and "image/png" in chart.data
+
+
+def test_charts_are_shown_whatever_backend_is_set():
+    assert "image/png" in DisplayFormatter().format(new_figure(1)[0])[0]
