@@ -14,7 +14,7 @@ import pytest
 from IPython.core.formatters import DisplayFormatter
 from jupyter_client.manager import start_new_kernel
 
-from cifarlib.batch.launch import execute_notebook
+from cifarlib.batch.launch import check_notebook, execute_notebook
 from cifarlib.config import Config, Options
 from cifarlib.errors import InputError
 from cifarlib.notebook.parameters import assigned_names, check_parameters, declared, read_parameters
@@ -42,6 +42,13 @@ def refused(path, message):
 def run_papermill(output, *arguments, notebook="notebooks/experiment.ipynb"):
     command = [sys.executable, "-m", "papermill", notebook, str(output), "--no-progress-bar", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+
+
+def write_notebook(folder, cells):
+    path = folder / "notebooks" / "x.ipynb"
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=nbformat.read(NOTEBOOKS[0], 4).metadata), path)
+    return path
 
 
 def parameters_file(folder, **values):
@@ -240,17 +247,41 @@ def test_batch_kernels_take_nothing_from_the_users_account(tmp_path, monkeypatch
                "JUPYTER_DATA_DIR": "jupyter", "JUPYTER_PREFER_ENV_PATH": "0", "MPLBACKEND": "agg"}
     for name, value in account.items():
         monkeypatch.setenv(name, value if value in ("0", "agg") else str(tmp_path / value))
-    code = """import torch, matplotlib.pyplot as plt
-print(torch.get_default_dtype(), plt.rcParams["lines.linewidth"])
-plt.plot([1, 2]);"""
-    cells = [nbformat.v4.new_code_cell(code)]
-    (tmp_path / "notebooks").mkdir()
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=nbformat.read(NOTEBOOKS[0], 4).metadata),
-                   tmp_path / "notebooks" / "x.ipynb")
-    monkeypatch.chdir(tmp_path)
+    code = ("import torch, matplotlib.pyplot as plt\n"
+            "print(torch.get_default_dtype(), plt.rcParams['lines.linewidth']); plt.plot([1, 2]);")
+    monkeypatch.chdir(write_notebook(tmp_path, [nbformat.v4.new_code_cell(code)]).parent.parent)
     printed, chart = code_cells(execute_notebook("x.ipynb", {}, tmp_path / "out"))[0].outputs
     assert printed.text == "torch.float32 1.5\n" and "image/png" in chart.data
 
 
 def test_charts_are_shown_whatever_backend_is_set():
     assert "image/png" in DisplayFormatter().format(new_figure(1)[0])[0]
+
+
+def test_a_notebook_that_takes_no_parameters_is_refused_before_a_kernel_starts(tmp_path):
+    cells = nbformat.read(ROOT / "notebooks" / "experiment.ipynb", 4).cells
+    own, others = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])], cells[2:]
+    for tagged in (None, others[3]):
+        own[0].metadata = {}
+        if tagged:
+            tagged.metadata = {"tags": ["parameters"]}
+        with pytest.raises(InputError, match="the cell of parameters has lost its tag"):
+            check_notebook(write_notebook(tmp_path, cells), {"epochs": 1, "model": "cnn"})
+    (tmp_path / "notebooks" / "x.ipynb").write_text("{")
+    with pytest.raises(InputError, match="x.ipynb is no notebook"):
+        check_notebook(tmp_path / "notebooks" / "x.ipynb", {})
+
+
+def test_code_that_is_not_the_committed_one_is_told(tmp_path, capsys):
+    cells = nbformat.read(ROOT / "notebooks" / "experiment.ipynb", 4).cells
+    path = write_notebook(tmp_path, cells)
+    check_notebook(path, {})  # outside git
+    for command in ("init -q", "add .", "-c user.name=a -c user.email=a@b commit -qm first"):
+        subprocess.run(["git", "-C", str(tmp_path), *command.split()], check=True)
+    own = next(cell for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    own.source += "\nepochs = 3"
+    cells[4].update(execution_count=1, outputs=[nbformat.v4.new_output("stream", text="x")])
+    check_notebook(write_notebook(tmp_path, cells), {"epochs": 1})
+    assert capsys.readouterr().err == ""
+    check_notebook(write_notebook(tmp_path, [*cells, nbformat.v4.new_code_cell("scratch = 1")]), {"epochs": 1})
+    assert "x.ipynb is executed as it is now: its code isn't the committed one" in capsys.readouterr().err
