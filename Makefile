@@ -32,7 +32,7 @@ report: setup  ## redraw the studies' charts and rewrite the pages' tables from 
 	for study in $(STUDIES); do \
 	  $(BIN)/python -m cifarlib results --runs executed/$$study/runs.csv --figures figures/$$study --readme executed/$$study/README.md || exit; \
 	done
-	$(BIN)/python -m cifarlib bench --no-measure --readme executed/throughput/README.md
+	$(BIN)/python -m cifarlib bench --no-measure --folder executed/throughput --readme executed/throughput/README.md
 	$(BIN)/python -m cifarlib bench --no-measure --folder executed/throughput/without_bf16 --readme executed/throughput/README.md --section without_bf16
 	$(BIN)/python -m cifarlib pages $(STUDIES) $(if $(PUBLISHED),--compare-with $(PUBLISHED))
 

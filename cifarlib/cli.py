@@ -128,8 +128,8 @@ def make_parser() -> Parser:
     command.add_argument("--share", type=float, default=1.0, help="part of the usual number of images a round")
     command.add_argument("--dataset", default="cifar10", help="cifar10, synthetic or auto")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    command.add_argument("--folder", default="executed/throughput", metavar="DIR", help="folder for the measurements")
-    command.add_argument("--figures", default="figures", metavar="DIR", help="folder for the chart")
+    command.add_argument("--folder", default="executed/bench", metavar="DIR", help="folder for the measurements")
+    command.add_argument("--figures", default="", metavar="DIR", help="folder for the chart; empty: the measurements'")
     command.add_argument("--no-measure", action="store_true", help="take the measurements that are there already")
 
     command = add(pages, help="rewrite the tables of this project's pages from code and committed runs")

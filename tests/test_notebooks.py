@@ -11,11 +11,14 @@ from pathlib import Path
 import nbformat
 import papermill.cli
 import pytest
+from IPython.core.formatters import DisplayFormatter
 from jupyter_client.manager import start_new_kernel
 
+from cifarlib.batch.launch import check_notebook, execute_notebook
 from cifarlib.config import Config, Options
 from cifarlib.errors import InputError
-from cifarlib.notebook.parameters import annotated_names, injected_names, read_parameters
+from cifarlib.notebook.parameters import assigned_names, check_parameters, declared, read_parameters
+from cifarlib.results.figures.style import new_figure
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -41,6 +44,13 @@ def run_papermill(output, *arguments, notebook="notebooks/experiment.ipynb"):
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
 
 
+def write_notebook(folder, cells):
+    path = folder / "notebooks" / "x.ipynb"
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=nbformat.read(NOTEBOOKS[0], 4).metadata), path)
+    return path
+
+
 def parameters_file(folder, **values):
     path = folder / "parameters.yaml"
     path.write_text(json.dumps({**TINY, "executed_dir": str(folder / "executed"), **values}))
@@ -53,15 +63,16 @@ def test_committed_notebooks_are_thin_and_without_outputs(path):
     nbformat.validate(notebook)
     assert notebook.metadata.kernelspec.name == "python3"
     assert sum("parameters" in cell.metadata.get("tags", []) for cell in notebook.cells) == 1
-    parameters = annotated_names([cell.source for cell in code_cells(path)])
+    parameters = declared([cell.source for cell in code_cells(path)])
     for cell in code_cells(path):
         lines = [line for line in cell.source.splitlines() if line.strip()]
         assert not cell.outputs and cell.execution_count is None
         assert not re.search(r"^\s*(def|class) ", cell.source, re.MULTILINE), "it belongs in cifarlib"
+        if call := re.search(r"check_parameters\(globals\(\), (.*)\)", cell.source):
+            assert ast.literal_eval(call[1]) == tuple(parameters)
         if "parameters" not in cell.metadata.get("tags", []):
-            names = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Name)]
-            assigned = {node.id for node in names if isinstance(node.ctx, ast.Store)}
-            assert len(lines) <= 14 and not assigned & set(parameters), "a cell run again would take it for a parameter"
+            assert len(lines) <= 14
+            assert not {*assigned_names(cell.source)} & {*parameters}, "a cell run again would take it for a parameter"
 
 
 def test_experiment_parameters_are_the_fields_with_their_defaults():
@@ -75,11 +86,53 @@ def test_experiment_parameters_are_the_fields_with_their_defaults():
         assert found[spec.name]["help"], spec.name
 
 
-def test_read_parameters_takes_what_papermill_injected_and_defaults_of_what_the_notebook_lacks():
-    cell = '# Parameters\nmodel = "cnn"\nepochs = 3\n'
-    config, options = read_parameters({"model": "cnn", "epochs": 3, "In": ["", "model = 'resnet'", cell], "other": 1})
-    assert (config, options) == (Config(model="cnn", epochs=3), Options())
-    assert injected_names([cell]) == ["model", "epochs"]
+CELL = 'model: str = "cnn"\nepochs: int = 3\nseed: int = 5\n'
+INJECTED = '# Parameters\nmodel = "vit"\n'
+
+
+def parameters_of(*cells):
+    """Those of model, epochs and seed that differ from their defaults, after one kernel has executed the cells."""
+    namespace = {"In": ["", *cells]}
+    for cell in cells:
+        exec(cell, namespace)
+    config, options = read_parameters(namespace)
+    assert options == Options()
+    chosen = {"model": config.model, "epochs": config.epochs, "seed": config.seed}
+    return {name: value for name, value in chosen.items() if value != getattr(Config(), name)}
+
+
+@pytest.mark.parametrize("cells, read", [
+    ([CELL], {"model": "cnn", "epochs": 3, "seed": 5}),
+    ([CELL, INJECTED, "other = 1"], {"model": "vit", "epochs": 3, "seed": 5}),
+    ([CELL, "seed = 6", "scratch: int = 1", "epochs: int = 4"], {"model": "cnn", "epochs": 4, "seed": 6}),
+    (["epochs = 4", CELL.replace("seed", "# seed")], {"model": "cnn", "epochs": 3}),
+    ([CELL, INJECTED, "seed = 6", CELL.replace("seed", "# seed")], {"model": "cnn", "epochs": 3}),
+    (["epochs = 3", 'model = "cnn"'], {"model": "cnn", "epochs": 3}),
+])
+def test_parameters_are_those_of_the_last_cell_of_parameters_and_of_the_cells_below(cells, read):
+    assert parameters_of(*cells) == read
+
+
+@pytest.mark.parametrize("cells, message", [
+    ([CELL.replace("epochs", "epohcs")], "unknown parameter 'epohcs'; did you mean epochs?"),
+    ([CELL, CELL + "learing_rate = 0.01"], "unknown parameter 'learing_rate'; did you mean learning_rate?"),
+    ([CELL, CELL.replace("model: str", "modle")], "unknown parameter 'modle'; did you mean model?"),
+    ([CELL, INJECTED + "lr = 0.1"], "unknown parameter 'lr'; did you mean learning_rate?"),
+    ([INJECTED, CELL], "the cell of parameters has lost its tag"),
+])
+def test_parameters_that_would_be_ignored_are_refused(cells, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        parameters_of(*cells)
+
+
+@pytest.mark.parametrize("cell, message", [
+    ("runs: str = 'x'\nrank_bye: str = 'auto'", "unknown parameter 'rank_bye'; did you mean rank_by?"),
+    ("runs: str = 'x'", "parameter 'rank_by' is missing"),
+])
+def test_a_parameter_that_another_notebook_lacks_is_not_taken_from_before(cell, message):
+    namespace = {"In": ["runs: str = 'x'\nrank_by: str = 'auto'", cell], "runs": "x", "rank_by": "auto"}
+    with pytest.raises(InputError, match=re.escape(message)):
+        check_parameters(namespace, "runs", "rank_by")
 
 
 def test_papermill_runs_the_experiment_and_publishes_no_path_of_the_machine(tmp_path):
@@ -180,3 +233,56 @@ def test_a_bad_parameter_ends_the_notebook_with_one_line_before_training(tmp_pat
     assert error.ename == "InputError" and len(error.traceback) == 1
     assert "unknown parameter 'modle'; did you mean model?" in error.evalue
     assert not (tmp_path / "executed").exists()
+
+
+def test_batch_kernels_take_nothing_from_the_users_account(tmp_path, monkeypatch):
+    """Profile, start-up files, matplotlib's settings and a kernel of the same name; the chart is there."""
+    for path, content in {
+            "ipython/profile_default/startup/a.py": "import torch; torch.set_default_dtype(torch.float64)",
+            "start.py": "raise SystemExit", "matplotlib/matplotlibrc": "lines.linewidth: 9",
+            "jupyter/kernels/python3/kernel.json": json.dumps({"argv": ["false"], "display_name": "", "language": ""}),
+    }.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(content)
+    account = {"IPYTHONDIR": "ipython", "PYTHONSTARTUP": "start.py", "MPLCONFIGDIR": "matplotlib",
+               "JUPYTER_DATA_DIR": "jupyter", "JUPYTER_PREFER_ENV_PATH": "0", "MPLBACKEND": "agg"}
+    for name, value in account.items():
+        monkeypatch.setenv(name, value if value in ("0", "agg") else str(tmp_path / value))
+    code = ("import torch, matplotlib.pyplot as plt\n"
+            "print(torch.get_default_dtype(), plt.rcParams['lines.linewidth']); plt.plot([1, 2]);")
+    monkeypatch.chdir(write_notebook(tmp_path, [nbformat.v4.new_code_cell(code)]).parent.parent)
+    printed, chart = code_cells(execute_notebook("x.ipynb", {}, tmp_path / "out"))[0].outputs
+    assert printed.text == "torch.float32 1.5\n" and "image/png" in chart.data
+
+
+def test_charts_are_shown_whatever_backend_is_set():
+    assert "image/png" in DisplayFormatter().format(new_figure(1)[0])[0]
+
+
+def test_a_notebook_that_takes_no_parameters_is_refused_before_a_kernel_starts(tmp_path):
+    cells = nbformat.read(ROOT / "notebooks" / "experiment.ipynb", 4).cells
+    own, others = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])], cells[2:]
+    for tagged in (None, others[3]):
+        own[0].metadata = {}
+        if tagged:
+            tagged.metadata = {"tags": ["parameters"]}
+        with pytest.raises(InputError, match="the cell of parameters has lost its tag"):
+            check_notebook(write_notebook(tmp_path, cells), {"epochs": 1, "model": "cnn"})
+    (tmp_path / "notebooks" / "x.ipynb").write_text("{")
+    with pytest.raises(InputError, match="x.ipynb is no notebook"):
+        check_notebook(tmp_path / "notebooks" / "x.ipynb", {})
+
+
+def test_code_that_is_not_the_committed_one_is_told(tmp_path, capsys):
+    cells = nbformat.read(ROOT / "notebooks" / "experiment.ipynb", 4).cells
+    path = write_notebook(tmp_path, cells)
+    check_notebook(path, {})  # outside git
+    for command in ("init -q", "add .", "-c user.name=a -c user.email=a@b commit -qm first"):
+        subprocess.run(["git", "-C", str(tmp_path), *command.split()], check=True)
+    own = next(cell for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    own.source += "\nepochs = 3"
+    cells[4].update(execution_count=1, outputs=[nbformat.v4.new_output("stream", text="x")])
+    check_notebook(write_notebook(tmp_path, cells), {"epochs": 1})
+    assert capsys.readouterr().err == ""
+    check_notebook(write_notebook(tmp_path, [*cells, nbformat.v4.new_code_cell("scratch = 1")]), {"epochs": 1})
+    assert "x.ipynb is executed as it is now: its code isn't the committed one" in capsys.readouterr().err

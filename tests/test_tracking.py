@@ -1,11 +1,15 @@
 """The mirror in Weights & Biases: what an offline run holds, and that whatever fails there never ends a run."""
 
 import json
+import re
 import struct
 import sys
+from contextlib import suppress
+from glob import glob
 from types import SimpleNamespace
 
 import pytest
+import wandb
 from conftest import tiny
 from services import wait_for
 from wandb.proto.wandb_internal_pb2 import Record
@@ -19,9 +23,9 @@ RECORD = {"status": "done",
           "metrics": {"test_accuracy_terminal": 0.5, "test_loss_best_val_acc": None, "train_loss": 1.0}}
 
 
-def tracked(config, splits, folder, mode, error=None):
+def tracked(config, splits, folder, mode, error=None, **options):
     """A run as the notebook does it; its history."""
-    with Tracker(config, Options(study="some", wandb_mode=mode), folder) as tracker:
+    with Tracker(config, Options(**{"study": "some", "wandb_mode": mode, **options}), folder) as tracker:
         history = fit(build_model(config), splits, config, folder, on_epoch=tracker.log_epoch)
         if error:
             raise error
@@ -48,8 +52,8 @@ def parsed(content):
 
 
 def records(folder):
-    """The records of the one run in `folder`, by type; wandb's own process may still be writing the last of them."""
-    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    """The records of the last run in `folder`, by type; wandb's own process may still be writing the last of them."""
+    path = max(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
 
     def complete():
         found = {}
@@ -108,6 +112,27 @@ def test_finished_run_exits_with_0_and_a_failed_one_with_1(mirrored, load, tmp_p
     assert [end.exit_code for end in records(tmp_path)["exit"]] == [1]
 
 
+def test_a_malformed_key_is_an_offline_run_and_all_starts_of_an_interrupted_run_are_one(load, tmp_path, monkeypatch,
+                                                                                    capsys):
+    """In $WANDB_DIR, with a name of the study that is longer than W&B's tags; trained anew it is another one."""
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "kept"))
+    wandb.teardown()  # or it goes by the environment of its first use
+    ids = []
+    for resume, error in ((True, KeyboardInterrupt), (True, None), (False, None)):
+        with suppress(KeyboardInterrupt):
+            tracked(tiny(epochs=1), load(tiny()), tmp_path / "run", "auto", error, study="s" * 80, resume=resume)
+        found = records(tmp_path / "kept")
+        assert found["run"][0].tags == ["s" * 64] and len(found["exit"]) == 1
+        ids.append(found["run"][0].run_id)
+        said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("wandb ")]
+        assert len(said) == 1 and "API key must have 40+" in said[0]
+        (path,) = re.findall(r"`wandb sync (.*)`", said[0])
+        assert glob(path) and ids[-1] in path
+    assert ids[0] == ids[1] != ids[2]
+
+
 # wandb that fails, with a stand-in for it.
 
 def failing(step):
@@ -126,7 +151,7 @@ def failing(step):
     return SimpleNamespace(init=call("init", run), login=call("login", False), Settings=call("Settings"), calls=calls)
 
 
-@pytest.mark.parametrize("step", ["import", "login", "Settings", "init", "log", "summary", "finish"])
+@pytest.mark.parametrize("step", ["import", "Settings", "init", "log", "summary", "finish"])
 def test_nothing_it_does_fails_a_run(step, load, tmp_path, monkeypatch, capsys):
     fake = failing(step)
     monkeypatch.setitem(sys.modules, "wandb", None if step == "import" else fake)
@@ -137,31 +162,42 @@ def test_nothing_it_does_fails_a_run(step, load, tmp_path, monkeypatch, capsys):
     assert fake.calls[-1:] == ([] if step == "import" else [step]) and fake.calls.count(step) <= 1
 
 
-def test_out_of_reach_the_run_is_kept_offline(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("where", ["login", "init", "finish"])
+def test_out_of_reach_at_any_time_the_run_is_kept_with_one_line_that_says_how_to_send_it(where, tmp_path, monkeypatch,
+                                                                                         capsys):
     modes = []
 
-    def init(mode, **_):
-        modes.append(mode)
-        if mode == "online":
-            raise TimeoutError("no answer")
+    def failing_at(place, result=True):
+        if place == where:
+            raise TimeoutError("no answer\nfor long")
+        return result
 
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Settings=dict))
+    def init(mode, settings, **_):
+        modes.append(mode)
+        assert 0 < settings["finish_timeout"] <= 60 and settings["finish_timeout_raises"]
+        run = SimpleNamespace(finish=lambda exit_code: failing_at("finish"))
+        return failing_at("init", run) if mode == "online" else run
+
+    fake = SimpleNamespace(login=lambda prompt: failing_at("login"), init=init, Settings=dict, teardown=lambda: None)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
     with Tracker(tiny(), Options(wandb_mode="online"), tmp_path):
         pass
-    said = capsys.readouterr().out
-    assert modes == ["online", "offline"]
-    assert said.startswith("wandb can't be reached (TimeoutError); the run is kept offline")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert f" {tmp_path}/wandb/" in line and "`wandb sync " in line
+    assert modes == {"login": ["offline"], "init": ["online", "offline"], "finish": ["online"]}[where]
 
 
 @pytest.mark.parametrize("asked, environment, logged_in, mode", [
-    ("auto", None, False, "offline"), ("auto", "", False, "offline"), ("auto", None, True, "online"),
-    ("auto", "offline", True, "offline"), ("offline", "online", True, "offline"),
-    ("online", "offline", False, "online"), ("disabled", "online", True, None), ("auto", "disabled", True, None),
+    ("auto", {}, False, "offline"), ("auto", {"MODE": ""}, False, "offline"), ("auto", {}, True, "online"),
+    ("auto", {"MODE": "offline"}, True, "offline"), ("offline", {"MODE": "online"}, True, "offline"),
+    ("online", {"MODE": "offline"}, True, "online"), ("online", {}, False, "offline"),
+    ("disabled", {"MODE": "online"}, True, None), ("auto", {"MODE": "disabled"}, True, None),
+    ("auto", {"DISABLED": "true", "MODE": "online"}, True, None), ("auto", {"DISABLED": "false"}, True, "online"),
 ])
 def test_mode(asked, environment, logged_in, mode, tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_MODE")
-    if environment is not None:
-        monkeypatch.setenv("WANDB_MODE", environment)
+    for name, value in environment.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
     got = {}
     fake = SimpleNamespace(login=lambda prompt: logged_in, Settings=dict, init=lambda **options: got.update(options))
     monkeypatch.setitem(sys.modules, "wandb", fake)
@@ -170,11 +206,14 @@ def test_mode(asked, environment, logged_in, mode, tmp_path, monkeypatch):
     assert got.get("mode") == mode
 
 
-def test_without_a_login_the_real_one_is_offline(tmp_path, monkeypatch):
+def test_without_a_login_the_real_one_is_offline_without_a_word(tmp_path, monkeypatch, capsys):
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert Tracker(tiny(), Options(), tmp_path)._mode() == "offline"
+    wandb.teardown()
+    with Tracker(tiny(), Options(), tmp_path) as tracker:
+        assert tracker.run.settings.mode == "offline"
+    assert "wandb" not in capsys.readouterr().out
 
 
 def test_a_finished_run_that_is_only_shown_again_is_not_mirrored_again(tmp_path):

@@ -34,19 +34,25 @@ START_ATTEMPTS = 3
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # options of Linux's prctl
 
 
-def execute(notebook: str, output: str, parameters: dict, sockets: str, locks: list[int],
+def execute(notebook: str, output: str, parameters: dict, folder: str, locks: list[int],
             provisioner: type | None = None) -> int:
     """Execute `notebook` with `parameters` into `output`, passing on what its cells print; return the exit code.
 
-    sockets: a folder for the kernel's sockets; locks: file descriptors that the kernel inherits; provisioner:
-    jupyter_client's class that starts the kernel, if not the usual one.
+    folder: an empty one for the kernel's sockets and its profile; locks: file descriptors that the kernel inherits;
+    provisioner: jupyter_client's class that starts the kernel, if not the usual one.
     """
     import papermill  # here, since a broken package is told in one line
+    from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpec
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config as Traits
 
     class Kernel(AsyncKernelManager):
+        # This Python and an empty profile: the user's account may have a `python3` of another environment, and start-up
+        # files that change the numbers.
+        kernel_spec = KernelSpec(**get_kernel_dict([f"--ipython-dir={folder}"]))
+
         async def start_kernel(self, **options):
             if provisioner:
                 self.provisioner = provisioner(kernel_spec=self.kernel_spec, parent=self)
@@ -54,7 +60,7 @@ def execute(notebook: str, output: str, parameters: dict, sockets: str, locks: l
 
     # Ports can collide when many kernels start at once; sockets in a folder of their own can't (jupyter's default is
     # the working directory, where two kernels that start at once take the same names).
-    traits = Traits({"KernelManager": {"transport": "ipc", "connection_file": f"{sockets}/kernel.json"}})
+    traits = Traits({"KernelManager": {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}})
     for attempt in range(START_ATTEMPTS):
         try:
             papermill.execute_notebook(_literal(notebook), _literal(output), parameters, kernel_name="python3",
@@ -98,11 +104,11 @@ def _begun(output: str) -> bool:
     return any(cell.get("execution_count") for cell in cells)
 
 
-def _end_without_owner(runner: int, claim: str, sockets: str) -> None:
+def _end_without_owner(runner: int, claim: str, folder: str) -> None:
     """End this process, and so its kernel, when the runner is gone or has lost the claim."""
     while _owned(runner, claim):
         time.sleep(1)
-    shutil.rmtree(sockets, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(FAILED)
 
 
@@ -143,12 +149,12 @@ def main(parameters: dict, notebook: str, output: str, runner: str, claim: str =
     os.environ.pop("JPY_SESSION_NAME", None)  # of a notebook that started this process: nobody looks at this one's
     # A socket's path has at most 107 characters, of which the names in the folder take 29.
     parent = "/tmp" if len(tempfile.gettempdir()) > 75 else None
-    with tempfile.TemporaryDirectory(prefix="kernel-", dir=parent) as sockets:
+    with tempfile.TemporaryDirectory(prefix="kernel-", dir=parent, ignore_cleanup_errors=True) as folder:
         # The runner's id is given: it may be gone, and another process be the parent, before this line is reached.
-        threading.Thread(target=_end_without_owner, args=(int(runner), claim, sockets), daemon=True).start()
+        threading.Thread(target=_end_without_owner, args=(int(runner), claim, folder), daemon=True).start()
         try:
             locks = [int(lock)] if lock else []
-            return execute(notebook, output, parameters, sockets, locks, provisioner)
+            return execute(notebook, output, parameters, folder, locks, provisioner)
         except (ImportError, OSError) as error:
             if not is_broken(type(error).__name__, str(error)):
                 raise

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,13 +21,42 @@ from .kernel import BAD_INPUT, OK, PR_SET_CHILD_SUBREAPER, prctl
 # glibc returns every large block to the kernel and has it zeroed again at the next step; kept, a step is up to a
 # quarter faster.
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(2**26)}
-INLINE = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}  # which a kernel sets before it imports matplotlib
+# In place of what the user's account may say, so that a batch run is the same for everybody (see kernel.py, too).
+NOT_THE_USERS = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "MATPLOTLIBRC": os.devnull,
+                 "PYTHONSTARTUP": ""}
 
 
 def notebook_path(name: str) -> Path:
     """A notebook of the project: in ./notebooks, else beside the package."""
     here = project_path("notebooks") / name
     return here if here.exists() else Path(os.path.relpath(PACKAGE.parent / "notebooks" / name))
+
+
+def check_notebook(path: Path, parameters: dict) -> None:
+    """Raise InputError for a notebook in which `parameters` don't arrive; say if its code isn't the committed one.
+
+    What somebody tried in it would be part of every run. The cell of parameters doesn't count: papermill replaces it.
+    """
+    try:
+        cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{path} is no notebook; restore it")
+    tagged = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    if parameters and not {*parameters} & {*re.findall(r"^\w+", "".join(tagged[:1]), re.MULTILINE)}:
+        raise InputError(f"{path}: the cell of parameters has lost its tag `parameters`, without which nothing that is "
+                         f"given arrives; give it back in JupyterLab, or restore the notebook: git checkout {path}")
+    command = ["git", "-C", str(path.parent), "show", f"HEAD:./{path.name}"]
+    with suppress(OSError):
+        committed = subprocess.run(command, capture_output=True, text=True)
+        if committed.returncode == 0 and _code(json.loads(committed.stdout)["cells"]) != _code(cells):
+            tqdm.write(f"{path} is executed as it is now: its code isn't the committed one (git diff {path} shows what "
+                       f"was changed, git checkout {path} restores it)", file=sys.stderr)
+
+
+def _code(cells: list[dict]) -> list[str]:
+    """The code of all cells but that of parameters."""
+    return ["".join(cell["source"]).strip() for cell in cells
+            if cell["cell_type"] == "code" and "parameters" not in cell["metadata"].get("tags", [])]
 
 
 class Fork:
@@ -118,7 +148,7 @@ class Warm:
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             command = [sys.executable, "-m", "cifarlib.batch.warm", str(theirs.fileno())]
-            self.process = subprocess.Popen(command, env=INLINE | environment, stdin=subprocess.DEVNULL,
+            self.process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL,
                                             start_new_session=True, pass_fds=[theirs.fileno()])
 
     def _end(self) -> None:
@@ -136,7 +166,7 @@ def start_notebook(notebook: Path, output: Path, parameters: dict, environment: 
     environment: variables that differ from this process's; claim: the process ends when it is lost; warm: where to fork
     it, with all it prints on stdout; streams: stdout and stderr of one that starts cold, as for Popen.
     """
-    environment = {**ALLOCATOR, **os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}
+    environment = {**ALLOCATOR, **os.environ, **NOT_THE_USERS, "PYTHONUNBUFFERED": "1", **(environment or {})}
     if os.path.isabs(parameters.get("data_dir", "")):  # parameters are published with the notebook
         environment["CIFAR10_DIR"], parameters = parameters["data_dir"], {**parameters, "data_dir": ""}
     arguments, locks = [str(notebook), str(output), str(os.getpid())], []
@@ -160,6 +190,7 @@ def execute_notebook(name: str, parameters: dict, folder: Path) -> Path:
     notebook that was there stays until the new one is complete.
     """
     output, part = folder / name, folder / f".{name}"
+    check_notebook(notebook_path(name), parameters)
     folder.mkdir(parents=True, exist_ok=True)
     with start_notebook(notebook_path(name), part, parameters, stderr=subprocess.PIPE) as process:
         try:

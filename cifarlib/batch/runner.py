@@ -27,7 +27,7 @@ from ..runs.study import note_planned, remove_stale_parts, write_table
 from ..words import counted
 from .grid import Run
 from .kernel import BAD_INPUT, FAILED, OK, PREEMPTED
-from .launch import Warm, notebook_path, start_notebook
+from .launch import Warm, check_notebook, notebook_path, start_notebook
 from .resources import Slots
 
 LAST_LINES = 20  # of a failed run's log, kept in its record
@@ -199,9 +199,10 @@ def _exit_code(runs: list[Run], options: Options, codes: dict[str, int], fail_fa
 def check_runs(runs: list[Run], options: Options) -> None:
     """Raise InputError for what can be known to fail before a kernel starts.
 
-    That is a folder named for the data that holds none, and a run folder that holds another run, or one in another
-    precision than asked for.
+    That is a notebook that takes no parameters, a folder named for the data that holds none, and a run folder that
+    holds another run, or one in another precision than asked for.
     """
+    check_notebook(notebook_path(NOTEBOOK), {**Config().to_dict(), **dataclasses.asdict(options)})
     for run in runs:
         locate = DATASETS[run.config.dataset].locate
         if locate and not (options.resume and is_finished(options.run_folder(run.config))):

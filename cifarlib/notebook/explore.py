@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import matplotlib.pyplot as plt
 import pandas
 import torch
 from matplotlib.figure import Figure
@@ -16,6 +15,7 @@ from ..data.augment import AugmentationParameters
 from ..data.splits import Split, Splits
 from ..models import build_model, count_parameters
 from ..parts import ARCHITECTURES, MANY, architecture, load
+from ..results.figures.style import new_figure, styled
 
 
 def class_counts(splits: Splits) -> pandas.DataFrame:
@@ -66,12 +66,11 @@ def augmentation_grid(split: Split, config: Config, images: int = 5, samples: in
     return _picture(list(zip(*shown)), [split.classes[label] for label in split.labels[chosen]], list(ways))
 
 
+@styled
 def _picture(rows: list[Tensor], row_names, column_names) -> Figure:
     """uint8 images (3, 32, 32), a list of rows of them, with their names at the left and above."""
     height, width = len(rows), len(column_names)
-    size = 0.8 * width + 1, 0.8 * height + 0.3
-    figure, axes = plt.subplots(height, width, figsize=size, squeeze=False, layout="constrained")
-    plt.close(figure)  # it is returned, and so shown once
+    figure, axes = new_figure(0.8 * height + 0.3, height, width, width=0.8 * width + 1, squeeze=False)
     for line, row, name in zip(axes, rows, row_names):
         for axis, image in zip(line, row):
             axis.imshow(image.permute(1, 2, 0).numpy())

@@ -2,13 +2,16 @@
 
 import os
 import time
+from pathlib import Path
 
 import pandas
 from IPython.display import display
 
 from ..config import CHECKPOINTS, Config
 from ..results.figures.one_run import learning_curves
+from ..runs.claim import is_claimed
 from ..runs.history import History
+from ..runs.study import write_table
 
 
 class Live:
@@ -18,7 +21,7 @@ class Live:
     """
 
     def __init__(self, config: Config):
-        self.config, self.bar, self.drawn, self.next_drawing = config, None, False, 0.0
+        self.config, self.bar, self.history, self.drawn, self.next_drawing = config, None, None, 0, 0.0
         if "JPY_SESSION_NAME" in os.environ:  # Jupyter's server sets it for kernels that a person looks at
             from tqdm.notebook import tqdm  # its widgets would only delay a run that nobody looks at
 
@@ -27,27 +30,35 @@ class Live:
     def __enter__(self) -> "Live":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, kind, error, traceback) -> None:
         if self.bar is not None:
-            if self.bar.n == 0:  # nothing was trained: the run was finished already
+            if not self.history:
                 self.bar.container.layout.display = "none"
+            elif self.drawn < len(self.history.rows):
+                self._draw()
             self.bar.close()
+        if not (self.history or kind):
+            print("nothing was trained: a finished run is only shown again; resume = False trains it anew")
 
     def __call__(self, history: History) -> None:
+        first, self.history = self.history is None, history
         if self.bar is None:
             print(epoch_line(history.last, self.config.epochs), flush=True)
             return
-        if self.bar.n == 0:  # epochs of an earlier session don't count for the speed
+        if first:  # epochs of an earlier session don't count for the speed
             self.bar.initial = self.bar.n = len(history.rows) - 1
         self.bar.update()
         row = history.last
         self.bar.set_postfix({name: f"{row[name]:.3f}" for name in ("train_accuracy", "val_accuracy") if name in row})
+        if time.monotonic() >= self.next_drawing:
+            self._draw()
+
+    def _draw(self) -> None:
         started = time.monotonic()
-        if history.finished(self.config) or started >= self.next_drawing:
-            display(learning_curves(history.frame()), display_id=f"live {id(self)}", update=self.drawn)
-            self.drawn = True
-            now = time.monotonic()
-            self.next_drawing = now + 20 * (now - started)  # at most a twentieth of the time goes into drawing
+        figure = learning_curves(self.history.frame(), epochs=self.config.epochs)
+        display(figure, display_id=f"live {id(self)}", update=self.drawn > 0)
+        self.drawn, now = len(self.history.rows), time.monotonic()
+        self.next_drawing = now + 20 * (now - started)  # at most a twentieth of the time goes into drawing
 
 
 def epoch_line(row: dict, epochs: int) -> str:
@@ -64,3 +75,9 @@ def score_table(record: dict) -> pandas.DataFrame:
     columns = ("epoch", "val_accuracy", "val_loss", "test_accuracy", "test_per_class_accuracy", "test_loss")
     rows = {name: {column: record["metrics"].get(f"{column}_{name}") for column in columns} for name in CHECKPOINTS}
     return pandas.DataFrame.from_dict(rows, orient="index").round(4)
+
+
+def enter_in_table(folder: Path) -> None:
+    """Rebuild the table of a run's study, as a runner does by itself for the runs that it trains."""
+    if not is_claimed(folder):
+        write_table(folder.parent)

@@ -14,10 +14,12 @@ from .style import GREY, TRAIN, VALIDATION, legend_above, look_of, new_figure, p
 
 
 @styled
-def learning_curves(*histories: pd.DataFrame, names=("",), whose: str = "", table: Table | None = None) -> Figure:
+def learning_curves(*histories: pd.DataFrame, names=("",), whose: str = "", table: Table | None = None,
+                    epochs: int = 0) -> Figure:
     """Loss, accuracy (training and validation) and learning rate by epoch, a row a run; works from the first epoch on.
 
-    names: of the runs; whose: what the title's numbers, those of the first run, are of.
+    names: of the runs; whose: what the title's numbers, those of the first run, are of; epochs: planned, if it has not
+    ended yet.
     """
     figure, axes = new_figure(0.7 + 2.2 * len(histories), len(histories), 3, squeeze=False)
     for row, history, name in zip(axes, histories, names):
@@ -27,7 +29,7 @@ def learning_curves(*histories: pd.DataFrame, names=("",), whose: str = "", tabl
     for axis in axes[-1]:
         axis.set_xlabel("epoch")
     axes[0, 0].legend()
-    message = f"{whose}{_curve_message(histories[0])}"
+    message = f"{whose}{_curve_message(histories[0], epochs)}"
     return titled(figure, message, "Stars: the epoch with the best validation accuracy.", table)
 
 
@@ -68,12 +70,12 @@ def _best_epoch(history: pd.DataFrame) -> pd.Series | None:
     return validated.loc[validated["val_accuracy"].idxmax()] if len(validated) else None
 
 
-def _curve_message(history: pd.DataFrame) -> str:
+def _curve_message(history: pd.DataFrame, epochs: int) -> str:
     if (best := _best_epoch(history)) is None:
         return f"{counted(len(history), 'epoch')}, not validated yet"
     last = history["epoch"].max()
     end = f", {percent(history['train_accuracy'].iloc[-1])} at the end" if best["epoch"] < last else ""
-    return (f"validation accuracy {percent(best['val_accuracy'])} in epoch {best['epoch']:.0f} of {last:.0f}; "
+    return (f"validation accuracy {percent(best['val_accuracy'])} in epoch {best['epoch']:.0f} of {epochs or last:.0f}; "
             f"training accuracy {percent(best['train_accuracy'])} there{end}")
 
 

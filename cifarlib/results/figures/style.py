@@ -1,9 +1,9 @@
 """What the charts share: colours, titles, axes, and how they are saved."""
 
+import io
 import textwrap
 from pathlib import Path
 
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
@@ -19,7 +19,16 @@ STYLE = {"font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9, "axe
          "axes.axisbelow": True, "axes.grid": True, "grid.color": "#E6E6E6", "legend.frameon": False,
          "hatch.color": "white", "hatch.linewidth": 0.8, "svg.hashsalt": "cifarlib", "figure.dpi": 100}
 WIDTH = 10  # inches
-styled = matplotlib.rc_context(STYLE)  # decorates a function that draws with STYLE; the caller's settings stay
+styled = plt.style.context(["default", STYLE])  # decorates a function that draws; the user's own settings wait outside
+
+
+class Chart(Figure):
+    """A figure that a notebook shows also where $MPLBACKEND, as on many clusters, names a backend that shows none."""
+
+    def _repr_png_(self) -> bytes:
+        with io.BytesIO() as file:
+            self.savefig(file, format="png", bbox_inches="tight")
+            return file.getvalue()
 
 
 @styled
@@ -44,7 +53,8 @@ def save(figure: Figure, folder: str | Path, name: str) -> Path:
 
 def new_figure(height: float, rows: int = 1, columns: int = 1, width: float = WIDTH, **options):
     """(figure, its axes); the figure is closed in pyplot at once, so no notebook shows it twice."""
-    figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **options)
+    size = {"figsize": (width, height), "layout": "constrained"}
+    figure, axes = plt.subplots(rows, columns, FigureClass=Chart, **size, **options)
     plt.close(figure)
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
     return figure, axes
