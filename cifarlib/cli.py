@@ -1,4 +1,4 @@
-"""The commands: `python -m cifarlib train | grid | status | runs | results | bench | pages`.
+"""The commands: `python -m cifarlib train | grid | status | runs | results | predict | bench | pages`.
 
 Bad input is one line on stderr and exit code 2.
 """
@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from .batch.kernel import BAD_INPUT, BROKEN, OK, is_broken
-from .config import Config, Options, from_text, nearest
+from .config import VIEWS, Config, Options, from_text, nearest
 from .errors import InputError, Stated
 from .files import RECORD, TABLE, project_path
 
@@ -120,6 +120,15 @@ def make_parser() -> Parser:
     command.add_argument("--study", default="", help="only the rows of this study")
     command.add_argument("--compare-with", default="", metavar="FILE", help="a second table to compare with")
     command.add_argument("--report", default="", metavar="DIR", help="folder for notebook and HTML; empty: the table's")
+
+    command = add(predict, help="classify pictures by a trained model",
+                  description="Print the three likeliest classes of each picture. Its shorter side is resized to 32 "
+                              "pixels, and the middle is taken.")
+    command.add_argument("run", metavar="RUN", help="a run's folder, a study (its best run by validation), a file of "
+                                                    "weights, or speednet for those that come with the package")
+    command.add_argument("images", nargs="+", metavar="IMAGE", help="a PNG, JPEG or other file that Pillow reads")
+    command.add_argument("--tta", default="none", choices=VIEWS, help="views of an image that are averaged")
+    command.add_argument("--json", action="store_true", help="print all probabilities, as JSON")
 
     command = add(bench, help="measure how fast this machine trains",
                   description="Execute the throughput notebook; the last line printed is the file of the measurements.")
@@ -294,6 +303,22 @@ def table_of(given: str, executed_dir: str) -> str:
     if not project_path(given).exists() and not given.endswith(".csv"):
         raise no_runs(project_path(study))
     return given
+
+
+def predict(arguments: argparse.Namespace) -> int:
+    from . import trained
+
+    model = trained.load_model(arguments.run)
+    answers = [dict(zip(model.classes, chances.tolist()))
+               for chances in trained.predict(model, arguments.images, arguments.tta)]
+    if arguments.json:
+        print(json.dumps(dict(zip(arguments.images, answers)), indent=1))
+        return 0
+    width = max(map(len, arguments.images))
+    for image, chances in zip(arguments.images, answers):
+        likeliest = sorted(chances, key=chances.get, reverse=True)[:3]
+        print(f"{image:{width}}", *(f"{name} {chances[name]:.1%}" for name in likeliest), sep="  ")
+    return 0
 
 
 def bench(arguments: argparse.Namespace) -> int:

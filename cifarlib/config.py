@@ -17,6 +17,7 @@ from .parts import ARCHITECTURES, DATASETS, OPTIMIZERS, PROTOCOLS, architecture,
 
 SCHEDULES = ("exponential", "step", "cosine", "linear")
 SPLITS = ("published", "stratified", "all")
+VIEWS = ("none", "flip", "flip_shift")  # of a test image
 CHECKPOINTS = ("best_val_acc", "best_val_loss", "terminal")
 PUBLISHED_KNOBS = ("augmentation", "scheduler", "learning_rate", "weight_decay", "gamma")  # in the order of the names
 PLAIN = {"augmentation": (False,)}  # when what says how images are changed does nothing
@@ -218,7 +219,7 @@ class Config(_Fields):
                                     "weights themselves)", minimum=0, maximum=0.99999)
     tta: str = setting(None, "views of a test image whose logits are averaged: the image alone, with its mirror image, "
                        "or six with translations", role="condition", label="test views",
-                       choices=("none", "flip", "flip_shift"))
+                       choices=VIEWS)
     dataset: str = setting("cifar10", "images; auto takes the synthetic stand-in where CIFAR-10 can't be had",
                            role="condition", choices=DATASETS)
     data_dir: str = setting("", "folder of the images' files; empty searches $CIFAR10_DIR and ./cifar-10, then "

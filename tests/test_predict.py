@@ -9,6 +9,7 @@ from conftest import tiny
 from PIL import Image
 
 from cifarlib import InputError, build_model, fit, load_model, predict
+from cifarlib.cli import main
 from cifarlib.data import augment
 from cifarlib.training.finish import finish_run
 
@@ -55,8 +56,22 @@ def test_every_kind_of_picture(study, tmp_path):
     torch.testing.assert_close(found, middle)  # but for the edge, into which the black sides reach
     grey = trained.preprocess(np.full((5, 9), 51, np.uint8)) * trained.std[:, None, None] + trained.mean[:, None, None]
     torch.testing.assert_close(grey, torch.full((1, 3, 32, 32), 0.2))
-    clear = trained.preprocess(Image.new("RGBA", (32, 32), (0, 0, 0, 0)))
-    torch.testing.assert_close(clear * trained.std[:, None, None] + trained.mean[:, None, None], torch.ones(1, 3, 32, 32))
+    clear = trained.preprocess(Image.new("RGBA", (32, 32), (0, 0, 0, 0))) * trained.std[:, None, None]
+    torch.testing.assert_close(clear + trained.mean[:, None, None], torch.ones(1, 3, 32, 32))
+
+
+def test_the_command(study, tmp_path, capsys):
+    folder, splits = study
+    Image.fromarray(splits.test.images[0].permute(1, 2, 0).numpy()).save(tmp_path / "picture.png")
+    chances = predict(load_model(folder), splits.test.images[:1])[0]
+    name = splits.test.classes[chances.argmax()]
+    assert main(["predict", str(folder), str(tmp_path / "picture.png")]) == 0
+    assert f"picture.png  {name} {chances.max():.1%}  " in capsys.readouterr().out
+    assert main(["predict", str(folder), str(tmp_path / "picture.png"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)[str(tmp_path / "picture.png")]
+    assert list(found.values()) == pytest.approx(chances.tolist(), abs=1e-6)
+    assert main(["predict", "nothing", "picture.png"]) == 2
+    assert capsys.readouterr().err.startswith("cifarlib: nothing: no such run; expected")
 
 
 def broken(tmp_path, name, content):
