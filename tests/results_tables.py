@@ -41,17 +41,15 @@ def row(config: Config, accuracy: float, noise: np.random.Generator) -> dict:
 
 def table(models=("cnn", "resnet", "vit"), seeds=(100,), finalist_seeds=(), **grid) -> pd.DataFrame:
     """A grid of runs (GRID where not told otherwise); cosine cells that differ in gamma share one run."""
-    grid, noise, rows, done = {**GRID, **grid}, np.random.default_rng(0), [], {}
-    for model, seed in itertools.product(models, seeds):
-        for values in itertools.product(*grid.values()):
-            config = Config(model=model, seed=seed, **dict(zip(grid, values)))
-            if config.run_name in done:
-                real = done[config.run_name]
-                rows.append(real | {"Full_Modelname": config.cell_name, "gamma": config.gamma,
-                                    "shared_with": real["Full_Modelname"]})
-                continue
-            rows.append(row(config, accuracy(config, noise), noise))
-            done[config.run_name] = rows[-1]
+    grid, noise, rows, done = {"model": models, "seed": seeds, **GRID, **grid}, np.random.default_rng(0), [], {}
+    for values in itertools.product(*grid.values()):
+        config = Config(**dict(zip(grid, values)))
+        if real := done.get(config.run_name):
+            rows.append(real | {"Full_Modelname": config.cell_name, "gamma": config.gamma,
+                                "shared_with": real["Full_Modelname"]})
+        else:
+            done[config.run_name] = row(config, accuracy(config, noise), noise)
+            rows.append(done[config.run_name])
     if finalist_seeds:
         frame = pd.DataFrame(rows)
         for model in models:
@@ -71,6 +69,14 @@ def accuracy(config: Config, noise: np.random.Generator) -> float:
         return 0.1
     peak -= 0.05 * (not config.augmentation) + 0.01 * (config.scheduler != "cosine")
     return peak - 0.07 * steps**2 + noise.normal(0, 0.002)
+
+
+def diverge(frame: pd.DataFrame, *rows: int) -> pd.DataFrame:
+    """The same table with some rows diverged before their first checkpoint."""
+    scores = [c for c in frame if c.startswith(("test_a", "test_p", "test_l", "val_a", "val_l", "epoch_"))]
+    frame = frame.copy()
+    frame.loc[list(rows), scores], frame.loc[list(rows), "status"] = np.nan, "diverged"
+    return frame
 
 
 def write_study(folder: Path, frame: pd.DataFrame, images: int = 10_000, runs: int = 1000, labels=None) -> Path:

@@ -1,6 +1,5 @@
-"""The charts: the right numbers, nothing clipped or overlapping, the same bytes each time; and the results notebook."""
+"""The charts: the right numbers, nothing clipped or overlapping, the same bytes each time."""
 
-import ast
 import itertools
 import os
 import subprocess
@@ -8,10 +7,8 @@ import sys
 from pathlib import Path
 
 import matplotlib
-import nbformat
 import numpy as np
 import pandas as pd
-import papermill
 import pytest
 import results_tables as made
 
@@ -22,7 +19,6 @@ from cifarlib.results import ranking, statistics, table as tables
 from cifarlib.results.figures import best as best_charts, knobs as knob_charts, one_run as run_charts, write
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOK = ROOT / "notebooks" / "results.ipynb"
 ONE = dict(learning_rate=(0.001,), weight_decay=(0.001,), gamma=(0.97,), scheduler=("cosine",), augmentation=(True,))
 OWN = "my_nets.py:SmallNet"
 GRID = dict(learning_rate=(0.001, 0.0001), weight_decay=(0.001, 0.0001), gamma=(0.95, 0.99))
@@ -36,6 +32,11 @@ def study(tmp_path_factory) -> tables.Table:
     return tables.read_table(folder)
 
 
+def one_cell(*models: str, **columns) -> tables.Table:
+    """A run of each model in the same configuration."""
+    return tables.check_table(made.table(models=models, **ONE).assign(**columns))
+
+
 def texts(figure) -> list[str]:
     return [text.get_text() for text in figure.findobj(matplotlib.text.Text) if text.get_text() and text.get_visible()]
 
@@ -45,28 +46,25 @@ def test_top5_shows_the_table_it_stands_for(study):
     bars = [bar.get_width() for bar in figure.axes[0].patches]
     assert bars[0::2] == pytest.approx(best["test"].tolist())
     assert bars[1::2] == pytest.approx(best["per_class"].tolist())
-    shown = texts(figure)
-    assert all(name in shown for name in best["name"]) and all(words.percent(value) in shown
-                                                               for value in best["test"])
+    assert {*best["name"], *map(words.percent, best["test"])} <= set(texts(figure))
     noise = ranking.noise_floor(study, "resnet")
-    band = figure.axes[1].patches[0]
-    assert band.get_width() == pytest.approx(2 * noise.margin())
+    assert figure.axes[1].patches[0].get_width() == pytest.approx(2 * noise.margin())
     gap = best["test"].max() - best["test"].min()
     title = figure.get_suptitle().replace("\n", " ")
     assert ("no more than" in title) == (gap <= noise.margin(5)) and words.points(gap) in title
 
 
 def test_a_model_has_its_colour_everywhere(study):
-    for figure in (best_charts.top5(study, "vit"), best_charts.overall_top5(study)):
+    for figure, models in ((best_charts.top5(study, "vit"), 5 * ["vit"]),
+                           (best_charts.overall_top5(study), ranking.overall(study)["model"])):
         colours = [matplotlib.colors.to_hex(bar.get_facecolor()).upper() for bar in figure.axes[0].patches[0::2]]
-        models = ["vit"] * 5 if len(colours) == 5 else ranking.overall(study)["model"].tolist()
         assert colours == [study.looks[model].colour for model in models]
 
 
 def test_every_figure_fits_and_no_text_is_clipped_or_overlaps(study):
     other = tables.check_table(made.table(("resnet", "vit"), **GRID), name="another study")
-    images = np.zeros((300, 3, 32, 32), np.uint8), ranking.read_predictions(study,
-                                                                            ranking.ranked(study).iloc[0]["run"])[0]
+    labels, _ = ranking.read_predictions(study, ranking.ranked(study).iloc[0]["run"])
+    images = np.zeros((300, 3, 32, 32), np.uint8), labels
     drawn = dict(pair for kind in write.KINDS for pair in write._drawn(study, kind, images, other))
     assert len(drawn) == 3 * 6 + 9 and "SmallNet_top5" in drawn
     for name, figure in drawn.items():
@@ -85,10 +83,10 @@ def _collisions(figure) -> list[str]:
     drawn = [text for text in figure.findobj(matplotlib.text.Text) if text.get_text().strip() and text.get_visible()
              and text not in hidden and text.get_rotation() % 90 == 0]  # a slanted label's box is larger than the label
     boxes = [(text.get_text(), text.get_window_extent().padded(-1.5)) for text in drawn]
-    problems = [f"{text!r} leaves the figure" for text,
-                box in boxes if figure.bbox.padded(1).count_contains(box.corners()) < 4]
-    return problems + [f"{one!r} on {two!r}" for (one, box),
-                       (two, other) in itertools.combinations(boxes, 2) if box.overlaps(other)]
+    page = figure.bbox.padded(1)
+    outside = [f"{text!r} leaves the figure" for text, box in boxes if page.count_contains(box.corners()) < 4]
+    return outside + [f"{one!r} on {two!r}" for (one, box), (two, other) in itertools.combinations(boxes, 2)
+                      if box.overlaps(other)]
 
 
 def test_the_same_table_gives_the_same_bytes_and_small_files(study, tmp_path):
@@ -114,19 +112,18 @@ def test_left_out_figures_are_said_in_a_sentence_and_their_old_files_go(tmp_path
     (tmp_path / "cnn_top5.png").write_bytes(b"of an earlier table")
     written = write.write_figures(table, tmp_path)
     names = {path.stem for path in written}
-    assert names == {"resnet_top5", "overall_top5", "all_runs", "per_class",
-                     "cost"} and not (tmp_path / "cnn_top5.png").exists()
-    assert all(path.with_suffix(".svg").exists() for path in written)
+    assert names == {"resnet_top5", "overall_top5", "all_runs", "per_class", "cost"}
+    assert not (tmp_path / "cnn_top5.png").exists() and all(path.with_suffix(".svg").exists() for path in written)
     assert len(best_charts.cost(table).axes) == 1, "one number of weights tells nothing apart"
     said = capsys.readouterr().out
     everything = {name for kind in write.KINDS for name, _ in write._drawn(table, kind, None, None)}
     assert all(name in said for name in everything - names) and "no history of ResNet's best run" in said
 
 
-def test_synthetic_data_is_named_in_the_title(small=dict(models=("cnn",), **ONE)):
-    table = tables.check_table(made.table(**small).assign(dataset="synthetic"))
-    assert best_charts.top5(table, "cnn").get_suptitle().startswith("SYNTHETIC DATA")
-    assert best_charts.all_runs(table).get_suptitle().startswith("SYNTHETIC DATA")
+def test_synthetic_data_is_named_in_the_title():
+    table = one_cell("cnn", dataset="synthetic")
+    for figure in (best_charts.top5(table, "cnn"), best_charts.all_runs(table)):
+        assert figure.get_suptitle().startswith("SYNTHETIC DATA")
 
 
 def test_runs_at_chance_are_drawn():
@@ -138,16 +135,18 @@ def test_runs_at_chance_are_drawn():
 
 
 def test_runs_without_a_score_are_counted_beside_the_drawn_ones():
-    frame = made.table(models=("cnn", "resnet"), **{**ONE, "learning_rate": (0.001, 0.0001)})
-    scores = [column for column in frame if column.startswith(("test_", "val_a", "val_l"))]
-    frame.loc[0, scores], frame.loc[0, "status"] = np.nan, "diverged"
+    frame = made.diverge(made.table(models=("cnn", "resnet"), **{**ONE, "learning_rate": (0.001, 0.0001)}), 0)
     figure = best_charts.all_runs(tables.check_table(frame))
     assert {"CNN (1)\nand 1 without a score", "ResNet (2)"} <= set(texts(figure))
 
 
-@pytest.mark.parametrize("epochs", [1, 30])
-def test_learning_curves_from_the_first_epoch_on(epochs):
-    history = made.history({"epochs": epochs, "learning_rate": 0.001, "val_accuracy_best_val_acc": 0.8})
+def epochs(count: int) -> pd.DataFrame:
+    return made.history({"epochs": count, "learning_rate": 0.001, "val_accuracy_best_val_acc": 0.8})
+
+
+@pytest.mark.parametrize("count", [1, 30])
+def test_learning_curves_from_the_first_epoch_on(count):
+    history = epochs(count)
     figure = run_charts.learning_curves(history)
     assert "validation accuracy" in figure.get_suptitle().lower()
     assert figure.axes[0].lines[0].get_ydata() == pytest.approx(history["train_loss"])
@@ -157,7 +156,7 @@ def test_learning_curves_from_the_first_epoch_on(epochs):
 
 
 def test_validated_now_and_then():
-    history = made.history({"epochs": 10, "learning_rate": 0.001, "val_accuracy_best_val_acc": 0.8})
+    history = epochs(10)
     history.loc[history["epoch"] % 5 != 0, ["val_accuracy", "val_loss"]] = np.nan
     assert run_charts.learning_curves(history).axes[1].lines[1].get_xdata() == pytest.approx([5, 10])
 
@@ -172,13 +171,13 @@ def test_confusion_and_per_class_of_one_run():
 
 
 def test_a_perfect_run_of_few_images_has_a_chart():
-    frame = made.table(models=("cnn",), **ONE).assign(test_images=50, test_accuracy_best_val_acc=1.0)
-    assert "100.00%" in best_charts.top5(tables.check_table(frame), "cnn").get_suptitle()
+    table = one_cell("cnn", test_images=50, test_accuracy_best_val_acc=1.0)
+    assert "100.00%" in best_charts.top5(table, "cnn").get_suptitle()
 
 
 def test_cost_without_times_says_nothing_of_devices():
-    frame = made.table(models=("cnn", "resnet"), **ONE).assign(device=["cpu", "cuda"]).drop(columns="seconds")
-    assert best_charts.cost(tables.check_table(frame)).get_supxlabel() == "Large: the best runs."
+    table = one_cell("cnn", "resnet", device=["cpu", "cuda"], seconds=np.nan)
+    assert best_charts.cost(table).get_supxlabel() == "Large: the best runs."
 
 
 def test_confidently_wrong_shows_the_surest_mistakes(tmp_path):
@@ -194,31 +193,9 @@ def test_confidently_wrong_shows_the_surest_mistakes(tmp_path):
     assert "other images" in run_charts.confidently_wrong(table, "cnn", (images, (labels + 1) % 10))
 
 
-# ------------------------------------------------------------------ the notebook
-
-
-def test_the_notebook_is_thin_and_its_parameters_are_literals():
-    notebook = nbformat.read(NOTEBOOK, 4)
-    nbformat.validate(notebook)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert notebook.metadata.kernelspec.name == "python3" and not any(cell.outputs or cell.execution_count
-                                                                      for cell in code)
-    for cell in code:
-        assert len(cell.source.splitlines()) <= 10
-        assert not any(isinstance(node, (ast.FunctionDef, ast.ClassDef)) for node in ast.walk(ast.parse(cell.source)))
-    tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
-    assert len(tagged) == 1
-    for node in ast.parse(tagged[0].source).body:
-        assert isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Constant)
-    assert all("=" not in line.split("#")[1] for line in tagged[0].source.splitlines())
-    assert set(papermill.inspect_notebook(str(NOTEBOOK))) == {"runs", "figures", "rank_by", "study", "compare_with",
-                                                              "data_dir"}
-
-
 def test_titles_say_who_ranks_first_and_who_does_better_on_test():
-    frame = made.table(models=("cnn", "resnet"), **ONE)
-    frame = frame.assign(val_accuracy_best_val_acc=[0.9, 0.8], test_accuracy_best_val_acc=[0.85, 0.87])
-    title = best_charts.overall_top5(tables.check_table(frame)).get_suptitle().replace("\n", " ")
+    table = one_cell("cnn", "resnet", val_accuracy_best_val_acc=[0.9, 0.8], test_accuracy_best_val_acc=[0.85, 0.87])
+    title = best_charts.overall_top5(table).get_suptitle().replace("\n", " ")
     assert title.startswith("CNN is 2.00 points below ResNet on the test images, more than the sampling error")
 
 

@@ -103,14 +103,12 @@ def limits(device: torch.device) -> dict:
     Each is tried for a second.
     """
     size = 8192 if device.type == "cuda" else 1024
-    best = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        best[name] = 2 * size**3 / _best(lambda: a @ b, device, 1.0) / 1e9
+    a, b = torch.randn(2, size, size, device=device)
     block = torch.zeros(2**28 if device.type == "cuda" else 2**26, device=device)  # larger than any cache
     other = torch.empty_like(block)
-    best["copy"] = 2 * block.nbytes / _best(lambda: other.copy_(block), device, 1.0) / 1e9
-    return best
+    return {"fp32": 2 * size**3 / _best(lambda: a @ b, device, 1.0) / 1e9,
+            "bf16": 2 * size**3 / _best(partial(torch.matmul, a.bfloat16(), b.bfloat16()), device, 1.0) / 1e9,
+            "copy": 2 * block.nbytes / _best(lambda: other.copy_(block), device, 1.0) / 1e9}
 
 
 def at_once(config: Config, ways: list[tuple[int, int]], seconds: float) -> list[dict]:
@@ -122,8 +120,8 @@ def at_once(config: Config, ways: list[tuple[int, int]], seconds: float) -> list
     found = []
     for runs, threads in ways:
         try:
-            together = _together(config, runs, threads, seconds)
-            found.append({"runs": runs, "threads": threads, "images_per_second": together})
+            speed = _together(config, runs, threads, seconds)
+            found.append({"runs": runs, "threads": threads, "images_per_second": speed})
         except (RuntimeError, OSError) as error:
             print(f"{counted(runs, 'run')} at a time broke off ({type(error).__name__}); more are not tried")
             break

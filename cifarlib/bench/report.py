@@ -2,7 +2,6 @@
 
 import statistics
 
-import numpy as np
 import pandas
 from matplotlib.figure import Figure
 
@@ -14,41 +13,49 @@ from ..words import listed
 
 
 @styled
-def throughput(names: list[str], reference: list[list[float]], ours: list[list[float]], fractions: list[float],
-               limit: str) -> Figure:
-    """Speed of the plain reference and of this package, a pair of bars a model; and how near that is to the limit.
-
-    reference, ours: images per second, round by round; fractions: of the machine's limit; limit: what it is, in words.
-    """
-    figure, (left, right) = new_figure(1.6 + 0.75 * len(names), 1, 2, width_ratios=(2.2, 1), sharey=True)
-    medians, longest, looks = [], 1.0, architectures(names)
-    for y, (name, theirs, mine, fraction) in enumerate(zip(names, reference, ours, fractions)):
-        ratios = np.divide(mine, theirs)
-        medians.append(float(np.median(ratios)))
-        longest = max(longest, *ratios)
+def chart(results: dict) -> Figure:
+    """Speed of the plain reference and of this package, a pair of bars a model; and how near that is to the limit."""
+    found, looks = results["models"], architectures(results["models"])
+    figure, (left, right) = new_figure(1.6 + 0.75 * len(found), 1, 2, width_ratios=(2.2, 1), sharey=True)
+    heads = []
+    for y, (name, model) in enumerate(found.items()):
+        look, fraction, (low, ratio, high) = looks[name], limit_share(results, name), extent(model["ratio"])
+        heads.append(f"{look.label} {ratio:.1f}")
         left.barh(y - 0.17, 1, 0.3, color="#BBBBBB", label="plain reference" if y == 0 else None)
-        left.barh(y + 0.17, medians[-1], 0.3, color=looks[name].colour)
-        left.plot([min(ratios), max(ratios)], [y + 0.17] * 2, color="black", linewidth=1)
-        for offset, end, speed in ((-0.17, 1, np.median(theirs)), (0.17, max(ratios), np.median(mine))):
+        left.barh(y + 0.17, ratio, 0.3, color=look.colour)
+        left.plot([low, high], [y + 0.17] * 2, color="black", linewidth=1)
+        for way, end, offset in (("reference", 1, -0.17), ("ours", high, 0.17)):
+            speed = statistics.median(model["images_per_second"][way])
             text = f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
             left.annotate(f"{text} images/s", (end, y + offset), (5, 0), textcoords="offset points", va="center",
                           fontsize=8)
-        right.barh(y, fraction, 0.5, color=looks[name].colour)
+        right.barh(y, fraction, 0.5, color=look.colour)
         right.text(fraction + 0.015, y, f"{fraction:.0%}", va="center", fontsize=8)
+    longest = max(1.0, *(max(model["ratio"]) for model in found.values()))
     left.set(xlabel="times the reference's speed, training and validation", xlim=(0, 1.25 * longest))
-    left.set_yticks(range(len(names)), [looks[name].label for name in names])
+    left.set_yticks(range(len(found)), [looks[name].label for name in found])
     left.invert_yaxis()
     right.set(xlim=(0, 1.1), xlabel="share of the machine's own matrix rate")
     percent_ticks(right.xaxis)
     legend_above(left)
-    heads = listed(f"{looks[name].label} {ratio:.1f}" for name, ratio in zip(names, medians))
+    rates = listed(f"{results['limits'][kind]:,.0f} GFLOP/s in {kind}" for kind in precisions(results))
     note = "Coloured: this package. Bars: medians of the rounds' ratios; black lines: lowest to highest. Matrix rate: "
-    return titled(figure, f"times as fast as the plain reference: {heads}", f"{note}{limit}.")
+    return titled(figure, f"times as fast as the plain reference: {listed(heads)}", f"{note}{rates}.")
+
+
+def extent(values: list[float]) -> tuple[float, float, float]:
+    """Lowest, median, highest."""
+    return min(values), statistics.median(values), max(values)
+
+
+def precisions(results: dict) -> list[str]:
+    """Those that ours trained in."""
+    return sorted({model["precision"] for model in results["models"].values()})
 
 
 def spread(values: list[float], digits: int = 2) -> str:
     """The median with the lowest and the highest."""
-    low, middle, high = (f"{value:,.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
+    low, middle, high = (f"{value:,.{digits}f}" for value in extent(values))
     return middle if low == high else f"{middle} ({low} to {high})"
 
 
@@ -92,29 +99,20 @@ def readme_section(results: dict) -> str:
               if "warm" in start else "")
     sizes = listed(f"{found['images']:,} images ({model}, in batches of {found['batch_size']})"
                    for model, found in results["models"].items())
-    used = sorted({found["precision"] for found in results["models"].values()})
     return "\n".join([
         f"**Conditions:** {where['device']}, {where['cores']} cores, torch {where['torch']}, {where['dataset']}, ours "
-        f"in {' and '.join(used)}; {where['date']}, commit {where['commit']}. Its limits: {machine['fp32']:,.0f} "
-        f"GFLOP/s in fp32, {machine['bf16']:,.0f} in bf16, copies at {machine['copy']:.1f} GB/s.", "", models, "",
+        f"in {listed(precisions(results))}; {where['date']}, commit {where['commit']}. Its limits: "
+        f"{machine['fp32']:,.0f} GFLOP/s in fp32, {machine['bf16']:,.0f} in bf16, copies at {machine['copy']:.1f} GB/s.",
+        "", models, "",
         "Images per second: training images divided by the seconds of training and validation, median of the rounds "
         "(lowest to highest). The share of the matrix rate counts only multiplications that are carried out, not those "
-        "that our convolutions save. Loader: the share of "
-        f"a training epoch spent on drawing, augmenting and normalizing the images. A round trains {sizes}.", "",
+        "that our convolutions save. Loader: the share of a training epoch spent on drawing, augmenting and "
+        f"normalizing the images. A round trains {sizes}.", "",
         f"- **Runs at a time x threads of each**, {results['at_once']['model']}, images per second together: "
         f"{together}.",
         f"- **Start-up:** a tiny run through papermill takes {spread(start['tiny_run'], 1)} s, a notebook that only "
         f"imports {spread(start['imports'], 1)} s: {ratio:.2f} times.{forked}",
     ])
-
-
-def chart(results: dict) -> Figure:
-    """The measurements as figures.throughput draws them."""
-    found = results["models"]
-    speeds = [[model["images_per_second"][way] for model in found.values()] for way in ("reference", "ours")]
-    used = sorted({model["precision"] for model in found.values()})
-    rates = [f"{results['limits'][kind]:,.0f} GFLOP/s in {kind}" for kind in used]
-    return throughput(list(found), *speeds, [limit_share(results, model) for model in found], listed(rates))
 
 
 def write_results(results: dict, path: str) -> None:

@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..files import HISTORY, PREDICTIONS
 from ..runs.history import History
 from ..words import counted, points
-from .statistics import FREEDOM, STUDENTIZED_RANGE, Z, holm, mcnemar, wilson
+from .statistics import FREEDOM, STUDENTIZED_RANGE, holm, mcnemar, wilson
 from .table import Table, metrics
 
 
@@ -87,14 +87,17 @@ def identical_experiments(table: Table) -> int:
 class Noise:
     """How far two runs of one configuration lie apart.
 
-    sd: of a single run's test accuracy; name: `noise`, or `sampling error` where that of the test images has to stand
-    in; text: where it comes from; freedom: the degrees of freedom of `sd`, 0 where it is no estimate.
+    sd: of a single run's test accuracy; text: where it comes from; freedom: the degrees of freedom of `sd`, 0 where
+    nothing was repeated and the sampling error of the test images has to stand in.
     """
 
     sd: float
-    name: str
     text: str
     freedom: int = 0
+
+    @property
+    def name(self) -> str:
+        return "noise" if self.freedom else "sampling error"
 
     @property
     def alike(self) -> str:
@@ -112,11 +115,6 @@ def margin_of_means(noises: list[Noise], runs: list[int]) -> float:
     return math.sqrt(sum(noise.margin() ** 2 / count for noise, count in zip(noises, runs)) / 2)
 
 
-def joint_name(noises: list[Noise]) -> str:
-    """`noise` where all were measured, else `sampling error`."""
-    return "noise" if all(noise.name == "noise" for noise in noises) else "sampling error"
-
-
 def noise_floor(table: Table, model: str) -> Noise:
     """The spread among repeats, pooled over the better half of the repeated configurations, but at least two of them.
 
@@ -128,12 +126,12 @@ def noise_floor(table: Table, model: str) -> Noise:
         freedom = good["runs"] - 1
         sd = math.sqrt((freedom * good["sd"] ** 2).sum() / freedom.sum())
         runs = f"{good['runs'].sum()} runs of {counted(len(good), 'configuration')}"
-        return Noise(sd, "noise", f"{points(sd)} SD between repeats ({runs})", int(freedom.sum()))
+        return Noise(sd, f"{points(sd)} SD between repeats ({runs})", int(freedom.sum()))
     best = ranked(table, model).iloc[0]
     sd = math.sqrt(best[table.tested] * (1 - best[table.tested]) / best["images"])
     why = "its repeats agree in every digit" if len(good) else "nothing was run twice"
-    return Noise(sd, "sampling error", f"not measured ({why}); the sampling error of {best['images']:,} test images, "
-                                       f"{points(sd)} SD, stands in and may be too small")
+    return Noise(sd, f"not measured ({why}); the sampling error of {best['images']:,} test images, {points(sd)} SD, "
+                     "stands in and may be too small")
 
 
 def read_history(table: Table, run: str) -> pd.DataFrame | None:
@@ -167,8 +165,7 @@ def best_with(table: Table, read, model: str, n: int = 1) -> list[tuple[pd.Serie
 def paired_tests(table: Table, n: int = 3) -> pd.DataFrame:
     """Each model's best run against its next n - 1, and the models' best against each other, on the same test images.
 
-    Columns: first, second (rows of the table), difference with low and high (95%), only_first, only_second (images), p,
-    p_holm. Without a model whose best run has no predictions. A test of these runs, not of their configurations: a
+    Columns: first, second (rows of the table), only_first, only_second (images), p, p_holm. Without a model whose best run has no predictions. A test of these runs, not of their configurations: a
     repeat with another seed would differ too.
     """
     best = [best_with(table, read_predictions, model, n) for model in table.looks]
@@ -179,9 +176,7 @@ def paired_tests(table: Table, n: int = 3) -> pd.DataFrame:
     lines = []
     for (first, (labels, logits)), (second, (other_labels, other_logits)) in pairs:
         if np.array_equal(labels, other_labels):
-            b, c, p = mcnemar(logits.argmax(axis=1) == labels, other_logits.argmax(axis=1) == labels)
-            gap, half = (b - c) / len(labels), Z * math.sqrt(b + c - (b - c) ** 2 / len(labels)) / len(labels)
-            lines.append((first.name, second.name, gap, gap - half, gap + half, b, c, p))
-    columns = ["first", "second", "difference", "low", "high", "only_first", "only_second", "p"]
-    tests = pd.DataFrame(lines, columns=columns)
+            test = mcnemar(logits.argmax(axis=1) == labels, other_logits.argmax(axis=1) == labels)
+            lines.append((first.name, second.name, *test))
+    tests = pd.DataFrame(lines, columns=["first", "second", "only_first", "only_second", "p"])
     return tests.assign(p_holm=holm(tests["p"]))

@@ -5,8 +5,8 @@ import pandas as pd
 from ..config import Config
 from ..words import against, counted, in_words, listed, percent, points, signed
 from .knobs import compare, edges, is_number, is_switch, pairs, varying
-from .ranking import (Noise, experiments, finalists, identical_experiments, joint_name, margin_of_means, noise_floor,
-                      overall, paired_tests, ranked, top)
+from .ranking import (Noise, experiments, finalists, identical_experiments, margin_of_means, noise_floor, overall,
+                      paired_tests, ranked, top)
 from .statistics import selection_bias
 from .table import FIELDS, Table, idle_when, label, shown
 
@@ -210,10 +210,15 @@ def gap_sentence(table: Table, first: pd.Series, second: pd.Series) -> str:
     gap, names = first["test"] - second["test"], [table.looks[row["model"]].label for row in (first, second)]
     if gap == 0:
         return f"{names[0]} and {names[1]} tie on the test images"
-    noises = [noise_floor(table, row["model"]) for row in (first, second)]
-    margin = margin_of_means(noises, [1, 1])
     return (f"{names[0]} is {points(gap)} {'above' if gap > 0 else 'below'} {names[1]} on the test images, "
-            f"{against(gap, margin, joint_name(noises))} ({points(margin)})")
+            + beside_noise(table, gap, [first["model"], second["model"]]))
+
+
+def beside_noise(table: Table, gap: float, models, runs=(1, 1), of: str = "") -> str:
+    """A difference between two means, of so many runs of each model, beside what noise alone makes of it."""
+    noises = [noise_floor(table, model) for model in models]
+    margin, least = margin_of_means(noises, runs), min(noises, key=lambda noise: noise.freedom)
+    return f"{against(gap, margin, least.name)}{of} ({points(margin)})"
 
 
 def paired_sentences(table: Table, within: bool = False) -> list[str]:

@@ -102,10 +102,7 @@ def main_effects(grid: pd.DataFrame, knobs: list[str]) -> pd.Series:
 
 def expected_best(scores) -> np.ndarray:
     """Expected highest score among k runs drawn without replacement, for k = 1..N; after Dodge et al., EMNLP 2019."""
-    ordered, n, expected = np.sort(np.asarray(scores, float)), len(scores), 0.0
-    k = np.arange(1, n + 1)
-    chance = k / n  # that the highest of all is among the k; then, run by run, that the next one is their highest
-    for lower in range(n - 1, -1, -1):
-        expected = expected + chance * ordered[lower]
-        chance = chance * np.maximum(lower - k + 1, 0) / max(lower, 1)
-    return expected
+    ordered, drawn = np.sort(np.asarray(scores, float)), np.arange(len(scores))
+    # (i, k): the chance that all k + 1 drawn ones are among the lowest i + 1
+    among_lowest = np.cumprod(np.maximum(drawn[:, None] + 1 - drawn, 0) / (len(drawn) - drawn), axis=1)
+    return ordered @ np.diff(among_lowest, axis=0, prepend=0)

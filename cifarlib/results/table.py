@@ -1,7 +1,6 @@
 """A table of runs: read and checked."""
 
 import dataclasses
-import difflib
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..config import CHECKPOINTS, PUBLISHED_KNOBS, Config, from_text
+from ..config import CHECKPOINTS, PUBLISHED_KNOBS, Config, from_text, nearest
 from ..errors import InputError
 from ..files import TABLE, project_path
 from ..parts import ARCHITECTURES, DATASETS, Architecture, Dataset, architectures
@@ -170,17 +169,14 @@ def check_table(frame: pd.DataFrame, rank_by: str = "auto", study: str = "", fol
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     """The same rows with finite numbers for what was measured, accuracies in [0, 1], and text for names."""
     frame = frame.copy()
-    measured = [*metrics(frame), *(column for column in MEASURED if column in frame)]
-    for column in measured:
+    for column in [*metrics(frame), *(column for column in MEASURED if column in frame)]:
         values = pd.to_numeric(frame[column], errors="coerce").replace([np.inf, -np.inf], np.nan)
         if len(bad := frame.loc[values.isna() & frame[column].notna(), column]):
             raise InputError(f"{column}: {bad.iloc[0]!r} is no number; write fractions, with a decimal point")
+        if "accuracy" in column and len(bad := values[(values < 0) | (values > 1)]):
+            raise InputError(f"{column}: {bad.iloc[0]:g} is no fraction; accuracies are expected in [0, 1]; divide "
+                             "percentages by 100")
         frame[column] = values
-    for column in (column for column in measured if "accuracy" in column):
-        low, high = frame[column].min(), frame[column].max()
-        if low < 0 or high > 1:
-            raise InputError(f"{column}: {high if high > 1 else low:g} is no fraction; accuracies are expected in [0, "
-                             "1]; divide percentages by 100")
     for column, default in {"Full_Modelname": "", "shared_with": "", "study": "", "status": "done", "run": ""}.items():
         if column in frame or default:
             values = frame.get(column, pd.Series(default, frame.index)).astype(object)
@@ -280,8 +276,8 @@ def _ranking_column(rows: pd.DataFrame, rank_by: str, notes: list[str]) -> str:
                          "winners' test accuracies are biased upward.")
     scores = [column for column in metrics(rows) if not column.startswith("train_")]
     if rank_by not in scores:
-        near = difflib.get_close_matches(rank_by, scores, n=1) or [default]
-        raise InputError(f"rank_by: no column of scores named {rank_by!r}; did you mean {near[0]}?")
+        near = nearest(rank_by, scores) or default
+        raise InputError(f"rank_by: no column of scores named {rank_by!r}; did you mean {near}?")
     if unranked := rows[rank_by].isna().sum():
         notes.append(f"{counted(unranked, 'row')} without {rank_by} can't be ranked; shown only among all runs.")
     return rank_by

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ...words import against, counted, duration, listed, percent, points, signed
+from ...words import counted, duration, listed, percent, points, signed
 from .. import knobs, ranking
-from ..sentences import chance_sentence, gap_sentence, range_sentence
+from ..sentences import beside_noise, chance_sentence, gap_sentence, range_sentence
 from ..table import Table
 from .style import (GREY, LIGHT, jitter, legend_above, log_ticks, look_of, new_figure, percent_ticks, styled, titled,
                     whiskers)
@@ -87,11 +87,9 @@ def finalists(table: Table) -> Figure | str:
     title = (f"a {table.looks[first['model']].label} reaches {percent(first['test'])} on average over "
              f"{counted(first['runs'], first['repeat'])}")
     if len(shown) > 1:
-        gap = first["test"] - shown["test"].iloc[1]
-        noises = [ranking.noise_floor(table, model) for model in shown["model"].head(2)]
-        margin = ranking.margin_of_means(noises, shown["runs"].head(2))
+        gap, two = first["test"] - shown["test"].iloc[1], shown.head(2)
         title += (f", {points(gap)} {'above' if gap >= 0 else 'below'} the next configuration, "
-                  f"{against(gap, margin, ranking.joint_name(noises))} of two such means ({points(margin)})")
+                  + beside_noise(table, gap, two["model"], two["runs"], " of two such means"))
     return titled(figure, title, f"Ordered by mean {table.ranking}. Diamonds: mean and SD.", table)
 
 
