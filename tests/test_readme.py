@@ -1,19 +1,22 @@
 """What the README pages promise: commands, links, scripts, the generated parts, the committed runs."""
 
+import json
 import os
 import re
 import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas
 import pytest
 import results_tables as made
 import torch
 import yaml
 from conftest import tiny
+from PIL import Image
 
-from cifarlib import build_model, cli, fit, load_cifar10
+from cifarlib import build_model, cli, fit, load_cifar10, load_model, predict
 from cifarlib.batch.grid import distinct_runs, read_grid
 from cifarlib.config import Config, Options
 from cifarlib.results import report
@@ -27,7 +30,7 @@ FOLDERS = [".", "parameters", "notebooks", "cifarlib", "cifarlib/slurm", "execut
            *(f"executed/{name}" for name in STUDIES)]
 PAGES = {str(Path(folder, "README.md")): (ROOT / folder / "README.md").read_text() for folder in FOLDERS}
 FIELDS = {*Config().to_dict(), *vars(Options())}
-GRIDS = {"demo": 6, "finalists": 15, "equal_compute": 6, "resnet_24_epochs": 13, "published_resnet": 5,
+GRIDS = {"demo": 6, "finalists": 15, "equal_compute": 6, "resnet_24_epochs": 13, "published_resnet": 5, "speed_94": 5,
          "cnn_10_epochs": 3, "published": 672}
 
 
@@ -74,7 +77,8 @@ def project(tmp_path, monkeypatch):
         for path in (ROOT / page).parent.iterdir():
             if not path.name.startswith(".") and not (tmp_path / page).with_name(path.name).exists():
                 (tmp_path / page).with_name(path.name).symlink_to(path)
-    (tmp_path / "my_nets.py").write_text(blocks("README.md", "python")[0])
+    own = next(block for block in blocks("README.md", "python") if "class SmallNet" in block)
+    (tmp_path / "my_nets.py").write_text(own)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -96,7 +100,7 @@ def test_every_command_can_be_given(words, project):
         case ["bash" | "sbatch", *rest]:
             assert Path(next(word for word in rest if not word.startswith("-"))).is_file()
         case _:
-            assert words[0] in ("python", "conda", "pip", "module", "export", "source", "squeue", "tail")
+            assert words[0] in ("python", "conda", "pip", "module", "export", "source", "squeue", "tail", "wandb")
 
 
 def anchors(text):
@@ -145,11 +149,22 @@ def test_the_script_trains(capsys):
 def test_the_weights_of_a_run_are_loaded(tmp_path):
     script, = blocks("executed/README.md", "python")
     assert script.count('"executed/STUDY/RUN"') == 1
-    record = next(ROOT.glob("executed/resnet_24_epochs/*/record.json"))
-    shutil.copy(record, tmp_path)
-    torch.save(build_model(Config(seed=1)).state_dict(), tmp_path / "best_val_acc.pt")
-    exec(script.replace("executed/STUDY/RUN", str(tmp_path)), names := {})
-    assert torch.equal(names["model"].fc.weight, build_model(Config(seed=1)).fc.weight)
+    config, picture = tiny("resnet", epochs=1), tmp_path / "cat.jpg"
+    Image.new("RGB", (50, 40), "orange").save(picture)
+    fit(build_model(config), load_cifar10(config), config, tmp_path / "run")
+    exec(script.replace("executed/STUDY/RUN", str(tmp_path / "run")).replace("cat.jpg", str(picture)), names := {})
+    assert names["chances"].shape == (1, 10)
+
+
+def test_the_weights_that_come_along_are_those_of_the_committed_run(cifar10):
+    """In half precision they give nearly each test image the class that the run gave it."""
+    run = ROOT / "executed/speed_94" / json.loads((ROOT / "cifarlib/weights/speednet.json").read_text())["name"]
+    assert (run / "record.json").read_text() == (ROOT / "cifarlib/weights/speednet.json").read_text()
+    predictions, trained = np.load(run / "predictions.npz"), load_model("speednet")
+    test = load_cifar10(Config(data_dir=str(cifar10), limit_test=500)).test
+    classes = predict(trained, test.images).argmax(dim=1)
+    assert (classes == torch.from_numpy(predictions["terminal"][:500]).argmax(dim=1)).sum() >= 495
+    assert (classes == test.labels).double().mean() > 0.91
 
 
 def test_the_network_of_the_front_page_trains(project):

@@ -35,6 +35,11 @@ def bullets(lines) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
+def spread(mean: float, sd: float, runs: int) -> str:
+    """A mean accuracy with its standard deviation over several runs; empty without one."""
+    return "" if pd.isna(sd) else f"{100 * mean:.2f} ± {100 * sd:.2f} ({runs})"
+
+
 def cell(value, text=str) -> str:
     """What `text` makes of a value; empty where there is none."""
     return "" if pd.isna(value) else text(value)
@@ -59,8 +64,10 @@ def runs_table(table: Table, best: pd.DataFrame) -> str:
         table.score.capitalize(): score_text(table, row["score"]) if table.rank_by != table.tested else "",
         "Test accuracy": percent(row["test"]),
         "95% interval": f"{100 * row['low']:.2f} to {100 * row['high']:.2f}",
+        "With views": cell(row["views"], percent),
         "Per-class accuracy": percent(row["per_class"]),
-        "Mean ± SD (runs)": cell(row["sd"], lambda sd: f"{100 * row['mean']:.2f} ± {100 * sd:.2f} ({row['runs']})"),
+        "Mean ± SD (runs)": spread(row["mean"], row["sd"], row["runs"]),
+        "With views, mean ± SD (runs)": spread(row["views_mean"], row["views_sd"], row["runs"]),
         "Published best, 80 epochs": cell(row.get("published"), percent),
     } for _, row in best.iterrows()])
 

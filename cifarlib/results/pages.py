@@ -8,7 +8,7 @@ from ..config import CHECKPOINTS, Config, Options
 from ..files import project_path
 from ..parts import ARCHITECTURES, PROTOCOLS, architecture
 from ..words import duration, percent, value_text
-from .markdown import comparison_table, markdown, rewrite_between_markers
+from .markdown import cell, comparison_table, markdown, rewrite_between_markers, spread
 from .ranking import overall
 from .table import Table, read_table
 
@@ -59,6 +59,8 @@ def studies_section(tables: list[Table]) -> str:
                 "Epochs": str(run["epochs_run"]),
                 "Test accuracy": percent(best["test"]),
                 "95% interval": f"{100 * best['low']:.2f} to {100 * best['high']:.2f}",
+                "By six views": spread(best["views_mean"], best["views_sd"], best["runs"])
+                or cell(best["views"], percent),
                 "Trained in": duration(run["seconds"]),
                 "On": f"{run['device'].removeprefix('cpu: ')}, {run['precision']}",
             })
@@ -81,12 +83,13 @@ def times_section() -> str:
 
 def fields_section(flags: dict[str, tuple[str, ...]]) -> str:
     """Every field of a configuration and of its options: other flags than `--NAME`, meaning, values, default."""
+    usual = {Config: Config(), Options: Options()}
     return markdown([{
         "Field": f"`{spec.name}`",
         "Also": " ".join(f"`{flag}`" for flag in flags.get(spec.name, ())),
         "Meaning": spec.metadata["help"],
         "Values": ", ".join(f"`{choice}`" for choice in spec.metadata["choices"] or ()),
-        "Default": "the protocol's" if spec.default is None else as_yaml({} if spec.type is dict else spec.default),
+        "Default": as_yaml(getattr(usual[cls], spec.name)) + ", or the protocol's" * (spec.default is None),
     } for cls in (Config, Options) for spec in dataclasses.fields(cls)])
 
 
@@ -100,8 +103,8 @@ def architectures_section() -> str:
 
 
 def protocols_section() -> str:
-    """What each protocol sets, for a CNN of the default length."""
-    configs = {name: Config(model="cnn", protocol=name) for name in PROTOCOLS}
+    """What each protocol sets for a CNN, and the modern one for SpeedNet."""
+    configs = {name: Config(model="speednet" if name == "modern" else "cnn", protocol=name) for name in PROTOCOLS}
     return markdown([{
         "Field": f"`{spec.name}`",
         "Meaning": spec.metadata["help"],

@@ -39,13 +39,14 @@ def ranked(table: Table, model: str | None = None) -> pd.DataFrame:
 
 def top(table: Table, model: str, n: int = 5) -> pd.DataFrame:
     """The n best runs: model, model_args, name, score, test, per_class, low, high (95% Wilson), and their experiment's
-    runs, repeat, mean and sd.
+    runs, repeat, mean and sd, and views, views_mean and views_sd of the accuracy by several views of an image.
     """
     best = ranked(table, model).head(n)
     shown = best[["model", "model_args", "experiment", "name"]].assign(
-        score=best[table.rank_by], test=best[table.tested], per_class=best[table.per_class])
+        score=best[table.rank_by], test=best[table.tested], views=best[table.views], per_class=best[table.per_class])
     shown["low"], shown["high"] = wilson(best[table.tested], best["images"])
-    spread = experiments(table)[["runs", "repeat", "test", "sd"]].rename(columns={"test": "mean"})
+    spread = experiments(table)[["runs", "repeat", "test", "sd", "views_mean", "views_sd"]]
+    spread = spread.rename(columns={"test": "mean"})
     return shown.join(spread, on="experiment")
 
 
@@ -59,13 +60,15 @@ def experiments(table: Table, model: str | None = None) -> pd.DataFrame:
     """Rows that are one configuration under several names, seeds or repeats, collapsed; best mean score first.
 
     Columns: model, knobs, name (the first run's), rows, runs (with a test accuracy), repeat (`seed`, or `run` where one
-    seed has several), score (mean), test (mean), sd, chance (whether all runs are at chance).
+    seed has several), score (mean), test (mean), sd, chance (whether all runs are at chance), views_mean and views_sd
+    (of the test accuracy by several views of an image).
     """
     rows = table.rows.query("main" if model is None else "main and model == @model")
     runs = rows[~rows["copy"]].groupby("experiment", sort=False)  # ties keep the table's order
     every = runs[[*dict.fromkeys(["model", "name", "model_args", *table.knobs])]].first()
     every = every.join(runs.agg(runs=(table.tested, "count"), score=(table.rank_by, "mean"),
-                                test=(table.tested, "mean"), sd=(table.tested, "std"), chance=("chance", "all")))
+                                test=(table.tested, "mean"), sd=(table.tested, "std"), chance=("chance", "all"),
+                                views_mean=(table.views, "mean"), views_sd=(table.views, "std")))
     every["rows"] = rows.groupby("experiment").size()
     every["repeat"] = np.where(runs["seed"].nunique() == runs.size(), "seed", "run") if "seed" in rows else "run"
     return every.sort_values("score", ascending=table.lower_is_better, kind="stable")

@@ -35,7 +35,7 @@ def conditions(table: Table) -> str:
     usual = {field: shown(field, value) for field, value in Config().to_dict().items()
              if FIELDS[field].default is not None}
     for field in [*PHRASES, *(field for field in table.fields if field not in PHRASES)]:
-        if field not in table.fields or field in (*table.knobs, "dataset"):
+        if field not in (*PHRASES, *table.fields) or field in (*table.knobs, "dataset"):
             continue
         models = rows.dropna(subset=field).groupby(field, sort=False)["model"].unique()
         values = [shown(field, value) for value in models.index]

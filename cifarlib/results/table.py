@@ -72,6 +72,11 @@ class Table:
         return f"test_accuracy_{self.checkpoint}"
 
     @property
+    def views(self) -> str:
+        """The test accuracy by several views of each image."""
+        return f"test_accuracy_with_views_{self.checkpoint}"
+
+    @property
     def per_class(self) -> str:
         return f"test_per_class_accuracy_{self.checkpoint}"
 
@@ -271,7 +276,10 @@ def _ranking_column(rows: pd.DataFrame, rank_by: str, notes: list[str]) -> str:
     default = "val_accuracy_best_val_acc"
     if rank_by == "auto":
         rank_by = next((column for column in (default, *TESTED) if column in rows), default)
-        if rank_by != default:
+        if rank_by == TESTED[-1]:
+            notes.append("Nothing validated these runs, so they rank by the test accuracy of their last weights: that "
+                         "of the best of several configurations is biased upward.")
+        elif rank_by != default:
             notes.append(f"The table lacks {default}, so runs rank by {rank_by} as in the published report: the "
                          "winners' test accuracies are biased upward.")
     scores = [column for column in metrics(rows) if not column.startswith("train_")]
@@ -292,6 +300,8 @@ def _marked(table: Table, notes: list[str]) -> pd.DataFrame:
     images = rows.get("test_images", pd.Series(10_000, rows.index))
     rows["images"] = images.where(images.between(1, 1e9), 10_000).astype(int)
     lucky = wilson(1 / len(table.data.classes), rows["images"])[1]
+    if table.views not in rows:
+        rows[table.views] = np.nan
     rows["chance"] = rows[table.tested].isna() | (rows[table.tested] <= lucky)
     rows["condition"] = _condition(rows)
     others = [field for field in table.fields if field not in FIELDS]
