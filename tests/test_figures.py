@@ -151,7 +151,7 @@ def test_learning_curves_from_the_first_epoch_on(count):
     assert "validation accuracy" in figure.get_suptitle().lower()
     assert figure.axes[0].lines[0].get_ydata() == pytest.approx(history["train_loss"])
     history["val_accuracy"] = history["val_loss"] = np.nan
-    assert "not validated" in run_charts.learning_curves(history).get_suptitle()
+    assert "without a validation" in run_charts.learning_curves(history).get_suptitle()
     assert run_charts.learning_curves(pd.DataFrame(columns=["epoch", "train_loss", "train_accuracy"]))
 
 

@@ -278,6 +278,7 @@ def test_winograds_filtering_is_the_convolution(inside, outside, maps, bias, bf1
     monkeypatch.setattr(nn.Conv2d, "forward", None)  # so that it can't be what is compared
     with torch.autocast("cpu", enabled=bf16):
         output = ours(x)
+    assert output.dtype == dtype
     output.backward(upstream)
     results = [(output, wanted), *((single.grad, double.grad) for single, double in zip(weights, doubles, strict=True))]
     for found, exact in results:

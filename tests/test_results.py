@@ -353,7 +353,7 @@ def test_a_field_that_does_nothing_is_empty_and_stands_at_every_value():
     assert periods.map(sorted).tolist() == 2 * [[20, 80]]
     assert knobs.pairs(table, "resnet", "scheduler", "cosine", "step")["gain"].gt(0).tolist() == [True, True]
     text = sentences.shared_knobs(table, table.rows.head(1))
-    assert "Cosine period does nothing under the exponential or step scheduler." in text
+    assert "Cosine period does nothing under the exponential or step or linear scheduler." in text
 
 
 def test_fewer_training_images_are_a_knob_and_other_ones_a_condition():
@@ -635,7 +635,7 @@ LEFT_OUT = {
     "failed": (lambda f: f.assign(status=["failed", "preempted"] + ["done"] * (len(f) - 2)),
                ["one row left out, status failed", "status preempted"], 2),
     "no accuracy": (lambda f: f.assign(test_accuracy_best_val_acc=f["test_accuracy_best_val_acc"].where(f.index > 2)),
-                    ["three rows left out, without a test"], 3),
+                    ["three rows left out, without test_accuracy_best_val_acc"], 3),
     "synthetic": (lambda f: f.assign(dataset=["synthetic"] * 2 + ["cifar10"] * (len(f) - 2)),
                   ["two rows left out, of other data than CIFAR-10"], 2),
     "unknown model": (lambda f: f.assign(Modelname=["resnt"] + list(f["Modelname"][1:])),

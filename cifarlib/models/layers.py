@@ -132,7 +132,7 @@ class Conv2d(nn.Conv2d):
         output = (winograd.output @ products.flatten(1)).view(tile, tile, count, height // tile, width // tile, -1)
         output = output.permute(2, 3, 0, 4, 1, 5).reshape(count, height, width, -1)
         output = output.contiguous()  # a map of one tile comes as a view
-        return (output if self.bias is None else output + self.bias).permute(0, 3, 1, 2)
+        return (output if self.bias is None else output + self.bias.to(output.dtype)).permute(0, 3, 1, 2)
 
 
 class _StackedSlices(torch.autograd.Function):

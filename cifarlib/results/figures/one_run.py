@@ -30,7 +30,8 @@ def learning_curves(*histories: pd.DataFrame, names=("",), whose: str = "", tabl
         axis.set_xlabel("epoch")
     axes[0, 0].legend()
     message = f"{whose}{_curve_message(histories[0], epochs)}"
-    return titled(figure, message, "Stars: the epoch with the best validation accuracy.", table)
+    stars = any(_best_epoch(history) is not None for history in histories)
+    return titled(figure, message, "Stars: the epoch with the best validation accuracy." * stars, table)
 
 
 def curves_of_best(table: Table, model: str) -> Figure | str:
@@ -48,7 +49,8 @@ def _curves(axes, history: pd.DataFrame) -> None:
         for split, name, style in (("train", "training", dict(color=TRAIN)),
                                    ("val", "validation", dict(color=VALIDATION, linestyle="--"))):
             line = history.reindex(columns=["epoch", f"{split}_{metric}"]).dropna()
-            axis.plot(*line.to_numpy().T, label=name, **style, **marker)
+            if split == "train" or len(line):
+                axis.plot(*line.to_numpy().T, label=name, **style, **marker)
         axis.set_ylabel(metric)
     if (best := _best_epoch(history)) is not None:
         axes[1].plot(best["epoch"], best["val_accuracy"], "*", color=VALIDATION, markersize=11, markeredgecolor="black",
@@ -72,11 +74,12 @@ def _best_epoch(history: pd.DataFrame) -> pd.Series | None:
 
 def _curve_message(history: pd.DataFrame, epochs: int) -> str:
     if (best := _best_epoch(history)) is None:
-        return f"{counted(len(history), 'epoch')}, not validated yet"
+        reached = f", training accuracy {percent(history['train_accuracy'].iloc[-1])}" if len(history) else ""
+        return f"{counted(len(history), 'epoch')} without a validation{reached}"
     last = history["epoch"].max()
     end = f", {percent(history['train_accuracy'].iloc[-1])} at the end" if best["epoch"] < last else ""
-    return (f"validation accuracy {percent(best['val_accuracy'])} in epoch {best['epoch']:.0f} of {epochs or last:.0f}; "
-            f"training accuracy {percent(best['train_accuracy'])} there{end}")
+    return (f"validation accuracy {percent(best['val_accuracy'])} in epoch {best['epoch']:.0f} of {epochs or last:.0f};"
+            f" training accuracy {percent(best['train_accuracy'])} there{end}")
 
 
 @styled
