@@ -170,6 +170,17 @@ def test_confusion_and_per_class_of_one_run():
     assert figure.get_suptitle() == "Weakest class: SmallNet at truck (50.00%)" and not _collisions(figure)
 
 
+def test_accuracies_by_minutes_are_by_views_where_there_are_any():
+    views = dict(test_accuracy_with_views_best_val_acc=0.97, test_accuracy_best_val_acc=0.96, seconds=600)
+    figure = best_charts.accuracy_by_minutes([one_cell("cnn", seconds=120), one_cell("speednet", **views)])
+    points = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
+    assert points["SpeedNet"] == [[10.0, 0.97]] and points["CNN"][0][0] == 2.0
+    assert figure.get_suptitle() == "SpeedNet reaches 97.00% in 10 minutes on average"
+    assert "Accuracies of SpeedNet are by six views of each test image, by single ones 1.00 points lower" in " ".join(
+        texts(figure)).replace("\n", " ")
+    assert "CNN: best published run, 80 epochs" in texts(figure)
+
+
 def test_a_perfect_run_of_few_images_has_a_chart():
     table = one_cell("cnn", test_images=50, test_accuracy_best_val_acc=1.0)
     assert "100.00%" in best_charts.top5(table, "cnn").get_suptitle()

@@ -8,6 +8,8 @@ from ..config import CHECKPOINTS, Config, Options
 from ..files import project_path
 from ..parts import ARCHITECTURES, PROTOCOLS, architecture
 from ..words import duration, percent, value_text
+from .figures.best import accuracy_by_minutes
+from .figures.style import save
 from .markdown import cell, comparison_table, markdown, rewrite_between_markers, spread
 from .ranking import overall
 from .table import Table, read_table
@@ -18,12 +20,14 @@ IMAGES, EPOCHS = 40_000, 80  # of a training split, and of a published run
 
 
 def rewrite_pages(studies: list[str], flags: dict[str, tuple[str, ...]]) -> None:
-    """Rewrite the tables on the front page and on those of parameters/ and cifarlib/.
+    """Rewrite the tables on the front page and on those of parameters/ and cifarlib/, and redraw the front page's chart.
 
     studies: the folders in executed/ that the front page sums up; flags: a field's options beside the one of its name.
     Raises InputError for a study without a table, and for a page without its markers.
     """
-    parts = {(FRONT, "studies"): studies_section([read_table(f"executed/{study}") for study in studies]),
+    tables = [read_table(f"executed/{study}") for study in studies]
+    save(accuracy_by_minutes(tables), project_path("figures"), "accuracy_by_minutes")
+    parts = {(FRONT, "studies"): studies_section(tables),
              (FRONT, "times"): times_section(),
              (GRIDS, "fields"): fields_section(flags),
              (PACKAGE, "architectures"): architectures_section(),

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ...parts import architectures
 from ...words import counted, duration, listed, percent, points, signed
 from .. import knobs, ranking
 from ..sentences import beside_noise, chance_sentence, gap_sentence, range_sentence
@@ -114,6 +115,41 @@ def all_runs(table: Table) -> Figure:
     axis.grid(axis="y", visible=False)
     note = "Heights within a model only keep the points apart." if runs["model"].value_counts().max() > 3 else ""
     return titled(figure, chance_sentence(table).rstrip("."), note, table)
+
+
+@styled
+def accuracy_by_minutes(tables: list[Table]) -> Figure:
+    """Every run of several studies: test accuracy against minutes of training, beside the best published accuracies."""
+    runs = pd.concat([table.runs[["model", "epochs"]].assign(
+        tested=table.runs[table.tested], views=table.runs[table.views], minutes=table.runs["seconds"] / 60)
+        for table in tables])
+    runs["shown"] = runs["views"].fillna(runs["tested"])
+    figure, axis = new_figure(3.9)
+    looks = architectures(runs["model"])
+    published = [look.published_best for look in looks.values() if look.published_best]
+    for model, look in looks.items():
+        mine = runs[runs["model"] == model]
+        axis.plot(mine["minutes"], mine["shown"], linestyle="none", markersize=7, alpha=0.8, label=look.label,
+                  **look_of(look))
+        if look.published_best:
+            axis.axhline(look.published_best, color=look.colour, linestyle="--", linewidth=1)
+            below = any(0 < other - look.published_best < 0.02 for other in published)
+            axis.annotate(f"{look.label}: best published run, 80 epochs", (0.12, look.published_best),
+                          (0, -9 if below else 2), ("axes fraction", "data"), "offset points", fontsize=7.5,
+                          color=look.colour)
+    log_ticks(axis)
+    axis.set(xlabel="minutes of training on two cores", ylabel="test accuracy", ylim=(None, 1))
+    percent_ticks(axis.yaxis)
+    axis.legend(loc="lower left")
+    best = runs.groupby(["model", "epochs"])[["shown", "minutes"]].mean().sort_values("shown").iloc[-1]
+    name = looks[best.name[0]].label
+    several = runs.dropna(subset=["views"])
+    note = "Points: runs of several studies, on different processors, some of them with one thread. "
+    if len(several):
+        note += (f"Accuracies of {listed(look.label for look in architectures(several['model']).values())} are by six "
+                 f"views of each test image, by single ones {points((several['shown'] - several['tested']).mean())} "
+                 "lower. ")
+    return titled(figure, f"{name} reaches {percent(best['shown'])} in {best['minutes']:.0f} minutes on average", note)
 
 
 @styled
