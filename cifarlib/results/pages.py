@@ -20,7 +20,7 @@ IMAGES, EPOCHS = 40_000, 80  # of a training split, and of a published run
 
 
 def rewrite_pages(studies: list[str], flags: dict[str, tuple[str, ...]]) -> None:
-    """Rewrite the tables on the front page and on those of parameters/ and cifarlib/, and redraw the front page's chart.
+    """Rewrite the tables on the front page and on those of parameters/ and cifarlib/, and redraw the front's chart.
 
     studies: the folders in executed/ that the front page sums up; flags: a field's options beside the one of its name.
     Raises InputError for a study without a table, and for a page without its markers.

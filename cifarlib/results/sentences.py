@@ -8,7 +8,7 @@ from .knobs import compare, edges, is_number, is_switch, pairs, varying
 from .ranking import (Noise, experiments, finalists, identical_experiments, margin_of_means, noise_floor, overall,
                       paired_tests, ranked, top)
 from .statistics import selection_bias
-from .table import FIELDS, Table, idle_when, label, shown
+from .table import CONDITIONS, FIELDS, Table, idle_when, label, shown
 
 # How the conditions say what is said of every table; of other fields they say what differs from the default.
 PHRASES = {"protocol": "{} protocol", "split": "{} split", "epochs": "up to {} epochs", "batch_size": "batches of {}"}
@@ -33,7 +33,7 @@ def conditions(table: Table) -> str:
     """One sentence: data, what all runs of a model share, hardware, seeds, number of runs."""
     rows, runs, parts = table.rows[table.rows["main"]], table.runs, [table.data.label]
     usual = {field: shown(field, value) for field, value in Config().to_dict().items()
-             if FIELDS[field].default is not None}
+             if FIELDS[field].default is not None or field in CONDITIONS}
     for field in [*PHRASES, *(field for field in table.fields if field not in PHRASES)]:
         if field not in (*PHRASES, *table.fields) or field in (*table.knobs, "dataset"):
             continue
