@@ -71,10 +71,12 @@ def epoch_line(row: dict, epochs: int) -> str:
 
 
 def score_table(record: dict) -> pandas.DataFrame:
-    """Validation and test metrics of the three checkpoints, a row each."""
-    columns = ("epoch", "val_accuracy", "val_loss", "test_accuracy", "test_per_class_accuracy", "test_loss")
+    """Validation and test metrics of the checkpoints that a run has, a row each, without empty columns."""
+    columns = ("epoch", "val_accuracy", "val_loss", "test_accuracy", "test_accuracy_with_views",
+               "test_per_class_accuracy", "test_loss")
     rows = {name: {column: record["metrics"].get(f"{column}_{name}") for column in columns} for name in CHECKPOINTS}
-    return pandas.DataFrame.from_dict(rows, orient="index").round(4)
+    table = pandas.DataFrame.from_dict(rows, orient="index", dtype=float)
+    return table.dropna(how="all").dropna(axis=1, how="all").convert_dtypes().round(4)
 
 
 def enter_in_table(folder: Path) -> None:
