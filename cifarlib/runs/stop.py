@@ -41,8 +41,9 @@ def drop_closed_output() -> None:
 
 
 class StopRequest(SignalContext):
-    """Within the context, Ctrl-C, SIGTERM, SIGUSR1, SIGHUP or the appearance of `file` set `requested` and break nothing
-    off. A second Ctrl-C breaks off at once.
+    """Within the context, one of SIGNALS or the appearance of `file` sets `requested` and breaks nothing off.
+
+    A second Ctrl-C breaks off at once.
     """
 
     def __init__(self, file: Path | None):
