@@ -385,7 +385,7 @@ def test_a_vit_of_the_published_width_needs_more_memory_on_a_cpu(cards):
 
 def test_memory_is_what_a_slurm_job_was_given(bare):
     for given, free in (({"MEM_PER_NODE": "512"}, 0.5), ({"MEM_PER_CPU": "128", "CPUS_ON_NODE": "2"}, 0.25),
-                        ({"MEM_PER_NODE": "16G", "CPUS_PER_TASK": ""}, 100)):  # the last is not what SLURM itself writes
+                        ({"MEM_PER_NODE": "16G", "CPUS_PER_TASK": ""}, 100)):  # not what SLURM itself writes
         for name, text in given.items():
             bare.setenv(f"SLURM_{name}", text)
         assert machine.free_memory() == free and machine.cores() == 8
@@ -427,7 +427,8 @@ def test_cards_have_room_by_the_memory_that_others_leave(found, gpus, cards):
     assert slots().gpus == gpus
 
 
-@pytest.mark.parametrize("visible, names", [(None, ["0", "1"]), ("0, 1", ["0", "1"]), ("GPU-b,MIG-c", ["GPU-b", "MIG-c"])])
+@pytest.mark.parametrize("visible, names", [
+    (None, ["0", "1"]), ("0, 1", ["0", "1"]), ("GPU-b,MIG-c", ["GPU-b", "MIG-c"])])
 def test_torch_says_what_is_free_on_which_card(visible, names, bare):
     def free(number):
         if number:

@@ -145,10 +145,10 @@ def ignore_signals() -> None:
 
 
 def _takes_sockets(parent: str) -> bool:
-    """Whether a folder in `parent` can hold a kernel's sockets: some file systems have none, and their paths are short.
-    """
+    """Whether a kernel's sockets can be in a folder of `parent`: some file systems have none, and paths are short."""
     try:
-        with tempfile.TemporaryDirectory(prefix="kernel-", dir=parent) as folder, socket.socket(socket.AF_UNIX) as probe:
+        with (tempfile.TemporaryDirectory(prefix="kernel-", dir=parent) as folder,
+              socket.socket(socket.AF_UNIX) as probe):
             probe.bind(f"{folder}/kernel-ipc-5")
     except OSError:
         return False
