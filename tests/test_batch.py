@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas
@@ -19,6 +20,7 @@ import torch
 from conftest import TINY
 from services import until
 
+from cifarlib import device, machine
 from cifarlib.batch import launch, resources, runner
 from cifarlib.batch.grid import Run
 from cifarlib.config import Config, Options
@@ -305,7 +307,9 @@ def test_a_claim_has_one_owner_among_many(tmp_path):
 def test_a_claim_without_heartbeat_is_taken_over_and_its_owner_notices(tmp_path, monkeypatch):
     owner = Claim.take(tmp_path)
     monkeypatch.setattr(claim.socket, "gethostname", lambda: "another machine")  # its process ids mean nothing here
-    assert Claim.take(tmp_path) is None
+    with monkeypatch.context() as fast:
+        fast.setattr(claim.time, "time", lambda: 1e10)  # this machine's clock; the file system's dates the claim
+        assert Claim.take(tmp_path) is None
     long_ago = time.time() - claim.STALE - 1
     os.utime(owner.path, (long_ago, long_ago))
     heir = Claim.take(tmp_path)
@@ -323,21 +327,32 @@ def test_a_living_owner_renews_his_claim(tmp_path, monkeypatch):
     owner.release()
 
 
-def says(listing):
-    """A stand-in for subprocess.run of nvidia-smi."""
-    return lambda *_, **__: subprocess.CompletedProcess([], 0, stdout=listing)
+@pytest.fixture
+def bare(monkeypatch, tmp_path):
+    """Eight cores, 100 GiB of memory, no GPU, no SLURM; the control groups that a test makes in the folder."""
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: SimpleNamespace(available=100 * 2**30))
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
+    monkeypatch.setattr(machine, "OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(machine, "DEVICES", tmp_path / "dev")
+    for name in os.environ:
+        if name.startswith(("SLURM_", "CUDA_VISIBLE")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    return monkeypatch
+
+
+def sees(cards, reason="", errors=""):
+    """A stand-in for subprocess.run, whose process says what torch finds."""
+    return lambda *_, **__: subprocess.CompletedProcess([], 0, f"{json.dumps([cards, reason])}\n", errors)
 
 
 @pytest.fixture
-def machine(monkeypatch):
-    """Eight cores, 100 GiB of memory and two cards of 80 GiB, as nvidia-smi lists them."""
-    listing = "0, GPU-aa, 81920\n1, GPU-bb, 81920\n"
-    monkeypatch.setattr(resources.os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr(resources, "_free_memory", lambda: 100.0)
-    monkeypatch.setattr(resources.subprocess, "run", says(listing))
-    for name in ("CUDA_VISIBLE_DEVICES", "SLURM_CPUS_PER_TASK"):
-        monkeypatch.delenv(name, raising=False)
-    return monkeypatch
+def cards(bare):
+    """Two idle cards of 80 GiB."""
+    bare.setattr(resources, "sign_of_gpu", lambda: "two cards")
+    bare.setattr(resources.subprocess, "run", sees([["0", 80, 80, False], ["1", 80, 80, False]]))
+    return bare
 
 
 def slots(jobs=0, device="auto", *models):
@@ -345,7 +360,7 @@ def slots(jobs=0, device="auto", *models):
     return resources.Slots.of_this_machine(jobs, configs)
 
 
-def test_slots_share_cores_and_cards(machine):
+def test_slots_share_cores_and_cards(cards):
     assert slots() == resources.Slots(10, 1, ("0", "1") * 5)
     assert slots(2) == resources.Slots(2, 4, ("0", "1") * 5)
     assert slots(0, "cpu") == resources.Slots(8, 1, ())
@@ -356,51 +371,117 @@ def test_slots_share_cores_and_cards(machine):
         resources.Slots.of_this_machine(0, [Config(device="cuda:0"), Config(device="cuda:1")])
     few = resources.Slots.of_this_machine(0, [Config(device="cpu")] * 3)
     assert few == resources.Slots(3, 2, ()), "no core waits for a run that isn't there"
-    machine.setattr(resources, "_free_memory", lambda: 9.0)
+    cards.setattr(resources, "free_memory", lambda: 9.0)
     assert slots(0, "cpu") == resources.Slots(2, 4, ())
     assert slots() == resources.Slots(2, 4, ("0", "1") * 5)
 
 
-def test_a_vit_of_the_published_width_needs_more_memory_on_a_cpu(machine):
+def test_a_vit_of_the_published_width_needs_more_memory_on_a_cpu(cards):
     cnn, vit = {"model": "cnn"}, {"model": "vit"}
     deep, small = ({"model": "vit", "model_args": sizes} for sizes in ({"depth": 12}, TINY["vit"]))
     assert slots(0, "cpu", cnn, vit).jobs == slots(0, "cpu", deep).jobs == 7 and slots(0, "cpu", small).jobs == 8
     assert slots(0, "auto", cnn, vit).jobs == 10
 
 
-def test_memory_is_what_a_slurm_job_was_given(monkeypatch):
-    assert resources._free_memory() > 1
-    monkeypatch.setenv("SLURM_MEM_PER_NODE", "512")
-    assert resources._free_memory() == 0.5
-    monkeypatch.delenv("SLURM_MEM_PER_NODE")
-    monkeypatch.setenv("SLURM_MEM_PER_CPU", "128")
-    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "2")
-    assert resources._free_memory() == 0.25
-    monkeypatch.delenv("SLURM_MEM_PER_CPU")
-    for name, text in (("MEM_PER_NODE", "16G"), ("CPUS_PER_TASK", "")):  # not what SLURM itself writes
-        monkeypatch.setenv(f"SLURM_{name}", text)
-    assert resources._free_memory() > 1 and resources._cores() >= 1
+def test_memory_is_what_a_slurm_job_was_given(bare):
+    for given, free in (({"MEM_PER_NODE": "512"}, 0.5), ({"MEM_PER_CPU": "128", "CPUS_ON_NODE": "2"}, 0.25),
+                        ({"MEM_PER_NODE": "16G", "CPUS_PER_TASK": ""}, 100)):  # not what SLURM itself writes
+        for name, text in given.items():
+            bare.setenv(f"SLURM_{name}", text)
+        assert machine.free_memory() == free and machine.cores() == 8
+        for name in given:
+            bare.delenv(f"SLURM_{name}")
 
 
-@pytest.mark.parametrize("visible, cards", [
-    ("1", ("1",) * 5), ("GPU-bb", ("GPU-bb",) * 5), ("", ()), ("NoDevFiles", ()), ("MIG-cc", ("MIG-cc",))])
-def test_slots_take_no_card_or_core_of_another_job(machine, visible, cards):
-    machine.setenv("CUDA_VISIBLE_DEVICES", visible)
-    machine.setenv("SLURM_CPUS_PER_TASK", "4")
-    assert slots(4) == resources.Slots(4, 1, cards)
+STAT = "anon {0}\nfile 7\n", "cache 7\nrss 1\ntotal_rss {0}\n"  # of version 2 and version 1, with so many bytes in use
 
 
-def test_cards_whose_memory_cannot_be_told_have_room_for_a_run_each(machine):
-    machine.setattr(resources.subprocess, "run", says("0, GPU-aa, [N/A]\n1, GPU-bb, 81920\n"))
-    assert slots().gpus == ("0", "1", "1", "1", "1", "1")
+@pytest.mark.parametrize("own, files", [
+    ("0::/job\n", {"job/memory.max": "max", "job/memory.stat": STAT[0].format(2**40), "job/cpu.max": "max 100000",
+                   "memory.max": 3 * 2**30, "memory.stat": STAT[0].format(2**29), "cpu.max": "150000 100000"}),
+    ("4:memory:/job/step\n1:cpu,cpuacct:/job\n0::/\n", {
+        "memory/job/memory.limit_in_bytes": 3 * 2**30, "memory/job/memory.stat": STAT[1].format(2**29),
+        "memory/memory.limit_in_bytes": 9223372036854771712, "memory/memory.stat": STAT[1].format(2**40),
+        "cpu/job/cpu.cfs_quota_us": 150000, "cpu/job/cpu.cfs_period_us": 100000,
+        "cpu/cpu.cfs_quota_us": -1, "cpu/cpu.cfs_period_us": 100000})])
+def test_the_limits_of_all_control_groups_around_a_process_hold(own, files, bare, tmp_path):
+    assert (machine.cores(), machine.free_memory()) == (8, 100)
+    (tmp_path / "own").write_text(own)
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{content}\n")
+    assert (machine.cores(), machine.free_memory()) == (1, 2.5)
+    assert slots(0, "cpu") == resources.Slots(1, 1, ())
+    torch.set_num_threads(2)
+    device.pick_device("cpu")
+    assert torch.get_num_threads() == 1
 
-    def missing(*_, **__):
-        raise FileNotFoundError("nvidia-smi")
 
-    machine.setattr(resources.subprocess, "run", missing)
-    assert slots().gpus == ()
-    machine.setenv("CUDA_VISIBLE_DEVICES", "0,3")
-    assert slots() == resources.Slots(2, 4, ("0", "3"))
+@pytest.mark.parametrize("found, gpus", [
+    ([["0", 80, 40, False], ["1", 80, 79, False]], ("0", "1", "0", "1", "1", "1")),  # somebody else is on card 0
+    ([["0", 80, 79, True], ["1", 80, 0, True]], ("0",)),  # exclusive: 1 has its process
+    ([["GPU-a", 80, 3, False], ["GPU-b", 24, 5, False]], ("GPU-b",)),  # all in use
+    ([["0", 8, 7, False], ["1", 24, 9, False]], ("0",))])
+def test_cards_have_room_by_the_memory_that_others_leave(found, gpus, cards):
+    cards.setattr(resources.subprocess, "run", sees(found))
+    assert slots().gpus == gpus
+
+
+@pytest.mark.parametrize("visible, names", [
+    (None, ["0", "1"]), ("0, 1", ["0", "1"]), ("GPU-b,MIG-c", ["GPU-b", "MIG-c"])])
+def test_torch_says_what_is_free_on_which_card(visible, names, bare):
+    def free(number):
+        if number:
+            raise RuntimeError("CUDA-capable device(s) is/are busy or unavailable")
+        return 3 * 2**30, 8 * 2**30
+
+    class Driver:
+        def cuDeviceGetAttribute(self, mode, attribute, number):
+            mode._obj.value = 3 * number
+
+    if visible:
+        bare.setenv("CUDA_VISIBLE_DEVICES", visible)
+    bare.setattr(torch.cuda, "is_available", lambda: True)
+    bare.setattr(torch.cuda, "device_count", lambda: 2)
+    bare.setattr(torch.cuda, "get_device_properties", lambda number: SimpleNamespace(total_memory=8 * 2**30))
+    bare.setattr(torch.cuda, "mem_get_info", free)
+    bare.setattr(device.ctypes, "CDLL", lambda name: Driver())
+    assert device.gpus() == [(names[0], 8, 3, False), (names[1], 8, 0, True)]
+
+
+@pytest.mark.parametrize("sign", ["nvidia-smi lists GPU 0: old", "SLURM_JOB_GPUS=0", "nvidia0"])
+def test_a_card_that_torch_cannot_use_is_told_loudly_and_recorded(sign, bare, tmp_path, capsys):
+    device.why_no_gpu.cache_clear()
+    device.say_once.cache_clear()
+    assert slots().gpus == () and device.pick_device().type == "cpu" and capsys.readouterr().err == ""
+    device.why_no_gpu.cache_clear()
+    for folder in ("bin", "dev"):
+        (tmp_path / folder).mkdir()
+    if sign.startswith("nvidia-smi"):
+        (tmp_path / "bin" / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: old'\n")
+        (tmp_path / "bin" / "nvidia-smi").chmod(0o755)
+    elif sign == "nvidia0":
+        (tmp_path / "dev" / sign).touch()
+    else:
+        bare.setenv(*sign.split("="))
+
+    def fail():
+        raise RuntimeError("The NVIDIA driver on your system is too old\nand more")
+
+    bare.setattr(torch.cuda, "init", fail)
+    for _ in range(2):
+        assert device.pick_device().type == "cpu"
+    told = capsys.readouterr().err
+    assert told.count("NO GPU IS USED") == told.count(sign) == told.count("driver on your system is too old)") == 1
+    assert sign in device.describe(torch.device("cpu"), "auto") and sign not in device.describe(torch.device("cpu"))
+    with pytest.raises(InputError, match="cuda is not there .*too old"):
+        device.pick_device("cuda")
+    bare.setattr(resources.subprocess, "run", sees([], device.why_no_gpu()))
+    bare.setattr(resources, "sign_of_gpu", lambda: sign)
+    assert slots().gpus == () and "NO GPU IS USED" in capsys.readouterr().err, "a grid's runs say it in their logs only"
+    bare.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert machine.sign_of_gpu() == "", "the user wants none"
+    device.why_no_gpu.cache_clear()
 
 
 def test_an_absolute_data_folder_is_not_published_and_a_run_gets_its_card_and_threads(tmp_path, monkeypatch):
@@ -435,8 +516,12 @@ def test_an_absolute_data_folder_is_not_published_and_a_run_gets_its_card_and_th
     assert parameters["data_dir"] == "" and seen["CIFAR10_DIR"] == str(tmp_path) and parameters["device"] == "cuda:1"
     assert execute(gpu="1")["device"] == "cuda", "card 1 is the first, and only, one that the run sees"
     assert seen["CUDA_VISIBLE_DEVICES"] == "1"
-    assert seen["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID", "as nvidia-smi, which says how large card 1 is, counts them"
     for name in launch.ALLOCATOR:
         monkeypatch.delenv(name, raising=False)
+    execute()
+    assert seen["HOME"] == os.environ["HOME"]
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # an unknown user
     execute(threads=3)
+    assert os.path.isdir(seen["HOME"])
     assert seen["OMP_NUM_THREADS"] == seen["MKL_NUM_THREADS"] == "3" and launch.ALLOCATOR.items() <= seen.items()

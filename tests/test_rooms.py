@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "cifarlib"
-GROUND = ["errors", "files", "words", "parts", "config"]  # each may use those before it
+GROUND = ["errors", "files", "words", "machine", "parts", "config"]  # each may use those before it
 MAY_USE = {  # beside the ground floor and itself; the longest name that fits a module decides; None: everything
     "": [],  # such as models, runs, device
     "data": ["device"],

@@ -1,11 +1,14 @@
 """Runners, papermill and kernels that are killed at any moment: a short torture, and what chance may never bring."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +16,7 @@ from types import SimpleNamespace
 import pandas
 import papermill
 import pytest
+import torch
 from services import until
 from torture import torture
 
@@ -26,7 +30,7 @@ from cifarlib.errors import InputError
 from cifarlib.files import write_json
 from cifarlib.runs import claim, study
 from cifarlib.runs.claim import Claim
-from cifarlib.runs.record import read_record, write_failure
+from cifarlib.runs.record import read_record, status_of, write_failure
 from cifarlib.runs.study import write_table
 
 CONFIG = Config(dataset="synthetic")
@@ -256,6 +260,104 @@ def test_fail_fast_starts_nothing_after_the_first_failure(fail_fast, trained, tm
     every = [Run(config, (config,)) for config in (CONFIG.replace(seed=seed) for seed in (1, 2, 3))]
     assert run_all(every, Options(executed_dir=str(tmp_path)), Slots(1, 1, ()), fail_fast=fail_fast) == FAILED
     assert len(started) == trained
+
+
+@pytest.mark.parametrize("lines, trained, code, statuses", [
+    (["one", "one", "two", "one", "one", "one", "one"], 7, FAILED, {"failed"}),
+    (["one"] * 7, 5, FAILED, {"failed", "pending"}),
+    (["OSError: [Errno 28] No space left on device"] * 7, 1, runner.NO_PROGRESS, {"pending"})])
+def test_what_fails_run_after_run_stops_a_grid_and_the_rest_stays_pending(
+        lines, trained, code, statuses, tmp_path, monkeypatch, capsys):
+    started = []
+
+    class Process:
+        returncode, __enter__, __exit__ = FAILED, lambda self: self, lambda *_: None
+
+        def __init__(self, *_, **__):
+            self.stdout = [f"{lines[len(started)]}\n"]
+            started.append(self)
+
+    monkeypatch.setattr(runner, "start_notebook", Process)
+    every = [Run(config, (config,)) for config in (CONFIG.replace(seed=seed) for seed in range(7))]
+    options = Options(executed_dir=str(tmp_path))
+    assert run_all(every, options, Slots(1, 1, ())) == code and len(started) == trained
+    assert {status_of(options.run_folder(run.config)) for run in every} == statuses
+    assert (lines[-1] in capsys.readouterr().err) == (trained < 7), "why it stops"
+    run_all(every, options, Slots(1, 1, ()))
+    assert len(started) == {7: 7, 5: 7, 1: 2}[trained], "a later start goes on with the rest"
+
+
+def test_torch_says_in_known_words_that_a_disk_is_full():
+    with pytest.raises((OSError, RuntimeError)) as caught:
+        torch.save(torch.zeros(10**6), "/dev/full")
+    assert any(sign in str(caught.value) for sign in runner.NO_ROOM), caught.value
+
+
+@pytest.mark.parametrize("code, line", [(FAILED, "DeadKernelError: Kernel died"), (-9, "epoch 1"),
+                                        (FAILED, "OutOfMemoryError: CUDA out of memory.")])
+def test_a_run_without_memory_says_so_with_the_remedies(code, line, tmp_path):
+    assert runner._outcome(code, tmp_path, CONFIG, [line]) == FAILED
+    error = read_record(tmp_path)["error"]
+    assert line in error and "ran out of memory" in error.splitlines()[-1] and "--jobs" in error.splitlines()[-1]
+
+
+HANG_UP = """
+import time
+from cifarlib.batch.runner import Stopping
+with Stopping() as stopping:
+    print("begun", flush=True)
+    while not stopping.requested:
+        time.sleep(0.01)
+    print("an epoch ends", flush=True)
+raise SystemExit(75)
+"""
+
+
+@pytest.mark.parametrize("nohup", [False, True])
+def test_a_closed_terminal_stops_a_grid_as_sigterm_does_but_not_under_nohup(nohup):
+    def begin():
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
+
+    ours, theirs = os.openpty()
+    process = subprocess.Popen([sys.executable, "-c", HANG_UP], stdin=theirs, stdout=theirs, stderr=theirs,
+                               preexec_fn=begin)
+    os.close(theirs)
+    try:
+        assert os.read(ours, 5) == b"begun"
+        os.close(ours)  # the terminal is gone, and printing to it an error
+        if nohup:
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.5)
+            process.terminate()
+        assert process.wait(60) == 75
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_sockets_go_where_they_can(monkeypatch, tmp_path, capsys):
+    real = kernel.socket.socket
+
+    class Without(real):
+        """As on a file system without sockets."""
+
+        def bind(self, path):
+            if path.startswith(refused):
+                raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+            super().bind(path)
+
+    monkeypatch.setattr(kernel.socket, "socket", Without)
+    monkeypatch.setattr(kernel.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(kernel, "execute", lambda notebook, output, parameters, folder, *_: print(folder) or OK)
+    monkeypatch.setattr(kernel, "_end_without_owner", lambda *_: None)
+    refused = str(tmp_path)
+    assert kernel.main({}, "n", "o", "1") == OK and capsys.readouterr().out.startswith("/tmp/kernel-")
+    refused = "/"
+    assert kernel.main({}, "n", "o", "1") == kernel.BAD_INPUT
+    assert f"cifarlib: TMPDIR: no socket can be made in {tmp_path}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("failures, begun, code, attempts", [

@@ -428,7 +428,7 @@ def at_loss(monkeypatch):
 
 
 @pytest.mark.parametrize("request_, epoch, disk", [
-    ("SIGUSR1", 1, "quick"), ("SIGTERM", 2, "quick"), ("SIGINT", 2, "quick"), ("file", 1, "quick"),
+    ("SIGHUP", 1, "quick"), ("SIGTERM", 2, "quick"), ("SIGINT", 2, "quick"), ("file", 1, "quick"),
     ("SIGUSR1", 2, "slow"), ("SIGUSR1", 3, "quick")])
 def test_stops_at_the_end_of_the_epoch_and_goes_on(request_, epoch, disk, load, tmp_path, at_loss, uninterrupted,
                                                    request):

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -143,12 +144,26 @@ def ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def _takes_sockets(parent: str) -> bool:
+    """Whether a kernel's sockets can be in a folder of `parent`: some file systems have none, and paths are short."""
+    try:
+        with (tempfile.TemporaryDirectory(prefix="kernel-", dir=parent) as folder,
+              socket.socket(socket.AF_UNIX) as probe):
+            probe.bind(f"{folder}/kernel-ipc-5")
+    except OSError:
+        return False
+    return True
+
+
 def main(parameters: dict, notebook: str, output: str, runner: str, claim: str = "", lock: str = "",
          provisioner: type | None = None) -> int:
     """Execute the notebook as long as there is an owner; return the exit code."""
     os.environ.pop("JPY_SESSION_NAME", None)  # of a notebook that started this process: nobody looks at this one's
-    # A socket's path has at most 107 characters, of which the names in the folder take 29.
-    parent = "/tmp" if len(tempfile.gettempdir()) > 75 else None
+    parent = next(filter(_takes_sockets, (tempfile.gettempdir(), "/tmp")), None)
+    if not parent:
+        print(f"cifarlib: TMPDIR: no socket can be made in {tempfile.gettempdir()}, nor in /tmp; name another folder, "
+              "of a short path and on a disk of this machine", file=sys.stderr)
+        return BAD_INPUT
     with tempfile.TemporaryDirectory(prefix="kernel-", dir=parent, ignore_cleanup_errors=True) as folder:
         # The runner's id is given: it may be gone, and another process be the parent, before this line is reached.
         threading.Thread(target=_end_without_owner, args=(int(runner), claim, folder), daemon=True).start()

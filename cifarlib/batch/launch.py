@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -167,6 +168,8 @@ def start_notebook(notebook: Path, output: Path, parameters: dict, environment: 
     it, with all it prints on stdout; streams: stdout and stderr of one that starts cold, as for Popen.
     """
     environment = {**ALLOCATOR, **os.environ, **NOT_THE_USERS, "PYTHONUNBUFFERED": "1", **(environment or {})}
+    if os.path.expanduser("~") == "~":  # no HOME and an unknown user, as in containers: Jupyter wants a folder
+        environment["HOME"] = tempfile.gettempdir()
     if os.path.isabs(parameters.get("data_dir", "")):  # parameters are published with the notebook
         environment["CIFAR10_DIR"], parameters = parameters["data_dir"], {**parameters, "data_dir": ""}
     arguments, locks = [str(notebook), str(output), str(os.getpid())], []

@@ -4,6 +4,8 @@ What is done is skipped, what was cut off goes on.
 """
 
 import dataclasses
+import errno
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -22,7 +25,7 @@ from ..parts import DATASETS, load
 from ..runs.claim import Claim
 from ..runs.record import (FINISHED, check_plan, is_finished, precision_of, read_record, recorded, status_of,
                            write_failure)
-from ..runs.stop import SignalContext
+from ..runs.stop import SignalContext, drop_closed_output
 from ..runs.study import note_planned, remove_stale_parts, write_table
 from ..words import counted
 from .grid import Run
@@ -32,18 +35,27 @@ from .resources import Slots
 
 LAST_LINES = 20  # of a failed run's log, kept in its record
 NO_PROGRESS = 76  # exit code of a stop before any run ended or finished an epoch: another start may get no further
+ALIKE = 5  # runs that fail with the same line, one after the other: the cause is not in the runs
+NO_ROOM = os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "PytorchStreamWriter failed"  # as texts have it
+NO_MEMORY = "DeadKernelError", "out of memory", "can't allocate memory", "MemoryError"
 POLL = 2.0  # seconds between two looks at runs that other runners train
 
 
 class Stopping(SignalContext):
     """Within the context a signal asks all runs to stop at their epoch's end; a second one, if Ctrl-C, kills them.
 
-    running: the processes of the runs, by run folder.
+    So do `failures` in a row that say the same (1: any failure). running: the processes of the runs, by run folder.
     """
 
-    def __init__(self):
+    def __init__(self, failures: int = ALIKE):
         self.requested, self.killed, self.running = False, False, {}
         self.progress = False  # whether any run has ended or finished an epoch
+        self.most, self.alike, self.last = failures, 0, None
+
+    @property
+    def given_up(self) -> bool:
+        """Whether it was for failures."""
+        return self.alike >= self.most
 
     def _on_signal(self, number, frame) -> None:
         if self.requested and number == signal.SIGINT:
@@ -53,11 +65,22 @@ class Stopping(SignalContext):
             return
         self.request()
 
-    def request(self) -> None:
+    def note(self, failure: str | None) -> None:
+        """A run has ended, with this line if it failed."""
+        self.alike = 0 if failure is None else self.alike + 1 if failure == self.last else 1
+        self.last = failure
+        if self.given_up and not self.requested:
+            self.request(f"{counted(self.alike, 'run')} in a row failed alike: {failure}" if self.most > 1 else "")
+
+    def request(self, reason: str = "") -> None:
         """Ask every run to stop at its epoch's end, and start no more."""
         self.requested = True
         for folder in list(self.running):
-            (folder / STOP).touch()
+            with suppress(OSError):  # no room even for that: it will notice
+                (folder / STOP).touch()
+        drop_closed_output()
+        if reason:
+            tqdm.write(f"cifarlib: {reason}", file=sys.stderr)
         print("stopping: every run ends after its epoch in progress; Ctrl-C again kills them", file=sys.stderr)
 
 
@@ -80,7 +103,7 @@ def execute_run(run: Run, options: Options, stopping: Stopping, threads: int = 0
     if threads:
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     if gpu is not None:
-        environment |= {"CUDA_VISIBLE_DEVICES": gpu, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # nvidia-smi's order
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
         parameters["device"] = run.config.device.partition(":")[0]  # the only card it sees
     before = _modified(folder / HISTORY)
     process = start_notebook(notebook_path(NOTEBOOK), folder / NOTEBOOK, parameters, environment, claim, warm,
@@ -97,18 +120,23 @@ def execute_run(run: Run, options: Options, stopping: Stopping, threads: int = 0
             log.flush()
             lines.append(line.rstrip())
             if echo:
-                echo(line)
+                with suppress(OSError):  # the terminal was closed
+                    echo(line)
     del stopping.running[folder]
     if notebook and process.returncode != OK and read_record(folder) == finished:
         (folder / NOTEBOOK).write_bytes(notebook)
-    if process.returncode != PREEMPTED or _modified(folder / HISTORY) != before:
+    code = process.returncode
+    if code in (FAILED, BAD_INPUT) and any(sign in line for line in lines for sign in NO_ROOM):
+        code = PREEMPTED  # neither has this run failed, nor need the others
+        stopping.request(f"no room is left on a disk or in a quota; the same line goes on when there is: {lines[-1]}")
+    if code != PREEMPTED or _modified(folder / HISTORY) != before:
         stopping.progress = True
     if claim and claim.lost:
         return PREEMPTED  # the folder is another runner's now
     (folder / STOP).unlink(missing_ok=True)  # a killed run leaves it, and the next one, by hand, would stop at once
-    if stopping.killed and process.returncode < 0:
+    if stopping.killed and code < 0:
         return PREEMPTED  # the user killed the run: nothing has failed
-    return _outcome(process.returncode, folder, run.config, list(lines))
+    return _outcome(code, folder, run.config, list(lines))
 
 
 def _modified(path: Path) -> int | None:
@@ -122,6 +150,9 @@ def _outcome(code: int, folder: Path, config: Config, lines: list[str]) -> int:
         return code  # what came after a finished record, such as a kernel killed while it draws, does not undo it
     if code < 0:
         lines.append(f"killed by signal {-code}")
+    if code == -signal.SIGKILL or any(sign in line for line in lines for sign in NO_MEMORY):
+        lines.append(f"{lines[-1]}: most likely it ran out of memory, of which fewer --jobs at a time, a smaller "
+                     "batch_size or a smaller model need less")
     write_failure(folder, config, "\n".join(lines) or f"ended with exit code {code} and no word")
     return BAD_INPUT if code == BAD_INPUT else FAILED
 
@@ -141,7 +172,7 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
     note_planned(study, [cell for run in runs for cell in run.cells])
     write_table(study)  # cells that share a finished run may be new
     codes: dict[str, int] = {}
-    with (Stopping() as stopping, Warm(warm) as source, ThreadPoolExecutor(slots.jobs) as pool,
+    with (Stopping(1 if fail_fast else ALIKE) as stopping, Warm(warm) as source, ThreadPoolExecutor(slots.jobs) as pool,
           _grid_bar(runs, options, echo is None) as bar):
         waiting = deque(run for run in runs if wanted(run, options, retry_failed))
         failed = sum(status_of(options.run_folder(run.config)) == "failed" for run in runs)
@@ -168,9 +199,8 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
                         waiting.append(run)
                     else:  # before the release: a runner that tries a failed run again removes its record
                         _report(bar, run, options, codes[run.name], time.monotonic() - started, echo is None)
+                        stopping.note(_failure(run, options, codes[run.name]))
                     claim.release()
-                    if fail_fast and codes[run.name] in (FAILED, BAD_INPUT):
-                        stopping.request()
             elif waiting and wait_for_others:
                 if not told:
                     tqdm.write(f"waiting for {counted(len(waiting), 'run')} that other runners train", file=sys.stderr)
@@ -179,11 +209,11 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
             else:
                 break
     write_table(study)  # what it may have said on the way is an error in the end
-    code = _exit_code(runs, options, codes, fail_fast, stopping.requested)
+    code = _exit_code(runs, options, codes, stopping.given_up, stopping.requested)
     return NO_PROGRESS if code == PREEMPTED and stopping.requested and not stopping.progress else code
 
 
-def _exit_code(runs: list[Run], options: Options, codes: dict[str, int], fail_fast: bool, stopped: bool) -> int:
+def _exit_code(runs: list[Run], options: Options, codes: dict[str, int], given_up: bool, stopped: bool) -> int:
     if codes and set(codes.values()) == {BAD_INPUT}:
         return BAD_INPUT
     statuses = {status_of(options.run_folder(run.config)) for run in runs}
@@ -191,9 +221,16 @@ def _exit_code(runs: list[Run], options: Options, codes: dict[str, int], fail_fa
         return FAILED  # what it was to replace may still be there, finished
     # A run that somebody else trains is left to them, unless this runner was stopped while it waited for them.
     unfinished = statuses & ({"preempted", "pending", "running"} if stopped else {"preempted", "pending"})
-    if "failed" in statuses and (fail_fast or not unfinished):
+    if "failed" in statuses and (given_up or not unfinished):
         return FAILED
     return PREEMPTED if unfinished else OK
+
+
+def _failure(run: Run, options: Options, code: int) -> str | None:
+    """The last line that a failed run's record has (none, if it is a finished one's that stays); None if it hasn't."""
+    if code not in (FAILED, BAD_INPUT):
+        return None
+    return (recorded(options.run_folder(run.config), "error") or "").rpartition("\n")[2]
 
 
 def check_runs(runs: list[Run], options: Options) -> None:

@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import socket
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -109,7 +110,16 @@ def _stale(path: Path) -> bool:
             return False
         if owner.get("started"):
             return owner["started"] != _started(owner["pid"])
-    return time.time() - renewed > STALE
+    return _now(path.parent) - renewed > STALE
+
+
+def _now(folder: Path) -> float:
+    """The time by the clock that dates the files in `folder`: of a share the server's, which may differ from ours."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:  # it may only be read
+        return time.time()
 
 
 def _locked(path: Path) -> bool:

@@ -33,7 +33,7 @@ def finish_run(model: nn.Module, splits: Splits, config: Config, folder: Path, h
             _write_predictions(folder, scores)
         record = {
             **common_fields(folder, config, history.status, history, scores),
-            "device": describe(device),
+            "device": describe(device, config.device),
             "precision": pick_precision(config.precision, device),
             "data": {"dataset": splits.dataset, "split": config.split, "fingerprint": splits.fingerprint,
                      "train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test),
