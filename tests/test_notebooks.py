@@ -17,8 +17,11 @@ from jupyter_client.manager import start_new_kernel
 from cifarlib.batch.launch import check_notebook, execute_notebook
 from cifarlib.config import Config, Options
 from cifarlib.errors import InputError
+from cifarlib.notebook import live
 from cifarlib.notebook.parameters import assigned_names, check_parameters, declared, read_parameters
 from cifarlib.results.figures.style import new_figure
+from cifarlib.results.table import read_table
+from cifarlib.runs.history import History
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -206,11 +209,25 @@ def test_interrupting_the_kernel_ends_the_training_at_an_epoch_and_run_all_goes_
         assert json.loads((folder / "record.json").read_text())["status"] == "preempted"
         resumed = run_all()
         assert "epoch  2/10" not in resumed and "epoch 10/10" in resumed and "done after 10 epochs" in resumed
+        assert read_table(str(tmp_path / "single")).rows["epochs_run"].tolist() == [10], "results.ipynb can show it"
         shown = run_all()
-        assert "epoch " not in shown and "done after 10 epochs" in shown
+        assert "epoch " not in shown and "nothing was trained" in shown and "done after 10 epochs" in shown
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
+
+
+def test_the_figure_of_a_stopped_run_shows_its_last_epoch_and_how_many_were_planned(monkeypatch):
+    shown, history = [], History()
+    monkeypatch.setenv("JPY_SESSION_NAME", "experiment.ipynb")
+    monkeypatch.setattr(live, "display", lambda figure, **_: shown.append(figure))
+    with live.Live(Config(epochs=9)) as running:
+        for epoch in (1, 2, 3):
+            scores = {f"{split}_{name}": 0.5 for split in ("train", "val") for name in ("loss", "accuracy")}
+            history.rows.append({"epoch": epoch, "learning_rate": 0.1, **scores})
+            running(history)
+    assert len(shown) == 2, "redrawn seldom, as drawing takes time, but at the end"
+    assert len(shown[-1].axes[0].lines[0].get_xdata()) == 3 and "in epoch 1 of 9" in shown[-1].get_suptitle()
 
 
 @pytest.mark.parametrize("name, given, message", [

@@ -39,7 +39,7 @@ def check_notebook(path: Path, parameters: dict) -> None:
     What somebody tried in it would be part of every run. The cell of parameters doesn't count: papermill replaces it.
     """
     try:
-        cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+        cells = [cell for cell in json.loads(path.read_bytes())["cells"] if cell["cell_type"] == "code"]
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{path} is no notebook; restore it")
     tagged = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
@@ -47,9 +47,9 @@ def check_notebook(path: Path, parameters: dict) -> None:
         raise InputError(f"{path}: the cell of parameters has lost its tag `parameters`, without which nothing that is "
                          f"given arrives; give it back in JupyterLab, or restore the notebook: git checkout {path}")
     command = ["git", "-C", str(path.parent), "show", f"HEAD:./{path.name}"]
-    with suppress(OSError):
-        committed = subprocess.run(command, capture_output=True, text=True)
-        if committed.returncode == 0 and _code(json.loads(committed.stdout)["cells"]) != _code(cells):
+    with suppress(OSError, subprocess.CalledProcessError, ValueError):  # not in git, or no notebook there
+        committed = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+        if _code(committed["cells"]) != _code(cells):
             tqdm.write(f"{path} is executed as it is now: its code isn't the committed one (git diff {path} shows what "
                        f"was changed, git checkout {path} restores it)", file=sys.stderr)
 
