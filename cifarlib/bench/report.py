@@ -100,11 +100,10 @@ def readme_section(results: dict) -> str:
     sizes = listed(f"{found['images']:,} images ({model}, in batches of {found['batch_size']})"
                    for model, found in results["models"].items())
     return "\n".join([
-        f"**Conditions:** {where['device']}, {where['cores']} cores, torch {where['torch']}, "
-        f"{where['dataset']}, ours in {listed(precisions(results))}; {where['date']}, commit {where['commit']}. "
-        f"Its limits: {machine['fp32']:,.0f} GFLOP/s in fp32, {machine['bf16']:,.0f} in bf16, copies at "
-        f"{machine['copy']:.1f} GB/s.",
-        "", models, "",
+        f"**Conditions:** {where['device']}, {where['cores']} cores, torch {where['torch']}, {where['dataset']}, ours "
+        f"in {listed(precisions(results))}; {where['date']}, commit {where['commit']}. Its limits: "
+        f"{machine['fp32']:,.0f} GFLOP/s in fp32, {machine['bf16']:,.0f} in bf16, copies at {machine['copy']:.1f} "
+        "GB/s.", "", models, "",
         "Images per second: training images divided by the seconds of training and validation, median of the rounds "
         "(lowest to highest). The share of the matrix rate counts only multiplications that are carried out, not those "
         "that our convolutions save. Loader: the share of a training epoch spent on drawing, augmenting and "

@@ -169,8 +169,7 @@ def paired_tests(table: Table, n: int = 3) -> pd.DataFrame:
     """Each model's best run against its next n - 1, and the models' best against each other, on the same test images.
 
     Columns: first, second (rows of the table), only_first, only_second (images), p, p_holm. Without a model whose best
-    run has no predictions. A test of these runs, not of their configurations: a repeat with another seed would differ
-    too.
+    run has no predictions. A test of these runs, not of their configurations: a repeat would differ too.
     """
     best = [best_with(table, read_predictions, model, n) for model in table.looks]
     firsts = ranked(table).drop_duplicates("model").index

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -27,24 +28,19 @@ def write_figures(table: Table, folder: str | Path, *kinds: str, images=None, ot
     other architectures too. images: what confidently_wrong takes; other: the table to compare with.
     """
     written, left_out = [], {}
+    absent = [f"{model}_{kind}" for model in ARCHITECTURES.keys() - table.looks.keys() for kind in kinds or KINDS]
     for kind in kinds or KINDS:
         for name, drawn in _drawn(table, kind, images, other):
             if isinstance(drawn, Figure):
                 written.append(save(drawn, folder, name))
-                continue
-            left_out.setdefault(drawn, []).append(name)
-            _remove(folder, name)
-    for model in ARCHITECTURES.keys() - table.looks.keys():
-        for kind in kinds or KINDS:
-            _remove(folder, f"{model}_{kind}")
+            else:
+                left_out.setdefault(drawn, []).append(name)
     for reason, names in left_out.items():
         print(f"Left out: {', '.join(names)} ({reason}).")
+    for name in chain(absent, *left_out.values()):
+        for suffix in ("png", "svg"):
+            Path(folder, f"{name}.{suffix}").unlink(missing_ok=True)
     return written
-
-
-def _remove(folder: str | Path, name: str) -> None:
-    for suffix in ("png", "svg"):
-        (Path(folder) / f"{name}.{suffix}").unlink(missing_ok=True)
 
 
 def _drawn(table: Table, kind: str, images, other: Table | None) -> Iterator[tuple[str, Figure | str]]:
