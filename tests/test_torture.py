@@ -263,8 +263,8 @@ def test_fail_fast_starts_nothing_after_the_first_failure(fail_fast, trained, tm
 
 
 @pytest.mark.parametrize("lines, trained, code, statuses", [
-    (["one", "one", "two", "one", "one", "one", "one"], 7, FAILED, {"failed"}),
-    (["one"] * 7, 5, FAILED, {"failed", "pending"}),
+    (["kaput", "kaput", "odd", "kaput", "kaput", "kaput", "kaput"], 7, FAILED, {"failed"}),
+    (["kaput"] * 7, 5, FAILED, {"failed", "pending"}),
     (["OSError: [Errno 28] No space left on device"] * 7, 1, runner.NO_PROGRESS, {"pending"})])
 def test_what_fails_run_after_run_stops_a_grid_and_the_rest_stays_pending(
         lines, trained, code, statuses, tmp_path, monkeypatch, capsys):
@@ -325,8 +325,9 @@ def test_a_closed_terminal_stops_a_grid_as_sigterm_does_but_not_under_nohup(nohu
                                preexec_fn=begin)
     os.close(theirs)
     try:
-        assert os.read(ours, 5) == b"begun"
-        os.close(ours)  # the terminal is gone, and printing to it an error
+        with open(ours) as terminal:
+            assert terminal.readline() == "begun\n"
+        # The terminal is gone: printing to it is an error.
         if nohup:
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(0.5)
