@@ -103,6 +103,7 @@ def every_run_section(table: Table, folder: str) -> str:
             "Run": f"[{run}]({folder}/{notebook})" if (table.folder / notebook).exists() else run,
             table.score.capitalize(): cell(row[table.rank_by], partial(score_text, table)) or row["status"],
             "Test accuracy": cell(row[table.tested], percent),
+            "With views": cell(row[table.views], percent),
             "Epochs": cell(row["epochs_run"], value_text),
             "Precision": cell(row["precision"]),
             "Time": cell(row["seconds"], duration),
