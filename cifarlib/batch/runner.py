@@ -36,7 +36,7 @@ from .resources import Slots
 LAST_LINES = 20  # of a failed run's log, kept in its record
 NO_PROGRESS = 76  # exit code of a stop before any run ended or finished an epoch: another start may get no further
 ALIKE = 5  # runs that fail with the same line, one after the other: the cause is not in the runs
-NO_ROOM = os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "PytorchStreamWriter failed"  # as texts have it
+NO_ROOM = os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "inline_container.cc"  # the last where torch saves
 NO_MEMORY = "DeadKernelError", "out of memory", "can't allocate memory", "MemoryError"
 POLL = 2.0  # seconds between two looks at runs that other runners train
 
