@@ -81,7 +81,7 @@ def _weights_of(run: str | Path) -> Path:
     if not folder.is_dir():
         names = ", ".join(sorted(path.stem for path in OWN_WEIGHTS.glob("*.pt")))
         raise InputError(f"{run}: no such run; expected a run's folder, a study, a file of weights, or one of {names}")
-    if not (folder / RECORD).exists():
+    if not (folder / RECORD).exists() and not any(folder.glob("*.pt")):
         folder = _best_run(folder)
     for name in ("best_val_acc", "terminal"):
         if (folder / f"{name}.pt").exists():

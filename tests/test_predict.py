@@ -111,11 +111,12 @@ class Evil:
 def test_no_weights_are_one_line_and_no_code(study, tmp_path, capsys):
     torch.save({"weights": Evil()}, tmp_path / "evil.pt")
     torch.save({"weights": {}}, tmp_path / "other.pt")
+    (tmp_path / "empty").mkdir()
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "record.json").write_text("{}")
     (tmp_path / "half.pt").write_bytes(next(study[0].glob("*/terminal.pt")).read_bytes()[:5000])
     for run, message in (("evil.pt", "damaged"), ("half.pt", "damaged"), ("other.pt", "no weights of this version"),
-                         ("bare", "keeps no weights"), ("nothing", "no such run"), (".", "no run with weights")):
+                         ("bare", "keeps no weights"), ("nothing", "no such run"), ("empty", "no run with weights")):
         with pytest.raises(InputError, match=message) as caught:
             load_model(tmp_path / run)
         assert "\n" not in str(caught.value)

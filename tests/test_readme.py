@@ -217,4 +217,7 @@ def test_the_committed_table_is_what_the_committed_records_give(name, tmp_path, 
     table = tmp_path / name / "runs.csv"
     assert capsys.readouterr().out.splitlines()[-1] == str(table)
     assert table.read_bytes() == (ROOT / "executed" / name / "runs.csv").read_bytes()
-    assert set(made.table(models=("cnn",))) <= set(pandas.read_csv(table)), "no run has these"
+    found, wanted = pandas.read_csv(table), set(made.table(models=("cnn",)))
+    if (found["split"] == "all").all():  # nothing validated, so there are only the last weights
+        wanted = {column for column in wanted if not re.search("^val_|_best_val", column)}
+    assert wanted <= set(found), "no run has these"

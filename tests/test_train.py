@@ -356,7 +356,7 @@ def test_stored_logits_name_the_class_that_was_scored(tmp_path):
 def test_record_names_the_commit_that_training_began_with(load, tmp_path, monkeypatch):
     config = tiny()
     record.commit.cache_clear()
-    commits = iter(["began", "", "ended", ""])
+    commits = iter(["__init__.py", "began", "", "__init__.py", "ended", ""])
     monkeypatch.setattr(record.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=next(commits)))
     model, splits = build_model(config), load(config)
     history = fit(model, splits, config, tmp_path)
@@ -688,6 +688,7 @@ def test_diverges_in_validation(scripted, load, tmp_path):
 @pytest.mark.parametrize("there, wanted", [({"cuda", "mps"}, "cuda"), ({"mps"}, "mps"), (set(), "cpu")])
 def test_auto_takes_cuda_then_mps_then_cpu(there, wanted, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in there)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int("cuda" in there))
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in there)
     assert device.pick_device("auto").type == wanted
     assert device.pick_device("cpu").type == "cpu"
