@@ -225,7 +225,6 @@ def _file_as_module(name: str) -> ModuleType:
     module.__file__ = str(path)  # it may look for its own files beside it
     if module.__name__ in sys.modules:
         return sys.modules[module.__name__]
-    module.__file__ = str(path)
     sys.modules[module.__name__] = module  # before it is executed: dataclasses look there
     try:
         # Not by importlib, which may take over a compiled file of another content if both are of one second and length.
