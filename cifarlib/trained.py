@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
 from .config import Config
+from .data.augment import normalize
 from .errors import InputError
 from .files import PACKAGE, RECORD, project_path
 from .models import build_model
@@ -42,8 +43,7 @@ class Trained:
         """Images, as `predict` takes them, normalized: float32 (N, 3, 32, 32)."""
         if isinstance(images, (str, Path, Image.Image, np.ndarray, Tensor)) and getattr(images, "ndim", 3) < 4:
             images = [images]
-        pixels = torch.stack([as_tensor(image) for image in images])
-        return (pixels / 255 - self.mean[:, None, None]) / self.std[:, None, None]
+        return normalize(torch.stack([as_tensor(image) for image in images]), self)
 
 
 def load_model(run: str | Path) -> Trained:

@@ -17,7 +17,7 @@ MAY_USE = {  # beside the ground floor and itself; the longest name that fits a 
     "batch": ["runs", "data", "device"],  # what imports torch, in functions
     "results": ["runs"],
     "results.report": ["runs", "batch.launch"],
-    "trained": ["models", "runs", "training"],
+    "trained": ["data", "models", "runs", "training"],
     "notebook": None,
     "bench": None,
     "cli": None,  # in functions

@@ -87,7 +87,7 @@ def unpack(pixels: Tensor) -> Tensor:
 
 
 def normalize(images: Tensor, split: Split) -> Tensor:
-    """uint8 (B, 3, 32, 32) as float32 with the split's mean and standard deviation taken out."""
+    """uint8 (B, 3, 32, 32) as float32 without the mean and standard deviation of a split or a trained model."""
     scale, shift = 1 / (255 * split.std), split.mean / split.std
     return images.float().mul_(scale[:, None, None]).sub_(shift[:, None, None])
 
