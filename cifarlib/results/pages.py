@@ -11,6 +11,7 @@ from ..words import duration, percent, value_text
 from .figures.best import accuracy_by_minutes
 from .figures.style import save
 from .markdown import cell, comparison_table, markdown, rewrite_between_markers, spread
+from .prediction import agreement, early_section
 from .ranking import overall
 from .table import Table, read_table
 
@@ -27,6 +28,10 @@ def rewrite_pages(studies: list[str], flags: dict[str, tuple[str, ...]]) -> None
     """
     tables = [read_table(f"executed/{study}") for study in studies]
     save(accuracy_by_minutes(tables), project_path("figures"), "accuracy_by_minutes")
+    for table in tables:
+        page = project_path(f"executed/{table.name}/README.md")
+        if "<!-- first_epochs:begin -->" in page.read_text(encoding="utf-8") and (section := early_section(table)):
+            rewrite_between_markers(page, "first_epochs", section)
     parts = {(FRONT, "studies"): studies_section(tables),
              (FRONT, "times"): times_section(),
              (GRIDS, "fields"): fields_section(flags),
@@ -39,10 +44,14 @@ def rewrite_pages(studies: list[str], flags: dict[str, tuple[str, ...]]) -> None
 def rewrite_comparisons(studies: list[str], other: str) -> None:
     """Put the test accuracies of studies beside those of another table, where the studies' pages have room for it.
 
-    A page has a pair of markers for each checkpoint that it compares, such as `<!-- comparison_terminal:begin -->`.
+    A page has a pair of markers for each checkpoint that it compares, such as `<!-- comparison_terminal:begin -->`, and
+    `<!-- prediction:begin -->` where the study is meant to predict the other table.
     """
     for study in studies:
         page = project_path(f"executed/{study}/README.md")
+        if "<!-- prediction:begin -->" in page.read_text(encoding="utf-8"):
+            tables = read_table(f"executed/{study}"), read_table(other, "test_accuracy_best_val_acc")
+            rewrite_between_markers(page, "prediction", agreement(*tables))
         for checkpoint in CHECKPOINTS:
             name, column = f"comparison_{checkpoint}", f"test_accuracy_{checkpoint}"
             if f"<!-- {name}:begin -->" in page.read_text(encoding="utf-8"):
