@@ -95,6 +95,8 @@ def make_parser() -> Parser:
     command.add_argument("--only", default="", metavar="NAME=VALUE,...", help="only the cells with these values")
     command.add_argument("--retry-failed", action="store_true", help="try failed runs again")
     command.add_argument("--fail-fast", action="store_true", help="stop at the first failure")
+    command.add_argument("--halving", type=lambda text: whole(text, 2), default=0, metavar="RATE",
+                         help="at each rung only the best RATEth of each model's runs goes on; 0: all do")
     command.add_argument("--chunk", default="1/1", metavar="I/N", help="every Nth run from the Ith, for one of N tasks")
     command.add_argument("--no-wait", action="store_true", help="end without waiting for runs that other runners train")
     command.add_argument("--dry-run", action="store_true", help="only print what there is to do")
@@ -214,6 +216,7 @@ def echo(line: str) -> None:
 
 def grid(arguments: argparse.Namespace) -> int:
     from .batch.grid import chunk, decided, distinct_runs, fetch_data, read_grid, select, write_sets
+    from .batch.halving import check_halving, halving_text, run_halving
     from .batch.resources import Slots
     from .batch.runner import check_runs, run_all, wanted
 
@@ -226,12 +229,17 @@ def grid(arguments: argparse.Namespace) -> int:
     left = [run for run in runs if wanted(run, options, arguments.retry_failed)]
     slots = Slots.of_this_machine(arguments.jobs, [run.config for run in left] or [Config()])
     check_runs(runs, options)
+    if arguments.halving:
+        check_halving(runs, options)
     if arguments.dry_run:
         print(forecast(runs, left, options, slots.jobs))
+        if arguments.halving:
+            print(halving_text(runs, arguments.halving))
         return 0
     fetch_data([run.config for run in left])
-    code = run_all(runs, options, slots, retry_failed=arguments.retry_failed, fail_fast=arguments.fail_fast,
-                   wait_for_others=not arguments.no_wait)
+    train_all = partial(run_halving, rate=arguments.halving) if arguments.halving else run_all
+    code = train_all(runs, options, slots, retry_failed=arguments.retry_failed, fail_fast=arguments.fail_fast,
+                     wait_for_others=not arguments.no_wait)
     if (table := project_path(options.executed_dir) / options.study / TABLE).exists():
         print(table)
     return code

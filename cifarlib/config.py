@@ -348,6 +348,8 @@ class Options(_Fields):
                               choices=("auto", "online", "offline", "disabled"))
     checkpoints: str = setting("all", choices=("all", "best", "none"), help="weights that stay when a run is finished: "
                                "all three, the best by validation accuracy, or none")
+    pause_after: int = setting(0, "stop the run after so many epochs, to be continued later (0 trains to the end)",
+                               minimum=0)
     resume: bool = setting(True, "continue an interrupted run; else train it again from the start")
 
     def run_folder(self, config: Config) -> Path:

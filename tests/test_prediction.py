@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from results_tables import table, write_study
 
-from cifarlib.results.prediction import agreement, by_epoch, early_choice, matched, rank_correlation, same_order
+from cifarlib.results.prediction import (agreement, by_epoch, early_choice, halved, matched, rank_correlation,
+                                         same_order)
 from cifarlib.results.table import check_table, read_table
 
 
@@ -69,3 +70,11 @@ def test_what_is_lost_by_stopping_all_but_the_best_part_early():
     assert found["correlation"].tolist() == [pytest.approx(-1), pytest.approx(np.corrcoef(curves[2], last)[0, 1]), 1]
     assert found.loc[1, 2] == pytest.approx(0.08) and found.loc[1, 8] == pytest.approx(0.14)
     assert found.loc[2, 2] == 0 and found.loc[2, 8] == pytest.approx(0.06) and (found.loc[3, [2, 4, 8]] == 0).all()
+
+
+def test_successive_halving_is_replayed_on_the_histories():
+    # Of eight runs four go on after epoch 1, two after 2, one after 4: 8 + 4 + 2 * 2 + 4 epochs of 64.
+    curves = pd.DataFrame({epoch: np.arange(8.0) for epoch in range(1, 9)})
+    assert halved(curves, 2) == (pytest.approx(20 / 64), 0)
+    curves[1] = -curves[1]  # the worst four look best at first
+    assert halved(curves, 2) == (pytest.approx(20 / 64), 4)

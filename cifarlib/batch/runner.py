@@ -23,7 +23,7 @@ from ..errors import InputError
 from ..files import HISTORY, LOG, NOTEBOOK, RECORD, STOP, project_path
 from ..parts import DATASETS, load
 from ..runs.claim import Claim
-from ..runs.record import (FINISHED, check_plan, is_finished, precision_of, read_record, recorded, status_of,
+from ..runs.record import (FINISHED, check_plan, epochs_of, is_finished, precision_of, read_record, recorded, status_of,
                            write_failure)
 from ..runs.stop import SignalContext, drop_closed_output
 from ..runs.study import note_planned, remove_stale_parts, write_table
@@ -254,9 +254,12 @@ def check_runs(runs: list[Run], options: Options) -> None:
 
 def wanted(run: Run, options: Options, retry_failed: bool) -> bool:
     """Whether a run is still to be trained (or waited for, while somebody else trains it): the record alone decides."""
-    status = recorded(options.run_folder(run.config), "status")
+    folder = options.run_folder(run.config)
+    status = recorded(folder, "status")
     if status in FINISHED:
         return not options.resume
+    if 0 < options.pause_after <= len(epochs_of(folder)):
+        return False
     return status != "failed" or retry_failed
 
 

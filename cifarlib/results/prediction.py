@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pandas as pd
 
-from ..words import percent, points
+from ..runs.halving import rungs, survivors
+from ..words import listed, points
 from .knobs import cells
 from .markdown import markdown
 from .ranking import candidates, experiments, read_history
@@ -72,8 +73,8 @@ def agreement(cheap: Table, full: Table) -> str:
         return "The two tables have too few configurations in common."
     return "\n\n".join([
         markdown(rows),
-        "Of two cells of the grid that differ in one knob alone, both tables order alike (half of them would be chance; in "
-        "brackets the number of such pairs):",
+        "Of two cells of the grid that differ in one knob alone, both tables order alike (half of them would be chance; "
+        "in brackets the number of such pairs):",
         markdown(orders),
         f"The learning rate of the best run: {'; '.join(rates)}.",
     ])
@@ -108,9 +109,22 @@ def early_choice(curves: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).T
 
 
+def halved(curves: pd.DataFrame, rate: int) -> tuple[float, float]:
+    """Of all epochs the fraction that successive halving would train, and what it would lose of the best final accuracy.
+
+    curves: as by_epoch gives them.
+    """
+    epochs, left, trained, before = curves.shape[1], curves, 0, 0
+    for rung in rungs(epochs, rate):
+        trained, before = trained + len(left) * (rung - before), rung
+        left = left.iloc[survivors(left[rung].tolist(), rate)]
+    trained += len(left) * (epochs - before)
+    return trained / curves.size, curves[epochs].max() - left[epochs].max()
+
+
 def early_section(table: Table) -> str:
     """As Markdown: how early each model's runs could have been told apart; empty without histories."""
-    rows = []
+    rows, savings = [], []
     for model, look in table.looks.items():
         curves = by_epoch(table, model)
         if curves.shape[1] < 2 or len(curves) < PARTS[-1]:
@@ -120,4 +134,9 @@ def early_section(table: Table) -> str:
                          "After epoch": str(epoch),
                          "Rank correlation with the end": f"{found['correlation']:.2f}",
                          **{f"Lost if the best 1/{part} go on": points(found[part]) for part in PARTS}})
-    return markdown(rows) if rows else ""
+        outcomes = {rate: halved(curves, rate) for rate in PARTS[:2]}
+        savings.append(f"{look.label} " + listed(f"{trained:.0%} of the epochs and {points(lost)} (rate {rate})"
+                                                 for rate, (trained, lost) in outcomes.items()))
+    if not rows:
+        return ""
+    return f"{markdown(rows)}\n\nSuccessive halving would have trained, and lost: {'; '.join(savings)}."

@@ -46,7 +46,10 @@ def _read_json(path: Path) -> dict:
 
 
 def status_of(folder: Path) -> str:
-    """`done`, `diverged`, `running`, `failed`, `preempted` (also what was cut off without a word) or `pending`."""
+    """`done`, `diverged`, `running`, `failed`, `dropped` by halving, `preempted` or `pending`.
+
+    What was cut off without a word is preempted, too.
+    """
     status = recorded(folder, "status")
     if status not in FINISHED and is_claimed(folder):
         return "running"
@@ -90,13 +93,18 @@ def precision_of(folder: Path) -> str | None:
     return _read_json(folder / PLAN).get("precision") or recorded(folder, "precision")
 
 
-def write_failure(folder: Path, config: Config, error: str) -> None:
-    """Record a run that broke off, with its last lines; its checkpoint stays, so that it can be tried again."""
+def epochs_of(folder: Path) -> list[dict]:
+    """The rows of a run's history; none if there is no readable one."""
     try:
-        history = History.read(folder / HISTORY)
+        return History.read(folder / HISTORY).rows
     except (OSError, InputError):  # not there, or what broke the run
-        history = History()
-    write_json(folder / RECORD, {**common_fields(folder, config, "failed", history, {}), "error": error})
+        return []
+
+
+def write_failure(folder: Path, config: Config, error: str, status: str = "failed") -> None:
+    """Record a run that broke off, with its last lines, or one that was `dropped`; its checkpoint stays."""
+    fields = common_fields(folder, config, status, History(epochs_of(folder)), {})
+    write_json(folder / RECORD, {**fields, "error": error})
 
 
 def common_fields(folder: Path, config: Config, status: str, history: History, scores: dict) -> dict:

@@ -20,7 +20,7 @@ from .claim import STALE
 from .history import History
 from .record import read_record, recorded, status_of
 
-STATUSES = ("done", "diverged", "failed", "running", "preempted", "pending")
+STATUSES = ("done", "diverged", "failed", "running", "dropped", "preempted", "pending")
 
 
 def remove_stale_parts(study: Path) -> None:

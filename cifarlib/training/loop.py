@@ -31,14 +31,15 @@ WARM_UP = 3  # steps on CUDA before one is captured
 
 
 def fit(model: nn.Module, splits: Splits, config: Config, folder: Path | str | None = None,
-        on_epoch: Callable | Iterable[Callable] = (), resume: bool = True) -> History:
+        on_epoch: Callable | Iterable[Callable] = (), resume: bool = True, pause_after: int = 0) -> History:
     """Train `model` in place, call each of `on_epoch` with the history after every epoch, and return the history.
 
     A model that has a method `prepare` is first given normalized training images (at most 5,000), from which it may set
     weights. With a `folder` it keeps history.csv, the checkpoints and the state to go on from there: a run that was cut
     off continues after its last finished epoch to the numbers of an uninterrupted one, a finished run is only read
     back. `resume=False` starts anew. Ctrl-C, SIGTERM, SIGUSR1 or a file `stop` in the folder end it after the epoch in
-    progress. Raises InputError if the folder holds another configuration's run or can't be written.
+    progress, `pause_after` (if not 0) after so many epochs. Raises InputError if the folder holds another
+    configuration's run or can't be written.
     """
     train, device = splits.train, splits.train.images.device
     precision = pick_precision(config.precision, device)
@@ -54,7 +55,7 @@ def fit(model: nn.Module, splits: Splits, config: Config, folder: Path | str | N
         model.prepare(augment.normalize(train.images[:PREPARING], train))
     trainer, tested = Trainer(model, optimizer, train, config, precision), tested_model(model, optimizer)
     with StopRequest(store.stop_file) as stop, torch.random.fork_rng([device] if device.type == "cuda" else []):
-        while not history.finished(config) and not stop.requested:
+        while not (history.finished(config) or stop.requested or 0 < pause_after <= len(history.rows)):
             started = time.perf_counter()
             epoch = len(history.rows)
             scores = trainer.train_epoch(epoch)
