@@ -73,8 +73,8 @@ def agreement(cheap: Table, full: Table) -> str:
         return "The two tables have too few configurations in common."
     return "\n\n".join([
         markdown(rows),
-        "Of two cells of the grid that differ in one knob alone, both tables order alike (half of them would be chance; "
-        "in brackets the number of such pairs):",
+        "Of two cells that differ in one knob alone, both tables order alike (half would be chance; in brackets the "
+        "number of pairs):",
         markdown(orders),
         f"The learning rate of the best run: {'; '.join(rates)}.",
     ])
@@ -110,7 +110,7 @@ def early_choice(curves: pd.DataFrame) -> pd.DataFrame:
 
 
 def halved(curves: pd.DataFrame, rate: int) -> tuple[float, float]:
-    """Of all epochs the fraction that successive halving would train, and what it would lose of the best final accuracy.
+    """The fraction of all epochs that successive halving would train, and what it would lose of the best accuracy.
 
     curves: as by_epoch gives them.
     """

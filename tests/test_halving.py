@@ -1,0 +1,90 @@
+"""Successive halving: which runs go on, and that those that do, and those that were dropped, end as if never stopped."""
+
+import math
+import re
+
+import pandas
+import pytest
+from conftest import TINY
+
+from cifarlib.batch.halving import choose, score_at
+from cifarlib.cli import main
+from cifarlib.config import Config
+from cifarlib.batch.grid import distinct_runs
+from cifarlib.runs.halving import rungs, survivors
+
+GRID = """
+fixed: {dataset: synthetic, limit_train: 96, limit_val: 64, limit_test: 64, batch_size: 16, epochs: 4, device: cpu,
+        precision: fp32, model: resnet, model_args: {widths: [8, 8, 8, 8], depths: [1, 1, 1, 1]}}
+product: {learning_rate: [0.01, 0.003, 0.001]}
+"""
+
+
+@pytest.fixture
+def grid(tmp_path, capsys):
+    """`python -m cifarlib grid` on GRID, in this process; (exit code, what it printed)."""
+    def run(*arguments, text=GRID, study="halved"):
+        (tmp_path / "g.yaml").write_text(text)
+        code = main(["grid", str(tmp_path / "g.yaml"), "--study", study, "--executed_dir", str(tmp_path / "executed"),
+                     "--wandb_mode", "disabled", "--jobs", "2", *arguments])
+        return code, "".join(capsys.readouterr())
+
+    return run
+
+
+@pytest.mark.parametrize("epochs, rate, expected", [(8, 2, [1, 2, 4]), (80, 3, [2, 8, 26]), (1, 2, []), (5, 8, [])])
+def test_rungs(epochs, rate, expected):
+    assert rungs(epochs, rate) == expected
+
+
+def test_survivors_are_the_best_part_rounded_up_and_nan_ranks_last():
+    assert survivors([0.1, math.nan, 0.3, 0.3, 0.2], 2) == [2, 3, 4]
+    assert survivors([0.5, 0.5, 0.5], 2) == [0, 1] and survivors([math.nan], 3) == [0]
+
+
+def test_each_model_and_size_keeps_its_own_best():
+    configs = [Config(model="resnet", learning_rate=rate, model_args=sizes)
+               for sizes in ({}, TINY["resnet"]) for rate in (0.01, 0.001)]
+    runs = distinct_runs(configs)
+    scores = dict(zip((run.name for run in runs), (0.9, 0.8, 0.1, 0.2)))
+    assert [scores[run.name] for run in choose(runs, scores, 2)] == [0.9, 0.2]
+
+
+def test_a_halved_grid_trains_as_the_whole_one_does_and_is_finished_without_it(grid, tmp_path):
+    assert grid(study="whole")[0] == 0
+    code, said = grid("--halving", "2", "--dry-run")
+    assert code == 0 and "3 to epoch 1, 2 to epoch 2, 1 to epoch 4; 58% of the grid's epochs" in said
+    code, said = grid("--halving", "2")
+    assert code == 0 and "three runs to epoch 1" in said and "two runs to epoch 2" in said
+    studies = {study: tmp_path / "executed" / study for study in ("whole", "halved")}
+    table = pandas.read_csv(studies["halved"] / "runs.csv").set_index("run")
+    whole = pandas.read_csv(studies["whole"] / "runs.csv").set_index("run")
+    assert sorted(table["epochs_run"]) == [1, 2, 4]
+    assert sorted(table["status"]) == ["done", "dropped", "dropped"]
+    (best,) = table.index[table["status"] == "done"]
+    first = {run: score_at(studies["whole"] / run, 1) for run in whole.index}
+    assert first[table.index[table["epochs_run"] == 1][0]] == min(first.values())
+    assert table.loc[best, "test_accuracy_terminal"] == whole.loc[best, "test_accuracy_terminal"]
+    before = (studies["halved"] / best / "record.json").stat().st_mtime_ns
+    code, said = grid("--halving", "2")  # the same choice again, so nothing is left to train
+    assert code == 0 and " done " not in said and " preempted " not in said
+    main(["status", "halved", "--executed_dir", str(tmp_path / "executed")])
+    assert (studies["halved"] / best / "record.json").stat().st_mtime_ns == before
+    assert grid()[0] == 0  # what was dropped goes on
+    numbers = [name for name in whole if re.match("(test|val|train)_(accuracy|loss)", name)]
+    finished = pandas.read_csv(studies["halved"] / "runs.csv").set_index("run")
+    pandas.testing.assert_frame_equal(finished[numbers], whole[numbers], check_exact=True)
+
+
+@pytest.mark.parametrize("arguments, text, problem", [
+    (["--halving", "1"], GRID, "expected a whole number from 2"),
+    (["--halving", "2", "--no-resume"], GRID, "--no-resume forbids"),
+    (["--halving", "2"], GRID.replace("epochs: 4", "epochs: [2, 4]"), "equally many epochs"),
+    (["--halving", "2"], GRID.replace("epochs: 4", "epochs: 4, split: all"), "expected a split with validation"),
+])
+def test_what_can_not_be_halved_says_so(grid, arguments, text, problem, capsys):
+    try:
+        code, said = grid(*arguments, text=text)
+    except SystemExit as ended:  # argparse's
+        code, said = ended.code, capsys.readouterr().err
+    assert code == 2 and problem in said
