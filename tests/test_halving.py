@@ -79,7 +79,7 @@ def test_a_halved_grid_trains_as_the_whole_one_does_and_is_finished_without_it(g
 @pytest.mark.parametrize("arguments, text, problem", [
     (["--halving", "1"], GRID, "expected a whole number from 2"),
     (["--halving", "2", "--no-resume"], GRID, "--no-resume forbids"),
-    (["--halving", "2"], GRID.replace("epochs: 4", "epochs: [2, 4]"), "equally many epochs"),
+    (["--halving", "2"], GRID.replace("product: {", "product: {epochs: [2, 4], "), "equally many"),
     (["--halving", "2"], GRID.replace("epochs: 4", "epochs: 4, split: all"), "expected a split with validation"),
 ])
 def test_what_can_not_be_halved_says_so(grid, arguments, text, problem, capsys):
