@@ -51,6 +51,15 @@ class History:
         """Whether nothing is left to train."""
         return self.diverged or len(self.rows) >= config.epochs or self.out_of_patience(config.early_stopping_patience)
 
+    def reached(self, config: Config) -> str:
+        """`epoch 23 of 80`, and what ended the training there if it ended by itself."""
+        text = f"epoch {len(self.rows)} of {config.epochs}"
+        if self.diverged:
+            return f"{text}, diverged"
+        if len(self.rows) < config.epochs and self.out_of_patience(config.early_stopping_patience):
+            return f"{text}, no lower validation loss in {config.early_stopping_patience} validations"
+        return text
+
     def frame(self) -> pandas.DataFrame:
         """The rows as a table."""
         return pandas.DataFrame(self.rows)

@@ -15,11 +15,11 @@ from .style import GREY, TRAIN, VALIDATION, legend_above, look_of, new_figure, p
 
 @styled
 def learning_curves(*histories: pd.DataFrame, names=("",), whose: str = "", table: Table | None = None,
-                    epochs: int = 0) -> Figure:
+                    reached: str = "") -> Figure:
     """Loss, accuracy (training and validation) and learning rate by epoch, a row a run; works from the first epoch on.
 
-    names: of the runs; whose: what the title's numbers, those of the first run, are of; epochs: planned, if it has not
-    ended yet.
+    names: of the runs; whose: what the title's numbers, those of the first run, are of; reached: how far it came, as
+    History.reached says it.
     """
     figure, axes = new_figure(0.7 + 2.2 * len(histories), len(histories), 3, squeeze=False)
     for row, history, name in zip(axes, histories, names):
@@ -29,7 +29,7 @@ def learning_curves(*histories: pd.DataFrame, names=("",), whose: str = "", tabl
     for axis in axes[-1]:
         axis.set_xlabel("epoch")
     axes[0, 0].legend()
-    message = f"{whose}{_curve_message(histories[0], epochs)}"
+    message = f"{whose}{_curve_message(histories[0], reached)}"
     stars = any(_best_epoch(history) is not None for history in histories)
     return titled(figure, message, "Stars: the epoch with the best validation accuracy." * stars, table)
 
@@ -72,13 +72,14 @@ def _best_epoch(history: pd.DataFrame) -> pd.Series | None:
     return validated.loc[validated["val_accuracy"].idxmax()] if len(validated) else None
 
 
-def _curve_message(history: pd.DataFrame, epochs: int) -> str:
+def _curve_message(history: pd.DataFrame, reached: str) -> str:
     if (best := _best_epoch(history)) is None:
-        reached = f", training accuracy {percent(history['train_accuracy'].iloc[-1])}" if len(history) else ""
-        return f"{counted(len(history), 'epoch')} without a validation{reached}"
+        accuracy = f", training accuracy {percent(history['train_accuracy'].iloc[-1])}" if len(history) else ""
+        return f"{reached or counted(len(history), 'epoch')} without a validation{accuracy}"
     last = history["epoch"].max()
+    start, of_all = (f"{reached}: ", "") if reached else ("", f" of {last:.0f}")
     end = f", {percent(history['train_accuracy'].iloc[-1])} at the end" if best["epoch"] < last else ""
-    return (f"validation accuracy {percent(best['val_accuracy'])} in epoch {best['epoch']:.0f} of {epochs or last:.0f};"
+    return (f"{start}validation accuracy {percent(best['val_accuracy'])} in epoch {best['epoch']:.0f}{of_all};"
             f" training accuracy {percent(best['train_accuracy'])} there{end}")
 
 
