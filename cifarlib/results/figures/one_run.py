@@ -34,6 +34,40 @@ def learning_curves(*histories: pd.DataFrame, names=("",), whose: str = "", tabl
     return titled(figure, message, "Stars: the epoch with the best validation accuracy." * stars, table)
 
 
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B")  # Okabe and Ito's
+
+
+@styled
+def curves_together(histories: dict[str, pd.DataFrame]) -> Figure:
+    """Loss and accuracy of several runs by epoch on one pair of axes, a colour a run.
+
+    histories: by what to call the runs, at most as many as there are COLOURS.
+    """
+    figure, axes = new_figure(3.9 + 0.18 * len(histories), 1, 2)
+    bests = []
+    for (name, history), colour in zip(histories.items(), COLOURS):
+        look = dict(marker="o" if len(history) < 15 else None, markersize=3, color=colour)
+        if (best := _best_epoch(history)) is not None:
+            bests.append(best)
+            name += f": {percent(best['val_accuracy'])} in epoch {best['epoch']:.0f}"
+            axes[1].plot(best["epoch"], best["val_accuracy"], "*", color=colour, markersize=11, markeredgewidth=0.5,
+                         markeredgecolor="black")
+        for axis, metric in zip(axes, ("loss", "accuracy")):
+            for split, style in (("train", dict(linestyle=":", linewidth=1)), ("val", dict(label=name))):
+                line = history.reindex(columns=["epoch", f"{split}_{metric}"]).dropna()
+                axis.plot(*line.to_numpy().T, **style, **look)
+            axis.set(ylabel=metric, xlabel="epoch")
+            axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+    percent_ticks(axes[1].yaxis)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", alignment="left", title_fontsize=8,
+                  title="Solid: validation; dotted: training. Stars: the epoch with the best validation accuracy.")
+    message = f"{counted(len(histories), 'run')} without a validation"
+    if bests:
+        first = max(bests, key=lambda best: best["val_accuracy"])
+        message = f"best validation accuracy {percent(first['val_accuracy'])}, in epoch {first['epoch']:.0f}"
+    return titled(figure, message)
+
+
 def curves_of_best(table: Table, model: str) -> Figure | str:
     """Learning curves of a model's three best runs."""
     found, whose = ranking.best_with(table, ranking.read_history, model, 3), f"{table.looks[model].label}'s best run"
