@@ -269,7 +269,7 @@ def test_auto_is_decided_aloud_before_a_notebook_names_its_run(tmp_path, monkeyp
     ("results", {"run": "x"}, "unknown parameter 'run'; did you mean runs?"),
     ("explore", {"sed": 5}, "unknown parameter 'sed'; did you mean seed?"),
     ("results", {"runs": 5}, "runs: expected text, got 5"), ("throughput", {"share": True}, "share: expected a number"),
-    ("throughput", {"models": "cnn"}, "models: expected a list"),
+    ("throughput", {"models": "cnn"}, "models: expected a list"), ("monitor", {"shown": 1.5}, "shown: expected a w"),
 ])
 def test_the_other_notebooks_check_what_they_are_given_too(name, given, message, tmp_path):
     notebook = papermill.iorw.load_notebook_node(str(ROOT / "notebooks" / f"{name}.ipynb"))

@@ -27,13 +27,24 @@ from ..results.figures.one_run import COLOURS, curves_together
 from ..results.ranking import predictions_in
 from ..results.statistics import mcnemar, softmax
 from ..runs.history import History
-from ..runs.study import STATUSES, Reader, RunState, configs_of, epoch_seconds, run_state, seconds_left, studies
+from ..runs.study import (STATUSES, Reader, RunState, configs_of, epoch_seconds, no_runs, run_state, seconds_left,
+                          studies)
 from ..words import duration, percent, value_text
 
 STATES = ("running", "damaged", *(status for status in STATUSES if status != "running"))  # in the table's order
 DOTS = {"running": "#0072B2", "done": "#009E73", "failed": "#D55E00", "damaged": "#D55E00", "diverged": "#E69F00",
         "preempted": "#CC79A7", "pending": "#AAAAAA"}
 SIGNS = {"=": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+
+STYLE = """<style>
+.monitor {overflow-x: auto; line-height: 1.35; font-variant-numeric: tabular-nums}
+.monitor table {border-collapse: collapse; white-space: nowrap}
+.monitor th, .monitor td {padding: 1px 9px; text-align: left; border-bottom: 1px solid var(--jp-border-color2, #ddd)}
+.monitor td:first-child {color: var(--jp-ui-font-color2, #777); text-align: right}
+.monitor figure {display: inline-block; width: 146px; margin: 0 8px 12px 0; vertical-align: top}
+.monitor figure img {width: 96px; height: 96px; image-rendering: pixelated; display: block}
+.monitor figure div {padding-left: 3px; margin-top: 1px; white-space: nowrap}
+</style>"""
 
 
 @dataclasses.dataclass
@@ -55,18 +66,20 @@ FIELDS = {spec.name: spec for spec in dataclasses.fields(Config) if spec.metadat
 def look(folder: Path, names: list[str], reader: Reader) -> tuple[pandas.DataFrame, list[str]]:
     """The runs of the studies of a folder, a row each, by their folders; and what can't be read, in lines.
 
-    Columns: those of Columns, and the fields of a run, with None for what is idle in it.
+    Columns: those of Columns, and the fields of a run, without a value where they are idle in it.
     """
     states, damaged, an_epoch = [], [], epoch_seconds(folder, reader)
     for name in names:
         try:
             configs = configs_of(folder / name, reader)
-        except InputError as error:
+        except (InputError, OSError) as error:
             damaged.append(str(error))
             continue
         for run, config in configs.items():
             try:
                 states.append(run_state(folder / name / run, config, reader))
+            except OSError:  # it went meanwhile
+                continue
             except InputError as error:  # perhaps it is being copied
                 states.append(RunState(folder / name / run, config, "damaged"))
                 damaged.append(str(error))
@@ -94,7 +107,7 @@ def label(row: pandas.Series, varying: list[str]) -> str:
     """What to call a run: the values of its varying columns."""
     if missing(row["model"]):
         return f"{row['study']}, {row.name.name}"
-    known = {name: row[name] for name in varying if not missing(row[name])}
+    known = {name: row[name] for name in varying if not missing(row[name]) and row[name] != {}}
     return ", ".join(short_name(value) if name == "model" else value_text(value) if name in ("study", "model_args")
                      else f"{FIELDS[name].metadata['short'] or name} {value_text(value)}"
                      for name, value in known.items())
@@ -141,17 +154,6 @@ def table_html(rows: pandas.DataFrame, varying: list[str], shown: int) -> str:
     return f'{STYLE}<div class="monitor"><table><tr><th></th>{head}</tr>{"".join(lines)}</table>{more}</div>'
 
 
-STYLE = """<style>
-.monitor {overflow-x: auto; line-height: 1.35; font-variant-numeric: tabular-nums}
-.monitor table {border-collapse: collapse; white-space: nowrap}
-.monitor th, .monitor td {padding: 1px 9px; text-align: left; border-bottom: 1px solid var(--jp-border-color2, #ddd)}
-.monitor td:first-child {color: var(--jp-ui-font-color2, #777); text-align: right}
-.monitor figure {display: inline-block; width: 146px; margin: 0 8px 12px 0; vertical-align: top}
-.monitor figure img {width: 96px; height: 96px; image-rendering: pixelated; display: block}
-.monitor figure div {padding-left: 3px; margin-top: 1px; white-space: nowrap}
-</style>"""
-
-
 def _cell(name: str, row: pandas.Series) -> str:
     value, style = row[name], ""
     if missing(value):
@@ -187,7 +189,7 @@ def disagreements(first: tuple, second: tuple) -> pandas.DataFrame:
 
 
 KINDS = {
-    "all": lambda frame: frame["first"] == frame["first"],
+    "all on which they differ": lambda frame: frame["first"] != frame["second"],
     "only the first is right": lambda frame: frame["first"] == frame["label"],
     "only the second is right": lambda frame: frame["second"] == frame["label"],
     "both are wrong": lambda frame: (frame["first"] != frame["label"]) & (frame["second"] != frame["label"]),
@@ -215,7 +217,7 @@ def gallery_html(frame: pandas.DataFrame, pixels: np.ndarray | None, classes: tu
             f'{100 * p:.0f}%, transparent {100 * p:.0f}%)">{number} {escape(classes[answer])} {100 * p:.1f}%</div>'
             for number, answer, p in ((1, row.first, row.first_p), (2, row.second, row.second_p)))
         figures.append(f"<figure>{picture}{row.image}: <b>{escape(classes[row.label])}</b>{answers}</figure>")
-    return f'{STYLE}<div class="monitor">{"".join(figures)}</div>'
+    return f'{STYLE}<div class="monitor">{"".join(figures) or "none"}</div>'
 
 
 def _png(image: np.ndarray) -> str:
@@ -252,7 +254,7 @@ class Monitor:
         self.folder, self.seconds, self.shown, self.data_dir = project_path(executed_dir), seconds, shown, data_dir
         self.reader, self.images, self.drawn, self.took, self.busy = Reader(), {}, {}, 0.0, False
         if unknown := [name for name in chosen if name not in studies(self.folder)]:
-            raise InputError(f"no study {unknown[0]!r} in {self.folder}; there are {', '.join(studies(self.folder))}")
+            raise no_runs(self.folder / str(unknown[0]))
         wide = widgets.Layout(width="auto")
         self.studies = widgets.SelectMultiple(rows=4, layout=widgets.Layout(width="300px"))
         self.filter = widgets.Text(placeholder="such as model=cnn, learning_rate<0.01, state=done", description="only",
@@ -273,16 +275,11 @@ class Monitor:
         self.page = widgets.IntSlider(min=1, max=1, description="page", continuous_update=False)
         self.verdict, self.gallery = widgets.HTML(), widgets.HTML()
         self.comparison = widgets.VBox([*self.pair, widgets.HBox([self.kind, self.page]), self.verdict, self.gallery])
-        self._offer(self.studies, [(name, name) for name in studies(self.folder)], tuple(chosen) or self._latest())
+        self._offer(self.studies, [(name, name) for name in chosen], chosen)
         for control in (self.studies, self.filter, self.by, self.descending, self.runs, *self.pair, self.kind,
                         self.page):
             control.observe(self._changed, "value")
         self.refresh()
-
-    def _latest(self) -> tuple[str, ...]:
-        """The study in which a run came or went last."""
-        return (max(names, key=lambda name: (self.folder / name).stat().st_mtime),) if (
-            names := studies(self.folder)) else ()
 
     def watch(self) -> "Monitor":
         """Look every few seconds from now on, between the cells that the kernel executes."""
@@ -313,17 +310,27 @@ class Monitor:
         finally:
             self.busy, self.took = False, time.perf_counter() - started
 
+    def _read(self, read, path: Path):
+        """What `read` makes of a file; None if it isn't there, or damaged, which is said."""
+        try:
+            return self.reader(read, path)
+        except InputError as error:
+            self._say(str(error))
+            return None
+
     def _say(self, text: str) -> None:
         self.message.value = f'<span style="color: #D55E00">{escape(text)}</span>' if text else ""
 
     def _show(self) -> None:
-        self._offer(self.studies, [(name, name) for name in studies(self.folder)], self.studies.value)
+        names = studies(self.folder)
+        latest = sorted(names, key=lambda name: (self.folder / name).stat().st_mtime)[-1:]
+        self._offer(self.studies, [(name, name) for name in names], self.studies.value or latest)
         every, damaged = look(self.folder, list(self.studies.value), self.reader)
         counts = Counter(every["state"])
         standing = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
         rows = ordered(select(every, self.filter.value), self.by.value, self.descending.value)
         matching = f"{len(rows):,} of " if len(rows) < len(every) else ""
-        self.standing.value = (f"<b>{matching}{len(every):,} runs</b>: {standing or 'choose a study'} "
+        self.standing.value = (f"<b>{matching}{len(every):,} runs</b>: {standing or f'none in {self.folder} yet'} "
                                f"<small>(looked at {time.strftime('%H:%M:%S')})</small>")
         varying = varied(every)
         self.rows_shown.value = table_html(rows, varying, self.shown)
@@ -348,7 +355,7 @@ class Monitor:
     def _show_curves(self, offered: pandas.DataFrame) -> None:
         self._offer(self.runs, list(zip(offered["label"], offered.index)), self.runs.value)
         begun = offered.loc[list(self.runs.value)] if self.runs.value else offered[offered["epoch"] > 0].head(3)
-        found = {row["label"]: self.reader(_history, folder / HISTORY) for folder, row in begun.iterrows()}
+        found = {row["label"]: self._read(_history, folder / HISTORY) for folder, row in begun.iterrows()}
         found = {name: history for name, history in found.items() if history is not None and len(history)}
         few = dict(list(found.items())[:len(COLOURS)])
         self.no_figure.value = f"the first {len(few)} of {len(found)}" if len(few) < len(found) else (
@@ -358,11 +365,12 @@ class Monitor:
 
     def _show_comparison(self, offered: pandas.DataFrame) -> None:
         tested = offered[offered["test"].notna()]
-        for number, widget in enumerate(self.pair):
-            value = widget.value if widget.value in tested.index else next(iter(tested.index[number:]), None)
-            self._offer(widget, list(zip(tested["label"], tested.index)), value)
-        chosen = [widget.value for widget in self.pair]
-        found = [folder and self.reader(_predictions, folder / PREDICTIONS) for folder in chosen]
+        chosen = []
+        for widget in self.pair:
+            others = [folder for folder in tested.index if folder not in chosen]
+            chosen.append(widget.value if widget.value in others else next(iter(others), None))
+            self._offer(widget, list(zip(tested["label"], tested.index)), chosen[-1])
+        found = [folder and self._read(_predictions, folder / PREDICTIONS) for folder in chosen]
         if not all(found):
             gone = next((folder for folder, each in zip(chosen, found) if folder and not each), None)
             self.verdict.value = f"no predictions in {escape(str(gone))}" if gone else "no two tested runs yet"

@@ -77,7 +77,8 @@ class History:
         """What `write` wrote. Raises InputError for anything else."""
         try:
             with path.open(newline="") as handle:
-                rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(handle)]
+                rows = [{name: float(value) for name, value in row.items() if value != ""}  # None: the row is cut off
+                        for row in csv.DictReader(handle)]
             return cls([{**row, "epoch": int(row["epoch"])} for row in rows])
         except (KeyError, TypeError, ValueError):
             raise InputError(f"{path} is damaged; restore it, or train anew with resume False (--no-resume)") from None
