@@ -14,7 +14,7 @@ from lab_in_browser import LabInBrowser, errors, missing_programs
 from services import wait_for
 from test_notebooks import NOTEBOOKS, TINY, code_cells
 
-from cifarlib.config import CHECKPOINTS
+from cifarlib.config import CHECKPOINTS, Config
 
 pytestmark = pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {', '.join(missing_programs())} "
                                 "(Debian: .ci/install_packages.sh; selenium: pip)")
@@ -94,9 +94,9 @@ def test_the_monitor_follows_a_grid_that_is_started_beside_it(lab, project):
     """Its study appears, is chosen by a click, an epoch advances while a person looks, and the stopped run is told."""
     lab.open("monitor.ipynb", CODE_CELLS["monitor.ipynb"])
     assert errors(lab.run_all()) == []
-    (project / "grid.yaml").write_text(yaml.safe_dump({"fixed": {**PARAMETERS["experiment.ipynb"], "epochs": 500},
-                                                       "rows": [{"seed": [1, 2]}]}))
-    command = [sys.executable, "-m", "cifarlib", "grid", "grid.yaml", "--study", "watched", "--jobs", "1"]
+    cells_of_grid = {"fixed": Config.among({**TINY, "epochs": 500}), "rows": [{"seed": [1, 2]}]}
+    (project / "watched.yaml").write_text(yaml.safe_dump(cells_of_grid))
+    command = [sys.executable, "-m", "cifarlib", "grid", "watched.yaml", "--jobs", "1", "--wandb_mode", "disabled"]
     environment = {name: value for name, value in os.environ.items() if name != "CIFAR10_DIR"}
     log = project / "grid.log"
     with log.open("wb") as output:
@@ -112,10 +112,10 @@ def test_the_monitor_follows_a_grid_that_is_started_beside_it(lab, project):
         return [row[2] for row in texts if row[1].endswith(state)]
 
     try:
-        wait_for(option, 120, "the study in the list").click()
-        (first,) = wait_for(lambda: cells("running"), 120, "a run that is being trained")
+        wait_for(option, 300, "the study in the list").click()
+        (first,) = wait_for(lambda: cells("running"), 300, "a run that is being trained")
         assert first.endswith("of 500") and cells("pending") == ["0 of 500"]
-        wait_for(lambda: (now := cells("running")) and now[0] != first, 120, "its next epoch")
+        wait_for(lambda: (now := cells("running")) and now[0] != first, 300, "its next epoch")
         wait_for(lab.pictures, 120, "the curves")
     finally:
         grid.send_signal(signal.SIGINT)

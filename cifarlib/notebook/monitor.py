@@ -1,6 +1,7 @@
 """All runs of some studies while they train: a table, curves on one pair of axes, two runs' predictions compared.
 
-Everything is read from the run folders, and nothing is written there.
+Everything is read from the run folders, and nothing is written there, but for the nameless file by which the clock of a
+file server is asked whether a run on another machine still lives.
 """
 
 import asyncio
@@ -107,10 +108,14 @@ def label(row: pandas.Series, varying: list[str]) -> str:
     """What to call a run: the values of its varying columns."""
     if missing(row["model"]):
         return f"{row['study']}, {row.name.name}"
-    known = {name: row[name] for name in varying if not missing(row[name]) and row[name] != {}}
-    return ", ".join(short_name(value) if name == "model" else value_text(value) if name in ("study", "model_args")
-                     else f"{FIELDS[name].metadata['short'] or name} {value_text(value)}"
-                     for name, value in known.items())
+    parts = []
+    for name in varying:
+        if missing(row[name]) or row[name] == {}:
+            continue
+        text = short_name(row[name]) if name == "model" else value_text(row[name])
+        named = name not in ("study", "model", "model_args")
+        parts.append(f"{FIELDS[name].metadata['short'] or name} {text}" if named else text)
+    return ", ".join(parts)
 
 
 def select(rows: pandas.DataFrame, wanted: str) -> pandas.DataFrame:
