@@ -38,9 +38,10 @@ DOTS = {"running": "#0072B2", "done": "#009E73", "failed": "#D55E00", "damaged":
 SIGNS = {"=": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
 STYLE = """<style>
-.monitor {overflow-x: auto; line-height: 1.35; font-variant-numeric: tabular-nums}
+.monitor {line-height: 1.35; font-variant-numeric: tabular-nums}
 .monitor table {border-collapse: collapse; white-space: nowrap}
 .monitor th, .monitor td {padding: 1px 9px; text-align: left; border-bottom: 1px solid var(--jp-border-color2, #ddd)}
+.monitor th {position: sticky; top: 0; background: var(--jp-layout-color0, white)}
 .monitor td:first-child {color: var(--jp-ui-font-color2, #777); text-align: right}
 .monitor figure {display: inline-block; width: 146px; margin: 0 8px 12px 0; vertical-align: top}
 .monitor figure img {width: 96px; height: 96px; image-rendering: pixelated; display: block}
@@ -150,8 +151,8 @@ def ordered(rows: pandas.DataFrame, by: str, descending: bool) -> pandas.DataFra
 
 
 def table_html(rows: pandas.DataFrame, varying: list[str], shown: int) -> str:
-    """The first rows as a table with the columns of Columns and the varying ones."""
-    names = [name for name in OWN if name != "study"] + varying
+    """The first rows as a table with the columns of Columns, the planned epochs among them, and the varying ones."""
+    names = [name for name in OWN if name != "study"] + [name for name in varying if name != "epochs"]
     head = "".join(f'<th title="{escape((OWN | FIELDS)[name].metadata["help"])}">{name}</th>' for name in names)
     lines = [f'<tr title="{escape(folder.name)}"><td>{number}</td>{"".join(_cell(name, row) for name in names)}</tr>'
              for number, (folder, row) in enumerate(rows.head(shown).iterrows(), 1)]
@@ -269,8 +270,9 @@ class Monitor:
         self.paused = widgets.ToggleButton(description="pause", icon="pause", tooltip="don't look again until released")
         self.standing, self.message, self.rows_shown = widgets.HTML(), widgets.HTML(), widgets.HTML()
         controls = [widgets.HBox([self.filter]), widgets.HBox([self.by, self.descending, self.paused])]
+        scrolled = widgets.Layout(max_height="560px", overflow="auto")  # stays where it is when the table is replaced
         self.table = widgets.VBox([widgets.HBox([self.studies, widgets.VBox(controls)]), self.standing, self.message,
-                                   self.rows_shown])
+                                   widgets.Box([self.rows_shown], layout=scrolled)])
         self.runs = widgets.SelectMultiple(rows=8, layout=wide)
         self.figure = widgets.Image(format="png", layout=widgets.Layout(max_width="100%"))
         self.no_figure = widgets.HTML()
@@ -337,11 +339,11 @@ class Monitor:
         matching = f"{len(rows):,} of " if len(rows) < len(every) else ""
         self.standing.value = (f"<b>{matching}{len(every):,} runs</b>: {standing or f'none in {self.folder} yet'} "
                                f"<small>(looked at {time.strftime('%H:%M:%S')})</small>")
-        varying = varied(every)
-        self.rows_shown.value = table_html(rows, varying, self.shown)
         self._say("; ".join(damaged[:2]) + f" and {len(damaged) - 2} more" * (len(damaged) > 2))
-        chosen = {*self.runs.value, *(widget.value for widget in self.pair)}
-        offered = every.loc[list(dict.fromkeys([*rows.index[:self.shown], *(every.index[every.index.isin(chosen)])]))]
+        chosen = every.index[every.index.isin({*self.runs.value, *(widget.value for widget in self.pair)})]
+        varying = varied(every.loc[rows.index.union(chosen, sort=False)])
+        self.rows_shown.value = table_html(rows, varying, self.shown)
+        offered = every.loc[rows.index[:self.shown].union(chosen, sort=False)]
         offered = offered.assign(label=[label(row, varying) for _, row in offered.iterrows()])
         self._show_curves(offered)
         self._show_comparison(offered)
