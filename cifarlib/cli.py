@@ -259,12 +259,12 @@ def forecast(runs, left, options: Options, jobs: int) -> str:
 
 
 def status(arguments: argparse.Namespace) -> int:
-    from .runs.study import overview, summary
+    from .runs.study import Reader, overview, summary
 
-    folder = project_path(arguments.executed_dir)
+    folder, reader = project_path(arguments.executed_dir), Reader()
     try:
         while True:
-            text = summary(folder / arguments.study) if arguments.study else overview(folder)
+            text = summary(folder / arguments.study, reader) if arguments.study else overview(folder)
             print("\033[H\033[J" + text if arguments.watch and sys.stdout.isatty() else text, flush=True)
             if not arguments.watch:
                 return 0

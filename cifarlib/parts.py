@@ -100,7 +100,7 @@ class Dataset:
         Raises InputError if that is the folder that `data_dir` names.
         """
         try:
-            if self.locate and load(self.locate)(data_dir):
+            if not self.locate or load(self.locate)(data_dir):
                 return load(self.reader)(data_dir)[2:4]
         except InputError as error:
             if data_dir:

@@ -1,14 +1,20 @@
 """The notebooks as a person sees them: in a real JupyterLab, run in a headless Chromium."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import nbformat
 import pytest
 import results_tables as made
+import yaml
 from lab_in_browser import LabInBrowser, errors, missing_programs
+from services import wait_for
 from test_notebooks import NOTEBOOKS, TINY, code_cells
 
-from cifarlib.config import CHECKPOINTS
+from cifarlib.config import CHECKPOINTS, Config
 
 pytestmark = pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {', '.join(missing_programs())} "
                                 "(Debian: .ci/install_packages.sh; selenium: pip)")
@@ -16,7 +22,8 @@ pytestmark = pytest.mark.skipif(bool(missing_programs()), reason=f"not installed
 EPOCHS = 4
 SMALL = {"dataset": "synthetic", "device": "cpu"}
 PARAMETERS = {"experiment.ipynb": {**TINY, "epochs": EPOCHS}, "explore.ipynb": {"dataset": "synthetic"},
-              "results.ipynb": {}, "throughput.ipynb": {**SMALL, "models": ["resnet"], "rounds": 1, "share": 0.01}}
+              "monitor.ipynb": {"seconds": 0.5},
+              "throughput.ipynb": {**SMALL, "models": ["resnet"], "rounds": 1, "share": 0.01}}
 CODE_CELLS = {path.name: len(code_cells(path)) for path in NOTEBOOKS}
 
 
@@ -81,3 +88,37 @@ def test_run_all_of_the_other_notebooks(name, shown, pictures, lab, project):
     assert any(shown in output["text"] for cell in cells for output in cell["outputs"])
     written = list((project / "executed" / "equal_compute" / "figures").glob("*.png"))
     assert len(lab.pictures()) == (pictures or len(written)) > 0
+
+
+def test_the_monitor_follows_a_grid_that_is_started_beside_it(lab, project):
+    """Its study appears, is chosen by a click, an epoch advances while a person looks, and the stopped run is told."""
+    lab.open("monitor.ipynb", CODE_CELLS["monitor.ipynb"])
+    assert errors(lab.run_all()) == []
+    cells_of_grid = {"fixed": Config.among({**TINY, "epochs": 500}), "rows": [{"seed": [1, 2]}]}
+    (project / "watched.yaml").write_text(yaml.safe_dump(cells_of_grid))
+    command = [sys.executable, "-m", "cifarlib", "grid", "watched.yaml", "--jobs", "1", "--wandb_mode", "disabled"]
+    environment = {name: value for name, value in os.environ.items() if name != "CIFAR10_DIR"}
+    log = project / "grid.log"
+    with log.open("wb") as output:
+        grid = subprocess.Popen(command, cwd=project, env=environment, stdout=output, stderr=subprocess.STDOUT)
+
+    def option():
+        return next((each for each in lab.find(".jp-OutputArea-output select option") if each.text == "watched"), None)
+
+    def cells(state):
+        """The columns of state and epoch of the runs in a state."""
+        texts = lab.browser.execute_script("return Array.from(document.querySelectorAll('.monitor tr'), "
+                                           "row => Array.from(row.cells, cell => cell.textContent))")
+        return [row[2] for row in texts if row[1].endswith(state)]
+
+    try:
+        wait_for(option, 300, "the study in the list").click()
+        (first,) = wait_for(lambda: cells("running"), 300, "a run that is being trained")
+        assert first.endswith("of 500") and cells("pending") == ["0 of 500"]
+        wait_for(lambda: (now := cells("running")) and now[0] != first, 300, "its next epoch")
+        wait_for(lab.pictures, 120, "the curves")
+    finally:
+        grid.send_signal(signal.SIGINT)
+        grid.wait(120)
+    wait_for(lambda: cells("preempted"), 60, f"the stopped run; {log.read_text()}")
+    assert errors(lab.cells()) == []

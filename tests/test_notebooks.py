@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import json
+import math
 import re
 import subprocess
 import sys
@@ -11,17 +12,19 @@ from pathlib import Path
 import nbformat
 import papermill.cli
 import pytest
+from conftest import tiny
 from IPython.core.formatters import DisplayFormatter
 from jupyter_client.manager import start_new_kernel
 
+from cifarlib import build_model, fit
 from cifarlib.batch.launch import check_notebook, execute_notebook
 from cifarlib.config import Config, Options
+from cifarlib.data.cifar import Archive
 from cifarlib.errors import InputError
 from cifarlib.notebook import live
 from cifarlib.notebook.parameters import assigned_names, check_parameters, declared, read_parameters
 from cifarlib.results.figures.style import new_figure
 from cifarlib.results.table import read_table
-from cifarlib.runs.history import History
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -217,24 +220,56 @@ def test_interrupting_the_kernel_ends_the_training_at_an_epoch_and_run_all_goes_
         manager.shutdown_kernel(now=True)
 
 
-def test_the_figure_of_a_stopped_run_shows_its_last_epoch_and_how_many_were_planned(monkeypatch):
-    shown, history = [], History()
+@pytest.mark.parametrize("spoil, last, reached, style", [
+    (lambda folder, last: last.update(val_loss=-last["epoch"]), 4, "Epoch 4 of 4: validation accuracy", "success"),
+    (lambda folder, last: last.update(val_loss=last["epoch"]), 3,
+     "Epoch 3 of 4, no lower validation loss in 2 validations: validation accuracy", "success"),
+    (lambda folder, last: (folder / "stop").touch(), 1, "Epoch 1 of 4: validation accuracy", "danger"),
+    (lambda folder, last: last.update(train_loss=math.nan), 1, "Epoch 1 of 4, diverged: validation", "danger"),
+], ids=["complete", "out of patience", "stopped", "diverged"])
+def test_the_bar_and_the_figure_show_the_last_epoch_of_all_whatever_ended_it(spoil, last, reached, style, load,
+                                                                            tmp_path, monkeypatch, capsys):
+    shown, config = [], tiny(epochs=4, early_stopping_patience=2)
     monkeypatch.setenv("JPY_SESSION_NAME", "experiment.ipynb")
     monkeypatch.setattr(live, "display", lambda figure, **_: shown.append(figure))
-    with live.Live(Config(epochs=9)) as running:
-        for epoch in (1, 2, 3):
-            scores = {f"{split}_{name}": 0.5 for split in ("train", "val") for name in ("loss", "accuracy")}
-            history.rows.append({"epoch": epoch, "learning_rate": 0.1, **scores})
-            running(history)
-    assert len(shown) == 2, "redrawn seldom, as drawing takes time, but at the end"
-    assert len(shown[-1].axes[0].lines[0].get_xdata()) == 3 and "in epoch 1 of 9" in shown[-1].get_suptitle()
+
+    def train():
+        with live.Live(config) as watching:
+            fit(build_model(config), load(config), config, tmp_path,
+                on_epoch=[lambda history: spoil(tmp_path, history.last), watching])
+        return watching.bar
+
+    bar = train()
+    assert shown[-1].axes[2].lines[0].get_xdata().tolist() == [*range(1, last + 1)]
+    assert shown[-1].get_suptitle().startswith(reached)
+    assert bar.n == last and bar.container.children[1].bar_style == style
+    if style == "success":
+        shown.clear()
+        assert train().container.layout.display == "none" and not shown
+        assert "nothing was trained; resume = False trains a finished run anew" in capsys.readouterr().out
+
+
+def test_auto_is_decided_aloud_before_a_notebook_names_its_run(tmp_path, monkeypatch, capsys):
+    def no_network(archive):
+        raise InputError("no network")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CIFAR10_DIR", raising=False)
+    monkeypatch.setattr(Archive, "download", no_network)
+    namespace = {"In": ["dataset: str = 'auto'\nseed: int = 5"], "dataset": "auto", "seed": 5}
+    stand_in, _ = read_parameters(namespace)
+    assert capsys.readouterr().err == "cifarlib: SYNTHETIC DATA, NOT CIFAR-10, is taken: no network\n"
+    monkeypatch.setattr(Archive, "download", lambda archive: tmp_path)
+    genuine, _ = read_parameters(namespace)
+    assert (stand_in.dataset, genuine.dataset) == ("synthetic", "cifar10")
+    assert stand_in.run_name != genuine.run_name == Config(seed=5).run_name
 
 
 @pytest.mark.parametrize("name, given, message", [
     ("results", {"run": "x"}, "unknown parameter 'run'; did you mean runs?"),
     ("explore", {"sed": 5}, "unknown parameter 'sed'; did you mean seed?"),
     ("results", {"runs": 5}, "runs: expected text, got 5"), ("throughput", {"share": True}, "share: expected a number"),
-    ("throughput", {"models": "cnn"}, "models: expected a list"),
+    ("throughput", {"models": "cnn"}, "models: expected a list"), ("monitor", {"shown": 1.5}, "shown: expected a w"),
 ])
 def test_the_other_notebooks_check_what_they_are_given_too(name, given, message, tmp_path):
     notebook = papermill.iorw.load_notebook_node(str(ROOT / "notebooks" / f"{name}.ipynb"))

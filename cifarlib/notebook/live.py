@@ -37,8 +37,10 @@ class Live:
             elif self.drawn < len(self.history.rows):
                 self._draw()
             self.bar.close()
+            if self.history and self.history.status == "done":
+                self.bar.container.children[1].bar_style = "success"  # tqdm takes early stopping for a failure
         if not (self.history or kind):
-            print("nothing was trained: a finished run is only shown again; resume = False trains it anew")
+            print("nothing was trained; resume = False trains a finished run anew")
 
     def __call__(self, history: History) -> None:
         first, self.history = self.history is None, history
@@ -55,7 +57,7 @@ class Live:
 
     def _draw(self) -> None:
         started = time.monotonic()
-        figure = learning_curves(self.history.frame(), epochs=self.config.epochs)
+        figure = learning_curves(self.history.frame(), reached=self.history.reached(self.config))
         display(figure, display_id=f"live {id(self)}", update=self.drawn > 0)
         self.drawn, now = len(self.history.rows), time.monotonic()
         self.next_drawing = now + 20 * (now - started)  # at most a twentieth of the time goes into drawing

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 
+from ..batch.grid import decided
 from ..config import Config, Options, check_names, typed
 from ..errors import InputError
 
@@ -11,9 +12,13 @@ KINDS = {kind.__name__: kind for kind in (str, int, float, bool, list, dict)}
 
 
 def read_parameters(namespace: dict) -> tuple[Config, Options]:
-    """The experiment notebook's parameters, checked; what it lacks has its default. namespace: its globals()."""
+    """The experiment notebook's parameters, checked; what it lacks has its default. namespace: its globals().
+
+    The dataset `auto` is decided, aloud, as for a grid: runs on the stand-in have folders of their own.
+    """
     values = assigned(namespace, [spec.name for cls in (Config, Options) for spec in dataclasses.fields(cls)])
-    return Config(**Config.among(values)), Options(**Options.among(values))
+    (config,) = decided([Config(**Config.among(values))], download=True)
+    return config, Options(**Options.among(values))
 
 
 def check_parameters(namespace: dict, *names: str) -> None:

@@ -4,6 +4,7 @@ import itertools
 import math
 import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -149,12 +150,18 @@ def read_predictions(table: Table, run: str) -> tuple[np.ndarray, np.ndarray] | 
     Raises InputError for a damaged file.
     """
     path = table.folder / run / PREDICTIONS
-    if not (run and path.is_file()):
-        return None
+    return predictions_in(path, table.checkpoint) if run and path.is_file() else None
+
+
+def predictions_in(path: Path, *checkpoints: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """The same from a file, of the first of the checkpoints that it has."""
     try:
         with np.load(path) as stored:
-            if table.checkpoint in stored:
-                return stored["labels"].astype(int), stored[table.checkpoint].astype(float)
+            for checkpoint in checkpoints:
+                if checkpoint in stored:
+                    return stored["labels"].astype(int), stored[checkpoint].astype(float)
+    except FileNotFoundError:
+        return None
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         raise InputError(f"{path} is damaged; restore it, or remove it to go without") from None
 

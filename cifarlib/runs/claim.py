@@ -110,7 +110,7 @@ def _stale(path: Path) -> bool:
             return False
         if owner.get("started"):
             return owner["started"] != _started(owner["pid"])
-    return _now(path.parent) - renewed > STALE
+    return not renewed or _now(path.parent) - renewed > STALE
 
 
 def _now(folder: Path) -> float:

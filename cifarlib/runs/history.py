@@ -51,6 +51,15 @@ class History:
         """Whether nothing is left to train."""
         return self.diverged or len(self.rows) >= config.epochs or self.out_of_patience(config.early_stopping_patience)
 
+    def reached(self, config: Config) -> str:
+        """`epoch 23 of 80`, and what ended the training there if it ended by itself."""
+        text = f"epoch {len(self.rows)} of {config.epochs}"
+        if self.diverged:
+            return f"{text}, diverged"
+        if len(self.rows) < config.epochs and self.out_of_patience(config.early_stopping_patience):
+            return f"{text}, no lower validation loss in {config.early_stopping_patience} validations"
+        return text
+
     def frame(self) -> pandas.DataFrame:
         """The rows as a table."""
         return pandas.DataFrame(self.rows)
@@ -68,7 +77,8 @@ class History:
         """What `write` wrote. Raises InputError for anything else."""
         try:
             with path.open(newline="") as handle:
-                rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(handle)]
+                rows = [{name: float(value) for name, value in row.items() if value != ""}  # None: the row is cut off
+                        for row in csv.DictReader(handle)]
             return cls([{**row, "epoch": int(row["epoch"])} for row in rows])
         except (KeyError, TypeError, ValueError):
             raise InputError(f"{path} is damaged; restore it, or train anew with resume False (--no-resume)") from None

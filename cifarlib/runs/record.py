@@ -50,7 +50,11 @@ def status_of(folder: Path) -> str:
 
     What was cut off without a word is preempted, too.
     """
-    status = recorded(folder, "status")
+    return status_now(folder, recorded(folder, "status"))
+
+
+def status_now(folder: Path, status: str | None) -> str:
+    """The status of a run whose record says `status`; None if it has no record."""
     if status not in FINISHED and is_claimed(folder):
         return "running"
     return status or ("preempted" if (folder / STATE).exists() else "pending")

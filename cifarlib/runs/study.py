@@ -4,10 +4,12 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import pandas
 
@@ -18,9 +20,27 @@ from ..parts import short_name
 from ..words import duration
 from .claim import STALE
 from .history import History
-from .record import read_record, recorded, status_of
+from .record import metrics_of, read_record, recorded, status_now, status_of
 
 STATUSES = ("done", "diverged", "failed", "running", "dropped", "preempted", "pending")
+
+
+class Reader:
+    """Reads files and remembers what they gave until they change: whoever looks every few seconds reads little."""
+
+    def __init__(self):
+        self._kept: dict[tuple, tuple] = {}
+
+    def __call__(self, read: Callable[[Path], Any], path: Path) -> Any:
+        """read(path), which nobody may change; None without such a file."""
+        try:
+            found = path.stat()
+            stamp = found.st_mtime_ns, found.st_size, found.st_ino
+            if self._kept.get((read, path), (None,))[0] != stamp:
+                self._kept[read, path] = stamp, read(path)
+        except OSError:  # perhaps it went between the two
+            return None
+        return self._kept[read, path][1]
 
 
 def remove_stale_parts(study: Path) -> None:
@@ -42,20 +62,25 @@ def note_planned(study: Path, cells: list[Config]) -> None:
         part.write_text(content)
 
 
-def planned_cells(study: Path) -> dict[str, list[Config]]:
+def planned_cells(study: Path, reader: Reader | None = None) -> dict[str, list[Config]]:
     """The cells that were asked for in a study, by the name of their run.
 
     Raises InputError if they are of another version.
     """
-    runs: dict[str, dict[str, Config]] = {}
+    reader, runs = reader or Reader(), {}
     for path in sorted((study / PLANNED).glob("*.json")):
-        try:
-            cells = [Config.from_dict(cell) for cell in json.loads(path.read_text(encoding="utf-8"))]
-        except (InputError, ValueError, TypeError) as error:
-            raise InputError(f"{path} is no list of cells of this version ({error}); remove it")
-        for cell in cells:
-            runs.setdefault(cell.run_name, {})[cell.cell_name] = cell
+        for run, name, cell in reader(_cells, path) or []:
+            runs.setdefault(run, {})[name] = cell
     return {name: list(group.values()) for name, group in runs.items()}
+
+
+def _cells(path: Path) -> list[tuple[str, str, Config]]:
+    """The cells that a file of planned ones lists, each with the names of its run and its own."""
+    try:
+        cells = [Config.from_dict(cell) for cell in json.loads(path.read_text(encoding="utf-8"))]
+    except (InputError, ValueError, TypeError) as error:
+        raise InputError(f"{path} is no list of cells of this version ({error}); remove it")
+    return [(cell.run_name, cell.cell_name, cell) for cell in cells]
 
 
 def table_rows(folder: Path, planned: list[Config]) -> list[dict]:
@@ -141,56 +166,127 @@ def standing(folders: Iterable[Path]) -> str:
     return ", ".join(f"{counts[name]} {name}" for name in STATUSES)
 
 
-def configs_of(study: Path) -> dict[str, Config | None]:
+def configs_of(study: Path, reader: Reader | None = None) -> dict[str, Config | None]:
     """The runs of a study that were asked for or recorded, by name; None for a record of another version."""
-    found: dict[str, Config | None] = {name: cells[0] for name, cells in planned_cells(study).items()}
+    reader = reader or Reader()
+    found: dict[str, Config | None] = {name: cells[0] for name, cells in planned_cells(study, reader).items()}
     for path in study.glob(f"*/{RECORD}"):
         if path.parent.name not in found:
             found[path.parent.name] = None
-            with suppress(InputError, KeyError, TypeError):
-                found[path.parent.name] = Config.from_dict(recorded(path.parent, "config"))
+            with suppress(InputError):
+                found[path.parent.name] = (reader(_outcome, path) or {}).get("config")
     return dict(sorted(found.items()))
 
 
-def summary(study: Path) -> str:
+@dataclass(frozen=True)
+class RunState:
+    """How a run stands.
+
+    config: None if its record is of another version; epochs: how many are trained, in how many seconds; metrics: those
+    of its record, or of its epochs so far.
+    """
+
+    folder: Path
+    config: Config | None
+    status: str
+    epochs: int = 0
+    seconds: float = 0.0
+    metrics: dict = field(default_factory=dict)
+
+
+def run_state(folder: Path, config: Config | None, reader: Reader) -> RunState:
+    """How the run in a folder stands. Raises InputError for damaged files."""
+    outcome = reader(_outcome, folder / RECORD)
+    status = status_now(folder, outcome and outcome["status"])
+    if not outcome or status in ("running", "preempted"):  # the record may be of an earlier session
+        outcome = reader(_so_far, folder / HISTORY) or outcome or {}
+    told = {name: outcome[name] for name in ("epochs", "seconds", "metrics") if name in outcome}
+    return RunState(folder, config, status, **told)
+
+
+def _outcome(path: Path) -> dict | None:
+    """What the table and the status need of a record; None if it went meanwhile."""
+    if not (record := read_record(path.parent)):
+        return None
+    config = None
+    with suppress(InputError, KeyError, TypeError):
+        config = Config.from_dict(record["config"])
+    return {"status": record["status"], "config": config, "epochs": record.get("epochs_run", 0),
+            "seconds": record.get("seconds", 0.0), "metrics": record.get("metrics", {})}
+
+
+def _so_far(path: Path) -> dict:
+    """The same of the epochs of a run without a record."""
+    history = History.read(path)
+    return {"epochs": len(history.rows), "seconds": sum(row["seconds"] for row in history.rows),
+            "metrics": metrics_of(history, {})}
+
+
+def summary(study: Path, reader: Reader | None = None) -> str:
     """How a study stands: runs by model and status, the best so far, what runs, what failed, the time for the rest.
 
-    Raises InputError if nothing is there.
+    Raises InputError if nothing is there, or if files are damaged.
     """
-    if not (configs := configs_of(study)):
+    reader = reader or Reader()
+    if not (configs := configs_of(study, reader)):
         raise no_runs(study)
-    status = {name: status_of(study / name) for name in configs}
+    states = {name: run_state(study / name, config, reader) for name, config in configs.items()}
     models = [short_name(config.model) if config else "unknown" for config in configs.values()]
-    counts = pandas.crosstab(models, [*status.values()]).reindex(columns=STATUSES, fill_value=0)
+    counts = pandas.crosstab(models, [state.status for state in states.values()])
+    counts = counts.reindex(columns=STATUSES, fill_value=0)
     counts.loc["all"] = counts.sum()
     lines = [counts.rename_axis(index=None, columns=None).to_string()]
     known = {name: config for name, config in configs.items() if config}
     labels = {name: name for name in configs} | dict(zip(known, names_apart([*known.values()])))
-    scores = {name: (recorded(study / name, "metrics") or {}).get("val_accuracy_best_val_acc") for name in configs}
-    if best := max((name for name in configs if scores[name] is not None), key=scores.get, default=None):
+    scores = {name: score for name, state in states.items() if state.status != "running"
+              and (score := state.metrics.get("val_accuracy_best_val_acc")) is not None}
+    if best := max(scores, key=scores.get, default=None):
         lines.append(f"best so far: {labels[best]}, validation accuracy {scores[best]:.4f}")
-    lines += [f"running: {labels[name]}, {progress(study / name, configs[name])}"
-              for name in known if status[name] == "running"]
-    folders = {label: study / name for name, label in labels.items()}
-    left = [known[name] for name in known if status[name] in ("pending", "preempted", "running")]
-    return "\n".join([*lines, *rest(folders, left, study, max(1, int(counts.loc["all", "running"])))])
+    lines += [f"running: {labels[name]}, {progress(states[name])}"
+              for name in known if states[name].status == "running"]
+    failed = {labels[name]: state.folder for name, state in states.items() if state.status == "failed"}
+    left = [known[name] for name in known if states[name].status in ("pending", "preempted", "running")]
+    return "\n".join([*lines, *rest(failed, left, study, max(1, int(counts.loc["all", "running"])), reader=reader)])
 
 
-def progress(folder: Path, config: Config) -> str:
+def progress(state: RunState) -> str:
     """Where a run is that is being trained: its epoch, its latest accuracy, the time that it may still take."""
-    rows = History.read(folder / HISTORY).rows if (folder / HISTORY).exists() else []
-    if not rows:
-        return f"in epoch 1 of {config.epochs}"
-    name = "val_accuracy" if "val_accuracy" in rows[-1] else "train_accuracy"
-    left = (config.epochs - len(rows)) * mean(row["seconds"] for row in rows)
+    if not state.epochs:
+        return f"in epoch 1 of {state.config.epochs}"
+    name = "val_accuracy" if "val_accuracy" in state.metrics else "train_accuracy"
     kind = "validation" if name == "val_accuracy" else "training"
-    return f"epoch {len(rows)} of {config.epochs}, {kind} accuracy {rows[-1][name]:.4f}, about {duration(left)} left"
+    return (f"epoch {state.epochs} of {state.config.epochs}, {kind} accuracy {state.metrics[name]:.4f}, "
+            f"about {duration(seconds_left(state, {}))} left")
+
+
+def seconds_left(state: RunState, an_epoch: dict[tuple, float]) -> float | None:
+    """How long a run may still take, by its own epochs or, before the first, by `epoch_seconds`; None if unknown."""
+    if state.config is None or state.status not in ("pending", "preempted", "running"):
+        return None
+    each = state.seconds / state.epochs if state.epochs else an_epoch.get(_size(state.config))
+    return None if each is None else (state.config.epochs - state.epochs) * each
+
+
+def epoch_seconds(folder: Path, reader: Reader) -> dict[tuple, float]:
+    """The mean seconds of an epoch of the recorded runs in all studies of a folder, by model and size."""
+    found: dict[tuple, list[float]] = {}
+    for path in folder.glob(f"*/*/{RECORD}"):
+        with suppress(InputError):  # damaged it tells nothing
+            outcome = reader(_outcome, path)
+            if outcome and outcome["config"] and outcome["epochs"]:
+                found.setdefault(_size(outcome["config"]), []).append(outcome["seconds"] / outcome["epochs"])
+    return {size: mean(values) for size, values in found.items()}
+
+
+def _size(config: Config) -> tuple:
+    return config.model, str(config.model_args), config.limit_train
 
 
 SHOWN = 5  # failed runs, of which a text says why
 
 
-def rest(folders: dict[str, Path], left: list[Config], study: Path, jobs: int, resume: bool = True) -> list[str]:
+def rest(folders: dict[str, Path], left: list[Config], study: Path, jobs: int, resume: bool = True,
+         reader: Reader | None = None) -> list[str]:
     """What is not finished, in lines: why runs failed, by what to call them, and the time that those `left` take."""
     failed = [(name, folder) for name, folder in folders.items() if status_of(folder) == "failed"]
     lines = []
@@ -201,7 +297,7 @@ def rest(folders: dict[str, Path], left: list[Config], study: Path, jobs: int, r
         lines.append(f"    and {len(failed) - SHOWN} more")
     if failed:
         lines.append("`grid` leaves what failed alone, unless it is given --retry-failed")
-    return [*lines, time_left(left, study, jobs, resume)] if left or not failed else lines
+    return [*lines, time_left(left, study, jobs, resume, reader)] if left or not failed else lines
 
 
 def epochs_left(folder: Path, config: Config) -> int:
@@ -210,27 +306,17 @@ def epochs_left(folder: Path, config: Config) -> int:
     return config.epochs - (len(History.read(folder / HISTORY).rows) if resumable else 0)
 
 
-def time_left(left: list[Config], study: Path, jobs: int, resume: bool = True) -> str:
+def time_left(left: list[Config], study: Path, jobs: int, resume: bool = True, reader: Reader | None = None) -> str:
     """The time that the runs `left` of a study may take, so many of them at a time.
 
     From the seconds an epoch that runs of the same model and size took, in any study.
     """
-    def size(config: dict) -> tuple:
-        return config["model"], str(config["model_args"]), config["limit_train"]
-
     if not left:
         return "nothing is left to do"
-    seconds_an_epoch: dict[tuple, list[float]] = {}
-    for path in study.parent.glob(f"*/*/{RECORD}"):
-        # damaged, of another version or without an epoch, it tells nothing
-        with suppress(InputError, KeyError, TypeError, ZeroDivisionError):
-            record = read_record(path.parent) or {}
-            key, an_epoch = size(record["config"]), record["seconds"] / record["epochs_run"]
-            seconds_an_epoch.setdefault(key, []).append(an_epoch)
-    sizes = [size(config.to_dict()) for config in left]
-    if unknown := sorted({short_name(model) for model, *_ in set(sizes) - seconds_an_epoch.keys()}):
+    an_epoch, sizes = epoch_seconds(study.parent, reader or Reader()), [_size(config) for config in left]
+    if unknown := sorted({short_name(model) for model, *_ in set(sizes) - an_epoch.keys()}):
         return f"no estimate: no run of {', '.join(unknown)} of this size is recorded in {study.parent} yet"
     jobs = min(jobs, len(left))
     epochs = [epochs_left(study / config.run_name, config) if resume else config.epochs for config in left]
-    total = sum(number * mean(seconds_an_epoch[each]) for number, each in zip(epochs, sizes))
+    total = sum(number * an_epoch[size] for number, size in zip(epochs, sizes))
     return f"about {duration(total / jobs)} for the rest, {jobs} at a time, if none stops early"

@@ -15,11 +15,11 @@ from .style import GREY, TRAIN, VALIDATION, legend_above, look_of, new_figure, p
 
 @styled
 def learning_curves(*histories: pd.DataFrame, names=("",), whose: str = "", table: Table | None = None,
-                    epochs: int = 0) -> Figure:
+                    reached: str = "") -> Figure:
     """Loss, accuracy (training and validation) and learning rate by epoch, a row a run; works from the first epoch on.
 
-    names: of the runs; whose: what the title's numbers, those of the first run, are of; epochs: planned, if it has not
-    ended yet.
+    names: of the runs; whose: what the title's numbers, those of the first run, are of; reached: how far it came, as
+    History.reached says it.
     """
     figure, axes = new_figure(0.7 + 2.2 * len(histories), len(histories), 3, squeeze=False)
     for row, history, name in zip(axes, histories, names):
@@ -29,9 +29,43 @@ def learning_curves(*histories: pd.DataFrame, names=("",), whose: str = "", tabl
     for axis in axes[-1]:
         axis.set_xlabel("epoch")
     axes[0, 0].legend()
-    message = f"{whose}{_curve_message(histories[0], epochs)}"
+    message = f"{whose}{_curve_message(histories[0], reached)}"
     stars = any(_best_epoch(history) is not None for history in histories)
     return titled(figure, message, "Stars: the epoch with the best validation accuracy." * stars, table)
+
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B")  # Okabe and Ito's
+
+
+@styled
+def curves_together(histories: dict[str, pd.DataFrame]) -> Figure:
+    """Loss and accuracy of several runs by epoch on one pair of axes, a colour a run.
+
+    histories: by what to call the runs, at most as many as there are COLOURS.
+    """
+    figure, axes = new_figure(3.9 + 0.18 * len(histories), 1, 2)
+    bests = []
+    for (name, history), colour in zip(histories.items(), COLOURS):
+        look = dict(marker="o" if len(history) < 15 else None, markersize=3, color=colour)
+        if (best := _best_epoch(history)) is not None:
+            bests.append(best)
+            name += f": {percent(best['val_accuracy'])} in epoch {best['epoch']:.0f}"
+            axes[1].plot(best["epoch"], best["val_accuracy"], "*", color=colour, markersize=11, markeredgewidth=0.5,
+                         markeredgecolor="black")
+        for axis, metric in zip(axes, ("loss", "accuracy")):
+            for split, style in (("train", dict(linestyle=":", linewidth=1)), ("val", dict(label=name))):
+                line = history.reindex(columns=["epoch", f"{split}_{metric}"]).dropna()
+                axis.plot(*line.to_numpy().T, **style, **look)
+            axis.set(ylabel=metric, xlabel="epoch")
+            axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+    percent_ticks(axes[1].yaxis)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", alignment="left", title_fontsize=8,
+                  title="Solid: validation; dotted: training. Stars: the epoch with the best validation accuracy.")
+    message = f"{counted(len(histories), 'run')} without a validation"
+    if bests:
+        first = max(bests, key=lambda best: best["val_accuracy"])
+        message = f"best validation accuracy {percent(first['val_accuracy'])}, in epoch {first['epoch']:.0f}"
+    return titled(figure, message)
 
 
 def curves_of_best(table: Table, model: str) -> Figure | str:
@@ -72,13 +106,14 @@ def _best_epoch(history: pd.DataFrame) -> pd.Series | None:
     return validated.loc[validated["val_accuracy"].idxmax()] if len(validated) else None
 
 
-def _curve_message(history: pd.DataFrame, epochs: int) -> str:
+def _curve_message(history: pd.DataFrame, reached: str) -> str:
     if (best := _best_epoch(history)) is None:
-        reached = f", training accuracy {percent(history['train_accuracy'].iloc[-1])}" if len(history) else ""
-        return f"{counted(len(history), 'epoch')} without a validation{reached}"
+        accuracy = f", training accuracy {percent(history['train_accuracy'].iloc[-1])}" if len(history) else ""
+        return f"{reached or counted(len(history), 'epoch')} without a validation{accuracy}"
     last = history["epoch"].max()
+    start, of_all = (f"{reached}: ", "") if reached else ("", f" of {last:.0f}")
     end = f", {percent(history['train_accuracy'].iloc[-1])} at the end" if best["epoch"] < last else ""
-    return (f"validation accuracy {percent(best['val_accuracy'])} in epoch {best['epoch']:.0f} of {epochs or last:.0f};"
+    return (f"{start}validation accuracy {percent(best['val_accuracy'])} in epoch {best['epoch']:.0f}{of_all};"
             f" training accuracy {percent(best['train_accuracy'])} there{end}")
 
 
