@@ -59,9 +59,10 @@ def pictures(images: list, split: Split) -> tuple[Tensor, list[str]]:
 
 
 class AttentionWeights(TorchFunctionMode):
-    """A context in which each call of torch's scaled_dot_product_attention leaves its weights in `weights`.
+    """A context in which torch's attention, whichever module calls it, leaves its weights in `weights`.
 
-    weights: float32 (N, heads, T, T), one a block in the order of the calls; each row sums to one.
+    weights: (N, heads, T, T), one a block in the order of the calls; each row sums to one. Gradients have to be
+    enabled: without them torch's own transformer takes a short cut.
     """
 
     def __init__(self):
@@ -69,10 +70,16 @@ class AttentionWeights(TorchFunctionMode):
         self.weights = []
 
     def __torch_function__(self, function, types, arguments=(), named=None):
+        named = named or {}
+        if function is nnf.multi_head_attention_forward:  # of torch.nn.MultiheadAttention
+            named |= {"need_weights": True, "average_attn_weights": False}
+            output, weights = function(*arguments, **named)
+            self.weights.append(weights.detach())
+            return output, weights.mean(dim=1)
         if function is nnf.scaled_dot_product_attention:
-            query, key = arguments[:2]
+            query, key = (tensor.detach() for tensor in arguments[:2])
             self.weights.append((query @ key.mT / query.shape[-1]**0.5).softmax(dim=-1))
-        return function(*arguments, **(named or {}))
+        return function(*arguments, **named)
 
 
 def rollout(weights: list[Tensor]) -> Tensor:
@@ -126,7 +133,7 @@ def looked_at(trained: Trained, images: Tensor) -> tuple[str, Tensor] | None:
     token; else by Grad-CAM at the last feature map of at least TELLING pixels across.
     """
     model, count = trained.model, len(images)
-    with torch.inference_mode(), AttentionWeights() as attention:
+    with torch.enable_grad(), AttentionWeights() as attention:
         model(images)
     tokens = attention.weights[0].shape[-1] if attention.weights else 0
     side = int(tokens**0.5)
