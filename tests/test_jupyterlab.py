@@ -3,12 +3,18 @@
 import json
 
 import nbformat
+import numpy as np
 import pytest
 import results_tables as made
+from conftest import tiny
 from lab_in_browser import LabInBrowser, errors, missing_programs
+from PIL import Image
+from services import wait_for
 from test_notebooks import NOTEBOOKS, TINY, code_cells
 
+from cifarlib import fit, build_model
 from cifarlib.config import CHECKPOINTS
+from cifarlib.training.finish import finish_run
 
 pytestmark = pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {', '.join(missing_programs())} "
                                 "(Debian: .ci/install_packages.sh; selenium: pip)")
@@ -16,13 +22,14 @@ pytestmark = pytest.mark.skipif(bool(missing_programs()), reason=f"not installed
 EPOCHS = 4
 SMALL = {"dataset": "synthetic", "device": "cpu"}
 PARAMETERS = {"experiment.ipynb": {**TINY, "epochs": EPOCHS}, "explore.ipynb": {"dataset": "synthetic"},
-              "results.ipynb": {}, "throughput.ipynb": {**SMALL, "models": ["resnet"], "rounds": 1, "share": 0.01}}
+              "results.ipynb": {}, "predict.ipynb": {"run": "trained", "limit_test": 20, "limit_train": 40},
+              "throughput.ipynb": {**SMALL, "models": ["resnet"], "rounds": 1, "share": 0.01}}
 CODE_CELLS = {path.name: len(code_cells(path)) for path in NOTEBOOKS}
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    """A folder with copies of the notebooks, in whose parameters are values of the tests, and a table of runs."""
+def project(tmp_path_factory, load):
+    """A folder with copies of the notebooks, in whose parameters are values of the tests, a table of runs, and a run."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "notebooks").mkdir()
     for path in NOTEBOOKS:
@@ -32,6 +39,10 @@ def project(tmp_path_factory):
         nbformat.write(notebook, folder / "notebooks" / path.name)
     frame = made.table(models=("resnet",), learning_rate=(0.001, 0.0001), weight_decay=(0.001,), gamma=(0.97,))
     made.write_study(folder / "executed" / "equal_compute", frame, images=500, runs=2)
+    config = tiny("cnn")
+    splits, run = load(config), folder / "executed" / "trained" / config.run_name
+    model = build_model(config)
+    finish_run(model, splits, config, run, fit(model, splits, config, run))
     return folder
 
 
@@ -81,3 +92,17 @@ def test_run_all_of_the_other_notebooks(name, shown, pictures, lab, project):
     assert any(shown in output["text"] for cell in cells for output in cell["outputs"])
     written = list((project / "executed" / "equal_compute" / "figures").glob("*.png"))
     assert len(lab.pictures()) == (pictures or len(written)) > 0
+
+
+def test_predict_answers_about_a_picture_that_is_uploaded(lab, tmp_path):
+    lab.open("predict.ipynb", CODE_CELLS["predict.ipynb"])
+    assert errors(lab.run_all()) == []
+    before = len(lab.pictures())
+    assert before >= 3, "answers, neighbours, corruptions"
+    Image.fromarray(np.full((40, 60, 3), 200, np.uint8)).save(tmp_path / "mine.png")
+    (tmp_path / "no.png").write_text("text")
+    (field,) = lab.find(".widget-upload input[type=file], input[type=file].jupyter-widgets, input[type=file]")
+    field.send_keys(str(tmp_path / "mine.png"))
+    wait_for(lambda: len(lab.pictures()) == before + 1, 60, "the answer below the button")
+    field.send_keys(str(tmp_path / "no.png"))
+    wait_for(lambda: any("not a picture that Pillow reads" in text for text in errors(lab.cells())), 60, "one line")
