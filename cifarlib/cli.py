@@ -133,8 +133,8 @@ def make_parser() -> Parser:
     command.add_argument("--json", action="store_true", help="print all probabilities, as JSON")
 
     command = add(export, help="write a trained model for other programs",
-                  description="Write a model from RGB images, uint8 (N, 3, 32, 32), to probabilities, or as safetensors "
-                              "its weights alone. The last line printed is the file.")
+                  description="Write a model that maps RGB images, uint8 (N, 3, 32, 32), to probabilities, or its "
+                              "weights alone (safetensors). The last line printed is the file.")
     command.add_argument("run", **weights)
     command.add_argument("--format", required=True, choices=("onnx", "torchscript", "safetensors"))
     command.add_argument("--output", default="", metavar="FILE", help="file; empty: the model's name, here")

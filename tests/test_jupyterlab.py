@@ -29,7 +29,7 @@ CODE_CELLS = {path.name: len(code_cells(path)) for path in NOTEBOOKS}
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, load):
-    """A folder with copies of the notebooks, in whose parameters are values of the tests, a table of runs, and a run."""
+    """A folder with copies of the notebooks, in whose parameters are values of the tests, a table of runs, a run."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "notebooks").mkdir()
     for path in NOTEBOOKS:
@@ -101,8 +101,8 @@ def test_predict_answers_about_a_picture_that_is_uploaded(lab, tmp_path):
     assert before >= 3, "answers, neighbours, corruptions"
     Image.fromarray(np.full((40, 60, 3), 200, np.uint8)).save(tmp_path / "mine.png")
     (tmp_path / "no.png").write_text("text")
-    (field,) = lab.find(".widget-upload input[type=file], input[type=file].jupyter-widgets, input[type=file]")
+    (field,) = lab.find(".jp-OutputArea-output input[type=file]")
     field.send_keys(str(tmp_path / "mine.png"))
-    wait_for(lambda: len(lab.pictures()) == before + 1, 60, "the answer below the button")
+    wait_for(lambda: len(lab.pictures()) == before + 1, 120, "the answer below the button")
     field.send_keys(str(tmp_path / "no.png"))
-    wait_for(lambda: any("not a picture that Pillow reads" in text for text in errors(lab.cells())), 60, "one line")
+    wait_for(lambda: any("not a picture that Pillow reads" in text for text in errors(lab.cells())), 120, "one line")

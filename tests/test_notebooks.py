@@ -178,8 +178,8 @@ def test_explore_runs(tmp_path):
 
 
 def test_predict_answers_by_the_weights_that_come_with_the_repository(tmp_path, cifar10):
-    small = "-p limit_test 20 -p limit_train 40 -p tta flip".split()
-    ended = run_papermill(tmp_path / "x.ipynb", *small, "-p", "data_dir", str(cifar10), notebook="notebooks/predict.ipynb")
+    arguments = f"-p limit_test 20 -p limit_train 40 -p tta flip -p data_dir {cifar10}".split()
+    ended = run_papermill(tmp_path / "x.ipynb", *arguments, notebook="notebooks/predict.ipynb")
     assert ended.returncode == 0, ended.stderr
     outputs = json.dumps([cell.outputs for cell in code_cells(tmp_path / "x.ipynb")])
     assert outputs.count("image/png") >= 3, "answers, neighbours, corruptions; perhaps no mistake"

@@ -264,12 +264,11 @@ def robustness_chart(table: pandas.DataFrame, count: int) -> Figure:
         axis.set_ylabel("accuracy")
     if len(table.columns) > 1:
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
-    fall = table.loc["none"].iloc[0] - table
-    kind, strength = fall.max(axis=1).idxmax()
-    name = fall.loc[(kind, strength)].idxmax()
-    before, after = table[name].iloc[0], table.loc[(kind, strength), name]
-    title = f"{name} loses most under {kind}, {CORRUPTIONS[kind][1]} {strength:g}: {before:.1%} fall to {after:.1%}"
-    return titled(figure, title,
+    fall = (table.iloc[0] - table).drop("none").stack()
+    kind, strength, name = worst = fall.idxmax()
+    before, after = table[name].iloc[0], table[name][worst[:2]]
+    change = f"{kind}, {CORRUPTIONS[kind][1]} {strength:g}"
+    return titled(figure, f"{name}: {before:.1%} of the images as they are, {after:.1%} under {change}",
                   f"On {count:,} images: differences of less than {1.96 * (0.5 / count)**0.5:.1%} may be chance.")
 
 
