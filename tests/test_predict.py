@@ -225,8 +225,9 @@ def test_grad_cam(model, study):
 
 
 def enlarged(heat):
-    """A map (N, 4, 4) as (N, 32, 32), with a maximum of one."""
+    """A map (N, 4, 4) as (N, 32, 32), from 0 to 1."""
     large = nnf.interpolate(heat[None], size=(32, 32), mode="bilinear")[0]
+    large -= large.amin(dim=(1, 2), keepdim=True)
     return large / large.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
 
 

@@ -127,7 +127,7 @@ def last_layer(model: nn.Module, image: Tensor, wanted: Callable[[nn.Module, Ten
 
 
 def looked_at(trained: Trained, images: Tensor) -> tuple[str, Tensor] | None:
-    """What the map is called, and where the model looked, (N, 32, 32) with a maximum of one; None if it can't be told.
+    """What the map is called, and where the model looked, (N, 32, 32) from 0 to 1; None if it can't be told.
 
     images: normalized. Of a transformer by the rollout of its attention, to the mean of its tokens or to its class
     token; else by Grad-CAM at the last feature map of at least TELLING pixels across.
@@ -145,7 +145,8 @@ def looked_at(trained: Trained, images: Tensor) -> tuple[str, Tensor] | None:
         name, heat = "Grad-CAM", grad_cam(model, layer, images)
     else:
         return None
-    heat = nnf.interpolate(heat[:, None].float(), size=images.shape[2:], mode="bilinear", antialias=False)[:, 0].cpu()
+    heat = nnf.interpolate(heat[:, None].float(), size=images.shape[2:], mode="bilinear")[:, 0].cpu()
+    heat -= heat.amin(dim=(1, 2), keepdim=True)
     return name, heat / heat.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
 
 
@@ -217,7 +218,7 @@ def answer_chart(trained: Trained, pixels: Tensor, names: list[str], tta: str = 
     least = chances.amax(dim=1).argmin()
     answer = f"{classes[chances[least].argmax()]}, {chances[least].max():.1%}"
     title = f"{model}: {answer}" if len(pixels) == 1 else f"{model} is least sure of {names[least]}: {answer}"
-    return titled(figure, title, "Bright is where the model looked." if seen else
+    return titled(figure, title, "Bright is where the model looked most, dark where it looked least." if seen else
                   "The model has no attention and no feature map that tells one place from another.")
 
 
@@ -256,20 +257,20 @@ def robustness_chart(table: pandas.DataFrame, count: int) -> Figure:
     for axis, (kind, (_, unit, strengths)) in zip(axes.flat, CORRUPTIONS.items()):
         values = pandas.concat([table.loc["none"], table.loc[kind]])
         for name, marker in zip(table, "osD^vP*X" * len(table.columns)):
-            axis.plot(range(len(values)), values[name], marker=marker, markersize=4, label=name)
+            axis.plot(range(len(values)), values[name], marker=marker, markersize=4, label=name, clip_on=False)
         axis.set(title=kind, xlabel=unit, xticks=range(len(values)), xticklabels=["none", *strengths])
     axes[0, 0].set_ylim(0, 1)
     percent_ticks(axes[0, 0].yaxis)
     for axis in axes[:, 0]:
         axis.set_ylabel("accuracy")
     if len(table.columns) > 1:
-        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
-    fall = (table.iloc[0] - table).drop("none").stack()
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower right")
+    fall = (table.iloc[0] - table.iloc[1:]).stack()
     kind, strength, name = worst = fall.idxmax()
     before, after = table[name].iloc[0], table[name][worst[:2]]
     change = f"{kind}, {CORRUPTIONS[kind][1]} {strength:g}"
     return titled(figure, f"{name}: {before:.1%} of the images as they are, {after:.1%} under {change}",
-                  f"On {count:,} images: differences of less than {1.96 * (0.5 / count)**0.5:.1%} may be chance.")
+                  f"On {count:,} images: differences of less than {196 * (0.5 / count)**0.5:.1f} points may be chance.")
 
 
 def upload(answer: Callable[[Tensor, list[str]], Figure]) -> VBox:
