@@ -101,7 +101,11 @@ def test_predict_answers_about_a_picture_that_is_uploaded(lab, tmp_path):
     assert before >= 3, "answers, neighbours, corruptions"
     Image.fromarray(np.full((40, 60, 3), 200, np.uint8)).save(tmp_path / "mine.png")
     (tmp_path / "no.png").write_text("text")
-    (field,) = lab.find(".jp-OutputArea-output input[type=file]")
+    # The button's field is not in the page, and would open a dialog.
+    lab.browser.execute_script("HTMLInputElement.prototype.click = function() { document.body.append(this); }")
+    (button,) = lab.find(".jp-OutputArea-output button.jupyter-button")
+    lab.browser.execute_script("arguments[0].click()", button)
+    (field,) = lab.find("body > input[type=file]")
     field.send_keys(str(tmp_path / "mine.png"))
     wait_for(lambda: len(lab.pictures()) == before + 1, 120, "the answer below the button")
     field.send_keys(str(tmp_path / "no.png"))
