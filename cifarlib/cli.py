@@ -1,4 +1,4 @@
-"""The commands: `python -m cifarlib train | grid | status | runs | results | predict | bench | pages`.
+"""The commands: `python -m cifarlib train | grid | status | runs | results | predict | export | bench | pages`.
 
 Bad input is one line on stderr and exit code 2.
 """
@@ -16,6 +16,7 @@ from .batch.kernel import BAD_INPUT, BROKEN, OK, is_broken
 from .config import VIEWS, Config, Options, from_text, nearest
 from .errors import InputError, Stated
 from .files import RECORD, TABLE, project_path
+from .parts import short_name
 
 # The published flags; every option is also called by its Config name.
 PUBLISHED_FLAGS = {
@@ -123,14 +124,22 @@ def make_parser() -> Parser:
     command.add_argument("--compare-with", default="", metavar="FILE", help="a second table to compare with")
     command.add_argument("--report", default="", metavar="DIR", help="folder for notebook and HTML; empty: the table's")
 
+    weights = {"metavar": "RUN", "help": "a run's folder, a study (its best run by validation), a file of weights, or "
+                                         "speednet for those that come with the package"}
     command = add(predict, help="classify pictures by a trained model",
                   description="Print the three likeliest classes of each picture. Its shorter side is resized to 32 "
                               "pixels, and the middle is taken.")
-    command.add_argument("run", metavar="RUN", help="a run's folder, a study (its best run by validation), a file of "
-                                                    "weights, or speednet for those that come with the package")
+    command.add_argument("run", **weights)
     command.add_argument("images", nargs="+", metavar="IMAGE", help="a PNG, JPEG or other file that Pillow reads")
     command.add_argument("--tta", default="none", choices=VIEWS, help="views of an image that are averaged")
     command.add_argument("--json", action="store_true", help="print all probabilities, as JSON")
+
+    command = add(export, help="write a trained model for other programs",
+                  description="Write a model that maps RGB images, uint8 (N, 3, 32, 32), to probabilities, or its "
+                              "weights alone (safetensors). The last line printed is the file.")
+    command.add_argument("run", **weights)
+    command.add_argument("--format", required=True, choices=("onnx", "torchscript", "safetensors"))
+    command.add_argument("--output", default="", metavar="FILE", help="file; empty: the model's name, here")
 
     command = add(bench, help="measure how fast this machine trains",
                   description="Execute the throughput notebook; the last line printed is the file of the measurements.")
@@ -326,6 +335,16 @@ def predict(arguments: argparse.Namespace) -> int:
     for image, chances in zip(arguments.images, answers):
         likeliest = sorted(chances, key=chances.get, reverse=True)[:3]
         print(f"{image:{width}}", *(f"{name} {chances[name]:.1%}" for name in likeliest), sep="  ")
+    return 0
+
+
+def export(arguments: argparse.Namespace) -> int:
+    from . import trained
+    from .export import export
+
+    model = trained.load_model(arguments.run)
+    suffix = {"torchscript": "pt"}.get(arguments.format, arguments.format)
+    print(export(model, arguments.format, arguments.output or f"{short_name(model.config.model)}.{suffix}"))
     return 0
 
 

@@ -1,5 +1,6 @@
 """Answers from a trained model: the class of any picture, and how sure the model is."""
 
+import io
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torchvision.transforms.v2 import functional as F
 
 from .config import Config
 from .data.augment import normalize
+from .device import autocast, pick_device, pick_precision
 from .errors import InputError
 from .files import PACKAGE, RECORD, project_path
 from .models import build_model
@@ -30,7 +32,8 @@ SIDE = 32
 class Trained:
     """A model in eval mode, and what its weights carry.
 
-    config: of its run; classes: their names; mean, std: (3,), of pixels in [0, 1], by which images are normalized.
+    config: of its run; classes: their names; mean, std: (3,), of pixels in [0, 1], by which images are normalized, on
+    the model's device.
     """
 
     model: nn.Module
@@ -40,30 +43,30 @@ class Trained:
     std: Tensor
 
     def preprocess(self, images) -> Tensor:
-        """Images, as `predict` takes them, normalized: float32 (N, 3, 32, 32)."""
-        if isinstance(images, (str, Path, Image.Image, np.ndarray, Tensor)) and getattr(images, "ndim", 3) < 4:
+        """Images, as `predict` takes them, normalized: float32 (N, 3, 32, 32), on the model's device."""
+        if isinstance(images, (str, bytes, Path, Image.Image, np.ndarray, Tensor)) and getattr(images, "ndim", 3) < 4:
             images = [images]
-        return normalize(torch.stack([as_tensor(image) for image in images]), self)
+        return normalize(torch.stack([as_tensor(image) for image in images]).to(self.mean.device), self)
 
 
-def load_model(run: str | Path) -> Trained:
+def load_model(run: str | Path, device: str = "cpu") -> Trained:
     """The model that a run trained, by its best validation accuracy, or its last weights where nothing validated.
 
     run: a run's folder; a study's name or folder, for its run of the highest validation accuracy; a file of weights; or
-    the name of weights that come with this package, such as `speednet`. Raises InputError if there are no weights, or
-    they are damaged. Only numbers and text are read from them, never code.
+    the name of weights that come with this package, such as `speednet`; device: as the field of a configuration. Raises
+    InputError if there are no weights, or they are damaged. Only numbers and text are read from them, never code.
     """
-    path = _weights_of(run)
+    path, place = _weights_of(run), pick_device(device)
     saved = load_weights(path, torch.device("cpu"))
     try:
-        config = Config.from_dict({**saved["config"], "device": "cpu"})
+        config = Config.from_dict({**saved["config"], "device": device})
         if (own := source_file(config.model)) and (path.parent / own.name).exists():  # the file may have changed since
             config = config.replace(model=f"{path.parent / own.name}:{config.model.rpartition(':')[2]}")
         model = build_model(config)
         model.load_state_dict({name: value.float() if value.is_floating_point() else value
                                for name, value in saved["weights"].items()})
-        mean, std = torch.tensor(saved["mean"]), torch.tensor(saved["std"])
-        return Trained(model.eval(), config, tuple(saved["classes"]), mean, std)
+        mean, std = (torch.tensor(saved[name], device=place) for name in ("mean", "std"))
+        return Trained(model.eval().to(place), config, tuple(saved["classes"]), mean, std)
     except (KeyError, TypeError, RuntimeError, AttributeError):
         raise InputError(f"{path} holds no weights of this version; train the run anew with resume False "
                          "(--no-resume)") from None
@@ -101,8 +104,8 @@ def _best_run(study: Path) -> Path:
 def as_tensor(image) -> Tensor:
     """A picture as uint8 (3, 32, 32): its shorter side is resized to 32 pixels, and the middle is cut out.
 
-    image: a path, a PIL image, or uint8 pixels as an array (H, W), (H, W, 3) or (H, W, 4) or a tensor (3, H, W). What
-    is transparent becomes white. Raises InputError for what is no picture.
+    image: a path, a file's bytes, a PIL image, or uint8 pixels as an array (H, W), (H, W, 3) or (H, W, 4) or a tensor
+    (3, H, W). What is transparent becomes white. Raises InputError for what is no picture.
     """
     if isinstance(image, Tensor):
         pixels = image
@@ -114,12 +117,14 @@ def as_tensor(image) -> Tensor:
 
 
 def _opened(image) -> Image.Image:
-    """A path, an array or a PIL image, as a PIL image in RGB."""
+    """A path, a file's bytes, an array or a PIL image, as a PIL image in RGB."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             if isinstance(image, (str, Path)):
                 image = Image.open(project_path(image))
+            elif isinstance(image, bytes):
+                image = Image.open(io.BytesIO(image))
             elif isinstance(image, np.ndarray):
                 image = Image.fromarray(image)
             image = image.convert("RGBA")
@@ -136,7 +141,9 @@ def _opened(image) -> Image.Image:
 def predict(trained: Trained, images: Iterable, tta: str = "none") -> Tensor:
     """Probabilities float32 (N, classes) of images: a list, or one alone, of what `as_tensor` takes.
 
-    tta: the views whose logits are averaged, as the field of a configuration has it.
+    In the precision of the run's configuration, as its test. tta: the views whose logits are averaged, as the field of
+    a configuration has it.
     """
-    batches = trained.preprocess(images).split(BATCH)
-    return torch.cat([views(trained.model, batch, tta)[1].softmax(dim=1) for batch in batches])
+    device, batches = trained.mean.device, trained.preprocess(images).split(BATCH)
+    with autocast(device, pick_precision(trained.config.precision, device)):
+        return torch.cat([views(trained.model, batch, tta)[1].float().softmax(dim=1) for batch in batches])

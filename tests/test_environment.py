@@ -12,7 +12,8 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parent.parent
 CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-PINS = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]
+PINS = [pin for pins in (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()) for pin in pins
+        if not pin.startswith(PROJECT["name"])]
 
 
 def test_conda_gives_python_and_pip_and_pip_the_package_with_its_pins():

@@ -1,4 +1,4 @@
-"""Successive halving: which runs go on, and that those that do, and those that were dropped, end as if never stopped."""
+"""Successive halving: which runs go on, and that these, and those that were dropped, end as if never stopped."""
 
 import math
 import re

@@ -7,14 +7,19 @@ import subprocess
 import sys
 
 import nbformat
+import numpy as np
 import pytest
 import results_tables as made
 import yaml
+from conftest import tiny
 from lab_in_browser import LabInBrowser, errors, missing_programs
+from PIL import Image
 from services import wait_for
 from test_notebooks import NOTEBOOKS, TINY, code_cells
 
+from cifarlib import build_model, fit
 from cifarlib.config import CHECKPOINTS, Config
+from cifarlib.training.finish import finish_run
 
 pytestmark = pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {', '.join(missing_programs())} "
                                 "(Debian: .ci/install_packages.sh; selenium: pip)")
@@ -23,13 +28,14 @@ EPOCHS = 4
 SMALL = {"dataset": "synthetic", "device": "cpu"}
 PARAMETERS = {"experiment.ipynb": {**TINY, "epochs": EPOCHS}, "explore.ipynb": {"dataset": "synthetic"},
               "monitor.ipynb": {"seconds": 0.5},
+              "results.ipynb": {}, "predict.ipynb": {"run": "trained", "limit_test": 20, "limit_train": 40},
               "throughput.ipynb": {**SMALL, "models": ["resnet"], "rounds": 1, "share": 0.01}}
 CODE_CELLS = {path.name: len(code_cells(path)) for path in NOTEBOOKS}
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    """A folder with copies of the notebooks, in whose parameters are values of the tests, and a table of runs."""
+def project(tmp_path_factory, load):
+    """A folder with copies of the notebooks, in whose parameters are values of the tests, a table of runs, a run."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "notebooks").mkdir()
     for path in NOTEBOOKS:
@@ -39,6 +45,10 @@ def project(tmp_path_factory):
         nbformat.write(notebook, folder / "notebooks" / path.name)
     frame = made.table(models=("resnet",), learning_rate=(0.001, 0.0001), weight_decay=(0.001,), gamma=(0.97,))
     made.write_study(folder / "executed" / "equal_compute", frame, images=500, runs=2)
+    config = tiny("cnn")
+    splits, run = load(config), folder / "executed" / "trained" / config.run_name
+    model = build_model(config)
+    finish_run(model, splits, config, run, fit(model, splits, config, run))
     return folder
 
 
@@ -122,3 +132,21 @@ def test_the_monitor_follows_a_grid_that_is_started_beside_it(lab, project):
         grid.wait(120)
     wait_for(lambda: cells("preempted"), 60, f"the stopped run; {log.read_text()}")
     assert errors(lab.cells()) == []
+
+
+def test_predict_answers_about_a_picture_that_is_uploaded(lab, tmp_path):
+    lab.open("predict.ipynb", CODE_CELLS["predict.ipynb"])
+    assert errors(lab.run_all()) == []
+    before = len(lab.pictures())
+    assert before >= 3, "answers, neighbours, corruptions"
+    Image.fromarray(np.full((40, 60, 3), 200, np.uint8)).save(tmp_path / "mine.png")
+    (tmp_path / "no.png").write_text("text")
+    # The button's field is not in the page, and would open a dialog.
+    lab.browser.execute_script("HTMLInputElement.prototype.click = function() { document.body.append(this); }")
+    (button,) = lab.find(".jp-OutputArea-output button.jupyter-button")
+    lab.browser.execute_script("arguments[0].click()", button)
+    (field,) = lab.find("body > input[type=file]")
+    field.send_keys(str(tmp_path / "mine.png"))
+    wait_for(lambda: len(lab.pictures()) == before + 1, 120, "the answer below the button")
+    field.send_keys(str(tmp_path / "no.png"))
+    wait_for(lambda: any("not a picture that Pillow reads" in text for text in errors(lab.cells())), 120, "one line")

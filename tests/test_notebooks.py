@@ -180,6 +180,15 @@ def test_explore_runs(tmp_path):
     assert all(parameters in outputs for parameters in ("13,243,146", "92,502,122", "11,186,442"))
 
 
+def test_predict_answers_by_the_weights_that_come_with_the_repository(tmp_path, cifar10):
+    arguments = f"-p limit_test 20 -p limit_train 40 -p tta flip -p data_dir {cifar10}".split()
+    ended = run_papermill(tmp_path / "x.ipynb", *arguments, notebook="notebooks/predict.ipynb")
+    assert ended.returncode == 0, ended.stderr
+    outputs = json.dumps([cell.outputs for cell in code_cells(tmp_path / "x.ipynb")])
+    assert outputs.count("image/png") >= 3, "answers, neighbours, corruptions; perhaps no mistake"
+    assert "speednet" in outputs and "rotation" in outputs and "20 test images" in outputs
+
+
 def test_interrupting_the_kernel_ends_the_training_at_an_epoch_and_run_all_goes_on(tmp_path, monkeypatch):
     """What JupyterLab's stop button does, then Run All, then Run All on the finished run; in one kernel."""
     monkeypatch.chdir(ROOT)
@@ -270,6 +279,9 @@ def test_auto_is_decided_aloud_before_a_notebook_names_its_run(tmp_path, monkeyp
     ("explore", {"sed": 5}, "unknown parameter 'sed'; did you mean seed?"),
     ("results", {"runs": 5}, "runs: expected text, got 5"), ("throughput", {"share": True}, "share: expected a number"),
     ("throughput", {"models": "cnn"}, "models: expected a list"), ("monitor", {"shown": 1.5}, "shown: expected a w"),
+    ("throughput", {"models": "cnn"}, "models: expected a list"),
+    ("predict", {"run": "nothing"}, "nothing: no such run"), ("predict", {"tta": "flp"}, "did you mean flip?"),
+    ("predict", {"limit_test": -1}, "limit_test: expected at least 0"),
 ])
 def test_the_other_notebooks_check_what_they_are_given_too(name, given, message, tmp_path):
     notebook = papermill.iorw.load_notebook_node(str(ROOT / "notebooks" / f"{name}.ipynb"))

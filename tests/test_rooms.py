@@ -17,7 +17,8 @@ MAY_USE = {  # beside the ground floor and itself; the longest name that fits a 
     "batch": ["runs", "data", "device"],  # what imports torch, in functions
     "results": ["runs"],
     "results.report": ["runs", "batch.launch"],
-    "trained": ["data", "models", "runs", "training"],
+    "trained": ["data", "models", "runs", "training", "device"],
+    "export": ["trained", "data", "models"],
     "notebook": None,
     "bench": None,
     "cli": None,  # in functions

@@ -60,10 +60,12 @@ class Conv2d(nn.Conv2d):
     Where a kernel covers the whole map from each output, only the kernel weights that overlap the map are used: on a
     32x32 image the ResNet's last stages work on 2x2 and 1x1 maps, where most of a 3x3 kernel multiplies padding. On a
     CPU 1x1 kernels, and in fp32 strided ones on small maps, multiply a copy of the pixels that they meet, and wide 3x3
-    convolutions go by Winograd's filtering.
+    convolutions go by Winograd's filtering. What is exported has torch's.
     """
 
     def forward(self, maps: Tensor) -> Tensor:
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+            return super().forward(maps)
         if offsets := self._offsets(maps):
             return self._by_overlap(maps, offsets)
         if maps.device.type != "cpu":

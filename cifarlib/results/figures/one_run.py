@@ -233,7 +233,6 @@ def calibration(table: Table) -> Figure | str:
     return titled(figure, listed(heads), note, table)
 
 
-@styled
 def confidently_wrong(table: Table, model: str, images: tuple | str | None, n: int = 16) -> Figure | str:
     """The test images that a model's best run gets wrong with the highest probability.
 
@@ -249,7 +248,17 @@ def confidently_wrong(table: Table, model: str, images: tuple | str | None, n: i
     pixels, true = images
     if not np.array_equal(true[:len(labels)], labels):
         return f"the predictions of {name} are of other images than the ones given"
-    probabilities, predicted = statistics.softmax(logits), logits.argmax(axis=1)
+    return mistakes(name, classes, pixels, labels, statistics.softmax(logits), n, table)
+
+
+@styled
+def mistakes(name: str, classes: tuple[str, ...], pixels, labels, probabilities, n: int = 16,
+             table: Table | None = None) -> Figure | str:
+    """The images that a model, called `name`, gets wrong with the highest probability.
+
+    pixels: uint8 (N, 3, 32, 32) or more; labels: (N,); probabilities: (N, classes); all of them arrays.
+    """
+    predicted = probabilities.argmax(axis=1)
     confidence = np.where(predicted != labels, probabilities.max(axis=1), 0)
     chosen = [i for i in np.argsort(-confidence, kind="stable")[:n] if confidence[i]]
     if not chosen:
