@@ -34,7 +34,7 @@ from ..words import duration, percent, value_text
 
 STATES = ("running", "damaged", *(status for status in STATUSES if status != "running"))  # in the table's order
 DOTS = {"running": "#0072B2", "done": "#009E73", "failed": "#D55E00", "damaged": "#D55E00", "diverged": "#E69F00",
-        "preempted": "#CC79A7", "pending": "#AAAAAA"}
+        "preempted": "#CC79A7", "dropped": "#666666", "pending": "#AAAAAA"}
 SIGNS = {"=": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
 STYLE = """<style>
