@@ -1,6 +1,7 @@
 """The results notebook, executed without JupyterLab, with its HTML."""
 
 import re
+from html import escape
 from pathlib import Path
 
 from ..batch.launch import execute_notebook
@@ -25,7 +26,7 @@ def make_report(parameters: dict, folder: str) -> Path:
     notebook = execute_notebook("results.ipynb", parameters, project_path(folder) if folder else table.folder)
     page = notebook.with_suffix(".html")
     with replacing(page) as part:
-        part.write_text(as_html(notebook, f"Results of {table.name}"), encoding="utf-8")
+        part.write_text(as_html(notebook, f"Results of {escape(table.name)}"), encoding="utf-8")
     return page
 
 
@@ -40,4 +41,4 @@ def as_html(notebook: Path, title: str) -> str:
     headings = re.findall(r'<h([23]) id="([^"]+)">(.*?)<a class="anchor-link"', text)
     links = "\n".join(f'<a class="h{level}" href="#{anchor}">{name}</a>' for level, anchor, name in headings)
     text = text.replace("</head>", f"{STYLE}\n</head>", 1)
-    return re.sub("<main>", f"<main>\n<nav>\n<h1>{title}</h1>\n{links}\n</nav>".replace("\\", r"\\"), text, count=1)
+    return text.replace("<main>", f"<main>\n<nav>\n<h1>{title}</h1>\n{links}\n</nav>", 1)
