@@ -44,7 +44,8 @@ def test_results_draws_the_charts_writes_html_and_the_readme_section(tmp_path, c
     page = (study / "results.html").read_text()
     assert "<img" in page and "<title>Results of equal_compute</title>" in page
     contents = re.findall(r'<a class="h\d" href="#([^"]+)">', page)
-    assert {"The-best-runs", "Results-ResNet"} <= set(contents) and all(f' id="{anchor}"' in page for anchor in contents)
+    assert {"The-best-runs", "Results-ResNet"} <= set(contents)
+    assert all(f" id=\"{anchor}\"" in page for anchor in contents)
     executed = (study / "results.ipynb").read_bytes()
     assert b"From the first to the second the median difference is +1.00 points" in executed, "from the other to ours"
     assert b"Left out: cnn_wrong, resnet_wrong ($CIFAR10_DIR: no CIFAR-10 in gone;" in executed

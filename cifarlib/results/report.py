@@ -11,7 +11,7 @@ from .table import read_table
 
 STYLE = """<style>
 table { display: block; max-width: 100%; overflow-x: auto; }
-nav { margin: 1em 2em; } nav a { display: block; } nav .h3 { margin-left: 2em; }
+nav { margin: 1em 7em; } nav a { display: block; } nav .h3 { margin-left: 2em; }
 </style>"""
 
 
@@ -40,5 +40,5 @@ def as_html(notebook: Path, title: str) -> str:
     text, _ = HTMLExporter(exclude_input=True).from_notebook_node(content)
     headings = re.findall(r'<h([23]) id="([^"]+)">(.*?)<a class="anchor-link"', text)
     links = "\n".join(f'<a class="h{level}" href="#{anchor}">{name}</a>' for level, anchor, name in headings)
-    text = text.replace("</head>", f"{STYLE}\n</head>", 1)
-    return text.replace("<main>", f"<main>\n<nav>\n<h1>{title}</h1>\n{links}\n</nav>", 1)
+    contents = f'<nav class="jp-RenderedHTMLCommon">\n<h1>{title}</h1>\n{links}\n</nav>'
+    return text.replace("</head>", f"{STYLE}\n</head>", 1).replace("<main>", f"<main>\n{contents}", 1)
