@@ -38,10 +38,10 @@ def counted(n: int, noun: str) -> str:
     return f"{in_words(n)} {noun}{'' if n == 1 else 's'}"
 
 
-def listed(items) -> str:
-    """`a`, `a and b`, `a, b and c`."""
+def listed(items, word: str = "and") -> str:
+    """`a`, `a and b`, `a, b and c`; or with another word."""
     *first, last = map(str, items)
-    return f"{', '.join(first)} and {last}" if first else last
+    return f"{', '.join(first)} {word} {last}" if first else last
 
 
 def some(names) -> str:

@@ -15,7 +15,7 @@ import results_tables as made
 from cifarlib import parts, words
 from cifarlib.config import Config
 from cifarlib.parts import CIFAR10_CLASSES as CLASSES
-from cifarlib.results import ranking, statistics, table as tables
+from cifarlib.results import knobs, ranking, sentences, statistics, table as tables
 from cifarlib.results.figures import best as best_charts, knobs as knob_charts, one_run as run_charts, write
 
 ROOT = Path(__file__).parent.parent
@@ -44,9 +44,9 @@ def texts(figure) -> list[str]:
 def test_top5_shows_the_table_it_stands_for(study):
     figure, best = best_charts.top5(study, "resnet"), ranking.top(study, "resnet")
     bars = [bar.get_width() for bar in figure.axes[0].patches]
-    assert bars[0::2] == pytest.approx(best["test"].tolist())
-    assert bars[1::2] == pytest.approx(best["per_class"].tolist())
-    assert {*best["name"], *map(words.percent, best["test"])} <= set(texts(figure))
+    assert bars == pytest.approx(best["test"].tolist())
+    labels = knobs.short_labels(study, study.rows.loc[best.index])
+    assert len(set(labels)) == 5 and {*labels, *map(words.percent, best["test"])} <= set(texts(figure))
     noise = ranking.noise_floor(study, "resnet")
     assert figure.axes[1].patches[0].get_width() == pytest.approx(2 * noise.margin())
     gap = best["test"].max() - best["test"].min()
@@ -54,10 +54,41 @@ def test_top5_shows_the_table_it_stands_for(study):
     assert ("no more than" in title) == (gap <= noise.margin(5)) and words.points(gap) in title
 
 
+def test_an_equal_per_class_accuracy_is_a_sentence_and_no_bar():
+    equal, other = one_cell("cnn", "resnet"), one_cell("cnn", "resnet", test_per_class_accuracy_best_val_acc=0.5)
+    for table, per_class, equal_ones in ((equal, [], True), (other, [0.5, 0.5], False)):
+        figure = best_charts.overall_top5(table)
+        bars = [bar.get_width() for bar in figure.axes[0].patches]
+        assert sorted(bars) == pytest.approx(sorted([*ranking.overall(table)["test"], *per_class]))
+        note = " ".join(figure.get_supxlabel().split())
+        assert ("The mean accuracy of the classes is the same." in note) == equal_ones
+
+
+def test_charts_name_what_differs_and_acts():
+    frame = made.table(models=("cnn", "resnet"), **{**ONE, "scheduler": ("step", "cosine"), "gamma": (0.95, 0.97)})
+    table = tables.check_table(frame)
+    rows = table.rows.query("model == 'cnn'")
+    labels = knobs.short_labels(table, rows)
+    assert sorted(labels) == ["gamma 0.95, scheduler step", "gamma 0.97, scheduler step", *2 * ["scheduler cosine"]]
+    assert knobs.short_labels(table, table.rows.query("gamma == 0.95")) == ["CNN", "ResNet"]
+    apart = rows.query("scheduler == 'cosine'").assign(experiment=["a", "b"])
+    assert knobs.short_labels(table, apart) == apart["name"].tolist(), "what the table has no column for"
+
+
+def test_nothing_is_best_where_budgets_differ():
+    equal, unequal = one_cell("cnn", "resnet"), one_cell("cnn", "resnet", limit_train=[640, 3840])
+    for table, word in ((equal, "best"), (unequal, "top-ranked")):
+        text = " ".join([*texts(best_charts.overall_top5(table)), *texts(best_charts.cost(table)),
+                         *sentences.overall_observations(table), *sentences.observations(table, "cnn")])
+        assert ("best" in text.replace("best_val_acc", "")) == (word == "best")
+        assert f"{word.capitalize()} model" in text and f"{word} run" in text
+        assert ("not all runs had as many training images" in " ".join(text.split())) == (word == "top-ranked")
+
+
 def test_a_model_has_its_colour_everywhere(study):
     for figure, models in ((best_charts.top5(study, "vit"), 5 * ["vit"]),
                            (best_charts.overall_top5(study), ranking.overall(study)["model"])):
-        colours = [matplotlib.colors.to_hex(bar.get_facecolor()).upper() for bar in figure.axes[0].patches[0::2]]
+        colours = [matplotlib.colors.to_hex(bar.get_facecolor()).upper() for bar in figure.axes[0].patches]
         assert colours == [study.looks[model].colour for model in models]
 
 
@@ -112,9 +143,8 @@ def test_left_out_figures_are_said_in_a_sentence_and_their_old_files_go(tmp_path
     (tmp_path / "cnn_top5.png").write_bytes(b"of an earlier table")
     written = write.write_figures(table, tmp_path)
     names = {path.stem for path in written}
-    assert names == {"resnet_top5", "overall_top5", "all_runs", "per_class", "cost"}
+    assert names == {"resnet_top5", "all_runs", "per_class"}
     assert not (tmp_path / "cnn_top5.png").exists() and all(path.with_suffix(".svg").exists() for path in written)
-    assert len(best_charts.cost(table).axes) == 1, "one number of weights tells nothing apart"
     said = capsys.readouterr().out
     everything = {name for kind in write.KINDS for name, _ in write._drawn(table, kind, None, None)}
     assert all(name in said for name in everything - names) and "no history of ResNet's best run" in said
@@ -168,6 +198,26 @@ def test_curves_of_several_runs_share_one_pair_of_axes():
     assert names == ["one: 50.00% in epoch 1", f"two: {best['val_accuracy']:.2%} in epoch {best['epoch']:.0f}", "three"]
     assert len({line.get_color() for line in solid}) == 3
     assert f"validation accuracy {best['val_accuracy']:.2%}" in figure.get_suptitle()
+
+
+def test_curves_of_several_runs_are_on_one_scale():
+    perfect = epochs(30).assign(train_accuracy=1.0, learning_rate=0.1)
+    upper, lower = np.split(np.array(run_charts.learning_curves(perfect, epochs(20), names=("a", "b")).axes), 2)
+    for one, other in zip(upper, lower):
+        assert (one.get_xlim(), one.get_ylim()) == (other.get_xlim(), other.get_ylim())
+    assert upper[1].get_ylim()[1] == 1 and upper[2].get_ylim()[1] > 0.1, "accuracy ends at 100%"
+    assert upper[1].get_ylim()[0] < epochs(20)["train_accuracy"].min()
+
+
+def test_a_heatmap_that_is_mostly_not_run_is_none():
+    frame = made.table(models=("cnn",), **{**ONE, "learning_rate": (0.001, 0.0001), "augmentation": (False, True)})
+    assert not isinstance(knob_charts.heatmap(tables.check_table(frame.iloc[:3]), "cnn"), str)
+    scattered = [Config(model="cnn", learning_rate=10.0 ** -i, weight_decay=10.0 ** -i) for i in range(1, 4)]
+    scattered += [Config(model="cnn", learning_rate=0.1, weight_decay=0.01)]
+    noise = np.random.default_rng(0)
+    table = tables.check_table(pd.DataFrame([made.row(config, 0.8 + 0.01 * config.learning_rate, noise)
+                                             for config in scattered]))
+    assert "4 of the 9 cells of CNN's heatmap were run" in knob_charts.heatmap(table, "cnn")
 
 
 def test_validated_now_and_then():

@@ -41,7 +41,11 @@ def test_results_draws_the_charts_writes_html_and_the_readme_section(tmp_path, c
     images = {path.name: path.read_bytes() for path in figures.iterdir()}
     assert {"cnn_top5.png", "cnn_top5.svg", "resnet_top5.png", "overall_top5.png", "comparison.png"} <= images.keys()
     assert "vit_top5.png" not in images
-    assert "<img" in (study / "results.html").read_text()
+    page = (study / "results.html").read_text()
+    assert "<img" in page and "<title>Results of equal_compute</title>" in page
+    contents = re.findall(r'<a class="h\d" href="#([^"]+)">', page)
+    assert {"The-best-runs", "Results-ResNet"} <= set(contents)
+    assert all(f" id=\"{anchor}\"" in page for anchor in contents)
     executed = (study / "results.ipynb").read_bytes()
     assert b"From the first to the second the median difference is +1.00 points" in executed, "from the other to ours"
     assert b"Left out: cnn_wrong, resnet_wrong ($CIFAR10_DIR: no CIFAR-10 in gone;" in executed

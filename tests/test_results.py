@@ -349,7 +349,7 @@ def test_a_field_that_does_nothing_is_empty_and_stands_at_every_value():
     assert periods.map(sorted).tolist() == 2 * [[20, 80]]
     assert knobs.pairs(table, "resnet", "scheduler", "cosine", "step")["gain"].gt(0).tolist() == [True, True]
     text = sentences.shared_knobs(table, table.rows.head(1))
-    assert "Cosine period does nothing under the exponential or step or linear scheduler." in text
+    assert "Cosine period does nothing under the exponential, step or linear scheduler." in text
 
 
 def test_fewer_training_images_are_a_knob_and_other_ones_a_condition():
@@ -566,7 +566,7 @@ def test_a_model_without_any_rank_has_its_sentence(small):
     frame = small.copy()
     frame.loc[frame["Modelname"] == "vit", ["val_accuracy_best_val_acc"]] = np.nan
     text = markdown.readme_section(checked(frame))
-    assert "No run of ViT in this table can be ranked" in text and "no run of ViT can be ranked" in text
+    assert "No run of ViT in this table can be ranked" in text
     assert "vit_top5" not in text
 
 

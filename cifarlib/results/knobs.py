@@ -4,7 +4,7 @@ import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from ..errors import InputError
-from .ranking import candidates, experiments, ranked
+from .ranking import candidates, experiments, first_word, ranked
 from .statistics import decompose, main_effects
 from .table import FIELDS, Table, idle_when, label, shown
 
@@ -29,6 +29,21 @@ def varying(table: Table, model: str) -> list[str]:
         if levels > 1 and not (levels < len(every) and any(together)):
             found.append(knob)
     return found
+
+
+def short_labels(table: Table, rows: pd.DataFrame) -> list[str]:
+    """What tells rows apart, for charts: their models and the knobs that differ, but for those that do nothing.
+
+    rows: with `model`, `experiment` and the knobs. Where that leaves two experiments alike, their names.
+    """
+    models = rows["model"].map(lambda model: table.looks[model].label)
+    differing = [knob for knob in table.knobs if rows[knob].nunique() > 1]
+    parts = [[name] * (models.nunique() > 1)
+             + [f"{label(knob)} {shown(knob, row[knob])}" for knob in differing if pd.notna(row[knob])]
+             for name, (_, row) in zip(models, rows.iterrows())]
+    labels = pd.Series(map(", ".join, parts), rows.index, dtype=object)
+    alike = rows.groupby(labels)["experiment"].transform("nunique") > 1
+    return labels.mask(alike, rows["name"]).tolist()
 
 
 def cells(table: Table, model: str) -> pd.DataFrame:
@@ -73,8 +88,8 @@ def edges(table: Table, model: str) -> list[str]:
         for end, side, beyond, limit in ((values.min(), "smallest", "lower", limits.get("minimum")),
                                          (values.max(), "largest", "higher", limits.get("maximum"))):
             if best[knob] == end and end != limit:
-                warnings.append(f"The best run's {label(knob)}, {shown(knob, end)}, is the {side} one tried: "
-                                f"{beyond} ones may be better.")
+                warnings.append(f"The {first_word(table)} run's {label(knob)}, {shown(knob, end)}, is the {side} one "
+                                f"tried: {beyond} ones may be better.")
     return warnings
 
 

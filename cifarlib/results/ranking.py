@@ -14,7 +14,9 @@ from ..files import HISTORY, PREDICTIONS
 from ..runs.history import History
 from ..words import counted, points
 from .statistics import FREEDOM, STUDENTIZED_RANGE, holm, mcnemar, wilson
-from .table import Table, metrics
+from .table import Table, label, metrics
+
+BUDGETS = ("epochs", "limit_train")  # fields of which more makes a run better, whatever else is tried
 
 
 def candidates(table: Table, model: str | None = None) -> pd.DataFrame:
@@ -36,6 +38,18 @@ def ranked(table: Table, model: str | None = None) -> pd.DataFrame:
     """Competing runs, best first; ties keep the table's order (never the test accuracy's)."""
     rows = candidates(table, model).dropna(subset=[table.rank_by, table.tested])
     return rows.sort_values(table.rank_by, ascending=table.lower_is_better, kind="stable")
+
+
+def unequal_budgets(table: Table, model: str | None = None) -> str:
+    """What not all competing runs have equally much of, as a sentence; empty where the ranking is fair."""
+    rows = candidates(table, model)
+    names = [label(field) for field in BUDGETS if rows[field].nunique() > 1]
+    return f"Unequal budgets: not all runs had as many {' and '.join(names)}." if names else ""
+
+
+def first_word(table: Table) -> str:
+    """What to call the run with the highest score: the best only where all had the same budget."""
+    return "top-ranked" if unequal_budgets(table) else "best"
 
 
 def top(table: Table, model: str, n: int = 5) -> pd.DataFrame:

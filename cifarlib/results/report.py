@@ -1,11 +1,18 @@
 """The results notebook, executed without JupyterLab, with its HTML."""
 
+import re
+from html import escape
 from pathlib import Path
 
 from ..batch.launch import execute_notebook
 from ..files import project_path, replacing
 from .knobs import compare
 from .table import read_table
+
+STYLE = """<style>
+table { display: block; max-width: 100%; overflow-x: auto; }
+nav { margin: 1em 7em; } nav a { display: block; } nav .h3 { margin-left: 2em; }
+</style>"""
 
 
 def make_report(parameters: dict, folder: str) -> Path:
@@ -17,10 +24,21 @@ def make_report(parameters: dict, folder: str) -> Path:
     if parameters["compare_with"]:
         compare(read_table(parameters["compare_with"]), table)
     notebook = execute_notebook("results.ipynb", parameters, project_path(folder) if folder else table.folder)
-    from nbconvert import HTMLExporter  # its import takes a second, which bad input needn't wait for
-
     page = notebook.with_suffix(".html")
-    text, _ = HTMLExporter(exclude_input=True).from_filename(str(notebook))
     with replacing(page) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(as_html(notebook, f"Results of {escape(table.name)}"), encoding="utf-8")
     return page
+
+
+def as_html(notebook: Path, title: str) -> str:
+    """A notebook's outputs as a page, with a title, a list of its headings to jump to, and tables that scroll."""
+    import nbformat  # these imports take a second, which bad input needn't wait for
+    from nbconvert import HTMLExporter
+
+    content = nbformat.read(notebook, 4)
+    content.metadata["title"] = title
+    text, _ = HTMLExporter(exclude_input=True).from_notebook_node(content)
+    headings = re.findall(r'<h([23]) id="([^"]+)">(.*?)<a class="anchor-link"', text)
+    links = "\n".join(f'<a class="h{level}" href="#{anchor}">{name}</a>' for level, anchor, name in headings)
+    contents = f'<nav class="jp-RenderedHTMLCommon">\n<h1>{title}</h1>\n{links}\n</nav>'
+    return text.replace("</head>", f"{STYLE}\n</head>", 1).replace("<main>", f"<main>\n{contents}", 1)

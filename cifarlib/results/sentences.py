@@ -5,13 +5,17 @@ import pandas as pd
 from ..config import Config
 from ..words import against, counted, in_words, listed, percent, points, signed
 from .knobs import compare, edges, is_number, is_switch, pairs, varying
-from .ranking import (Noise, experiments, finalists, identical_experiments, margin_of_means, noise_floor, overall,
-                      paired_tests, ranked, top)
+from .ranking import (BUDGETS, Noise, experiments, finalists, first_word, identical_experiments, margin_of_means,
+                      noise_floor, overall, paired_tests, ranked, top, unequal_budgets)
 from .statistics import selection_bias
 from .table import CONDITIONS, FIELDS, Table, idle_when, label, shown
 
-# How the conditions say what is said of every table; of other fields they say what differs from the default.
-PHRASES = {"protocol": "{} protocol", "split": "{} split", "epochs": "up to {} epochs", "batch_size": "batches of {}"}
+ALWAYS = ("protocol", "split", "epochs", "batch_size")  # said of every table; of other fields what is not the default
+# How the conditions say a field; others are said as `label: value`.
+PHRASES = {"protocol": "{} protocol", "split": "{} split", "epochs": "up to {} epochs", "batch_size": "batches of {}",
+           "limit_train": "{} training images", "limit_val": "{} validation images", "limit_test": "{} test images"}
+VALUE_PHRASES = {("split", "all"): "no validation split", ("tta", "flip"): "two views of each test image",
+                 ("tta", "flip_shift"): "six views of each test image"}
 
 
 def comparison_sentences(first: Table, second: Table) -> list[str]:
@@ -34,16 +38,17 @@ def conditions(table: Table) -> str:
     rows, runs, parts = table.rows[table.rows["main"]], table.runs, [table.data.label]
     usual = {field: shown(field, value) for field, value in Config().to_dict().items()
              if FIELDS[field].default is not None or field in CONDITIONS}
-    for field in [*PHRASES, *(field for field in table.fields if field not in PHRASES)]:
-        if field not in (*PHRASES, *table.fields) or field in (*table.knobs, "dataset"):
+    for field in [*ALWAYS, *(field for field in table.fields if field not in ALWAYS)]:
+        if field in (*table.knobs, "dataset"):
             continue
         models = rows.dropna(subset=field).groupby(field, sort=False)["model"].unique()
-        values = [shown(field, value) for value in models.index]
-        if len(values) > 1:
-            values = [f"{value} ({listed(table.looks[model].label for model in having)})"
-                      for value, having in zip(values, models)]
-        if values and (field in PHRASES or values != [usual.get(field)]):
-            parts.append(PHRASES.get(field, f"{label(field)}: {{}}").format(" or ".join(values)))
+        if field in ALWAYS or [shown(field, value) for value in models.index] != [usual.get(field)]:
+            phrase = PHRASES.get(field, f"{label(field)}: {{}}")
+            texts = [VALUE_PHRASES.get((field, value), phrase.format(shown(field, value))) for value in models.index]
+            if len(texts) > 1:
+                texts = [f"{text} ({listed(table.looks[model].label for model in having)})"
+                         for text, having in zip(texts, models)]
+            parts += [listed(texts, "or")] if texts else []
     for column in ("precision", "device"):
         if column in rows and rows[column].notna().any():
             parts.append(" or ".join(rows[column].dropna().unique()))
@@ -56,12 +61,11 @@ def conditions(table: Table) -> str:
 
 
 def chance_sentence(table: Table) -> str:
-    """How many runs are no better than guessing, and what they share."""
+    """How many runs are no better than guessing, and what they share; empty if none is."""
     runs = table.runs
     lost = runs[runs["chance"]]
     if lost.empty:
-        every = {1: "The one run is", 2: "Both runs are"}.get(len(runs), f"All {in_words(len(runs))} runs are")
-        return f"{every} better than guessing."
+        return ""
     by_model = listed(f"{n} of {table.looks[model].label}'s" for model, n in lost["model"].value_counts().items())
     are = "is" if len(lost) == 1 else "are"
     text = f"{len(lost)} of {counted(len(runs), 'run')} ({by_model}) {are} no better than guessing"
@@ -85,7 +89,7 @@ def shared_knobs(table: Table, rows: pd.DataFrame) -> str:
         if len(values) < len(rows):
             those = f"the {in_words(len(values))} where it acts"
         if values.empty:
-            why = " or ".join(f"the {' or '.join(kinds)} {label(other)}" for other, kinds in idle_when(knob).items())
+            why = " or ".join(f"the {listed(kinds, 'or')} {label(other)}" for other, kinds in idle_when(knob).items())
             text = f"{name} does nothing under {why}"
         elif len(counts) == 1:
             text = f"{name}: {shown(knob, counts.index[0])}" + (f" in {those}" if those else "")
@@ -110,19 +114,20 @@ def observations(table: Table, model: str) -> list[str]:
     if len(rows) > 1:
         competitors = counted(len(rows), "configuration") + ", one seed of each" if repeated else f"{len(rows)} runs"
         how = f"{'lowest' if table.lower_is_better else 'highest'} {table.score} of {competitors}"
-    lines = [f"**Best run:** `{best['name'].iloc[0]}` ({how})."]
+    lines = [f"**{first_word(table).capitalize()} run:** `{best['name'].iloc[0]}` ({how})."]
     if ties := (rows[table.rank_by] == best["score"].iloc[0]).sum() - 1:
         lines.append(f"**Tie:** {counted(ties, 'other run')} {'has' if ties == 1 else 'have'} the same {table.score}.")
     if len(best) > 1:
         lines.append(f"**Range:** {range_sentence(table, model)}.")
-    lines.append(f"**Noise floor:** {noise.text}.")
     if (distinct := best["experiment"].nunique()) < len(best):
-        lines.append(f"**One experiment, several names:** the best {in_words(len(best))} rows are "
+        lines.append(f"**One experiment, several names:** these {in_words(len(best))} rows are "
                      f"{counted(distinct, 'experiment')}, repeated under names that differ in a knob that does "
                      "nothing.")
     lines.append(f"**Hyperparameters:** {shared_knobs(table, rows.loc[best.index])}")
     lines += _two_sided(table, model)
     lines += [f"**Edge of the grid:** {text}" for text in edges(table, model)]
+    if unequal := unequal_budgets(table, model):
+        lines.append(f"**Not like for like:** {unequal}")
     if "precision" in rows and len(kinds := rows["precision"].dropna().unique()) > 1:
         lines.append(f"**Not like for like:** the runs multiply in {listed(sorted(kinds))}; differences may come from "
                      "that.")
@@ -135,8 +140,8 @@ def range_sentence(table: Table, model: str) -> str:
     """How far the best runs of a model lie apart on the test images, beside their noise."""
     best, noise = top(table, model), noise_floor(table, model)
     gap, margin, several = best["test"].max() - best["test"].min(), noise.margin(len(best)), in_words(len(best))
-    return (f"the best {several} reach {percent(best['test'].min())} to {percent(best['test'].max())} on the test "
-            f"images: {points(gap)} apart, {against(gap, margin, noise.name)} "
+    return (f"the {first_word(table)} {several} reach {percent(best['test'].min())} to {percent(best['test'].max())} "
+            f"on the test images: {points(gap)} apart, {against(gap, margin, noise.name)} "
             f"{'among' if len(best) > 2 else 'between'} {several} {noise.alike} ({points(margin)})")
 
 
@@ -176,10 +181,9 @@ def overall_observations(table: Table) -> list[str]:
     """Key observations across models; says which models have no rank and where conditions differ."""
     best, lines = overall(table), []
     labels = {model: look.label for model, look in table.looks.items()}
-    missing = [name for model, name in labels.items() if model not in set(best["model"])]
     if len(best) > 1:
         first = best.iloc[0]
-        lines.append(f"**Best model:** {labels[first['model']]}, by {table.score}.")
+        lines.append(f"**{first_word(table).capitalize()} model:** {labels[first['model']]}, by {table.score}.")
         if (tied := best["score"] == first["score"]).sum() > 1:
             names = listed(labels[model] for model in best.loc[tied, "model"])
             lines.append(f"**Tie:** {names} have the same {table.score}; their order is the table's.")
@@ -187,13 +191,11 @@ def overall_observations(table: Table) -> list[str]:
         lines.append(f"**What the winners share:** {shared_knobs(table, table.rows.loc[best.index])}")
         lines += [f"**Image by image:** {text}" for text in paired_sentences(table)]
         winners = table.rows.loc[best.index].set_index("model")
-        for field in [*(field for field in table.fields if field not in table.knobs), "precision"]:
+        for field in [*BUDGETS, *(field for field in table.fields if field not in table.knobs), "precision"]:
             if field in winners and winners[field].nunique() > 1:
                 theirs = winners[field].dropna().items()
                 values = listed(f"{shown(field, value)} for {labels[model]}" for model, value in theirs)
                 lines.append(f"**Not like for like:** the winners' {label(field)}: {values}.")
-    if missing:
-        lines.append(f"**Missing:** no run of {listed(missing)} can be ranked.")
     rows = experiments(table)["rows"]
     if rows.sum() > len(rows):
         lines.append(f"**Experiments:** {rows.sum()} rows are {counted(len(rows), 'experiment')}; "
@@ -202,7 +204,7 @@ def overall_observations(table: Table) -> list[str]:
         lines.append(f"**Same digits:** {counted(same, 'experiment')} {'repeats' if same == 1 else 'repeat'} another's "
                      "metrics in every digit: what tells them apart had no effect (a weight decay too small to change "
                      "a float32 weight, for one).")
-    return [*lines, f"**Chance:** {chance_sentence(table)}"]
+    return [*lines, *(f"**Chance:** {text}" for text in [chance_sentence(table)] if text)]
 
 
 def gap_sentence(table: Table, first: pd.Series, second: pd.Series) -> str:
@@ -230,7 +232,7 @@ def paired_sentences(table: Table, within: bool = False) -> list[str]:
     for test in paired_tests(table).to_dict("records"):
         runs = table.rows.loc[[test["first"], test["second"]]]
         if (runs["model"].nunique() == 1) == within:
-            first, second = (f"`{name}`" if within else f"{table.looks[model].label}'s best run"
+            first, second = (f"`{name}`" if within else f"{table.looks[model].label}'s {first_word(table)} run"
                              for name, model in zip(runs["name"], runs["model"]))
             verdict = "a difference" if test["p_holm"] < 0.05 else "no clear difference"
             lines.append(f"Only {first} gets {test['only_first']} test images right, only {second} "

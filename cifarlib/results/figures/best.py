@@ -9,8 +9,8 @@ from ...words import counted, duration, listed, percent, points, signed
 from .. import knobs, ranking
 from ..sentences import beside_noise, chance_sentence, gap_sentence, range_sentence
 from ..table import Table
-from .style import (GREY, LIGHT, jitter, legend_above, log_ticks, look_of, new_figure, percent_ticks, styled, titled,
-                    whiskers)
+from .style import (GREY, LIGHT, jitter, legend, legend_above, log_ticks, look_of, new_figure, percent_ticks, styled,
+                    titled, whiskers)
 
 
 @styled
@@ -22,45 +22,52 @@ def top5(table: Table, model: str) -> Figure:
 
 
 @styled
-def overall_top5(table: Table) -> Figure:
+def overall_top5(table: Table) -> Figure | str:
     """The best run of each model."""
     best = ranking.overall(table)
-    title = f"the only model, {table.looks[best['model'].iloc[0]].label}, reaches {percent(best['test'].iloc[0])}"
-    return _bars(table, best, gap_sentence(table, best.iloc[0], best.iloc[1]) if len(best) > 1 else title)
+    if len(best) < 2:
+        return "one model alone, whose chart of the best runs shows it"
+    return _bars(table, best, gap_sentence(table, best.iloc[0], best.iloc[1]))
 
 
 def _bars(table: Table, best: pd.DataFrame, title: str) -> Figure:
-    """Bars from zero on the left, the same accuracies enlarged with their uncertainty on the right."""
+    """Bars from zero on the left, the same accuracies enlarged with their uncertainty on the right.
+
+    The per-class accuracy has bars of its own where it differs, as it can't for classes of equally many test images.
+    """
     noise = ranking.noise_floor(table, best["model"].iloc[0])
-    figure, (left, right) = new_figure(1.5 + 0.72 * len(best), 1, 2, width_ratios=(2.2, 1), sharey=True)
+    bars = [("test", "test accuracy", {})]
+    if differs := (abs(best["test"] - best["per_class"]) > 5e-5).any():
+        bars.append(("per_class", "test per-class accuracy (mean over classes)",
+                     dict(alpha=0.55, hatch="///", edgecolor="white", linewidth=0)))
+    figure, (left, right) = new_figure(1.55 + 0.52 * len(best) + 0.2 * differs * len(best), 1, 2,
+                                       width_ratios=(2.2, 1), sharey=True)
     experiments = best["experiment"].tolist()
-    for y, (_, row) in enumerate(best.iterrows()):
-        look, label = table.looks[row["model"]], (lambda text: text if y == 0 else None)
-        repeat = experiments.index(row["experiment"])
-        name = row["name"] + (f"  (same experiment as no. {repeat + 1})" if repeat < y else "")
-        left.text(0.004, y - 0.36, name, fontsize=min(8.5, 740 / len(name)), va="center")
-        left.barh(y - 0.1, row["test"], 0.25, color=look.colour, label=label("test accuracy"))
-        left.barh(y + 0.17, row["per_class"], 0.25, color=look.colour, alpha=0.55, hatch="///", edgecolor="white",
-                  linewidth=0, label=label("test per-class accuracy (mean over classes)"))
-        for value, offset in ((row["test"], -0.1), (row["per_class"], 0.17)):
-            left.text(value + 0.008, y + offset, percent(value), fontsize=8, va="center")
+    for y, (text, (_, row)) in enumerate(zip(knobs.short_labels(table, table.rows.loc[best.index]), best.iterrows())):
+        look, repeat = table.looks[row["model"]], experiments.index(row["experiment"])
+        left.text(0.004, y - 0.36, text if repeat == y else f"same experiment as no. {repeat + 1}", va="center",
+                  fontsize=min(8.5, 740 / max(1, len(text))))
+        for offset, (column, name, style) in zip((-0.05, 0.22), bars):
+            left.barh(y + offset, row[column], 0.25, color=look.colour, label=None if y else name, **style)
+            left.text(row[column] + 0.008, y + offset, percent(row[column]), fontsize=8, va="center")
         right.errorbar(row["test"], y, xerr=whiskers(row["test"], row["low"], row["high"])[:, None], capsize=3,
-                       markersize=6, linestyle="none", label=label("run, 95% interval"), **look_of(look))
+                       markersize=6, linestyle="none", label=None if y else "run, 95% interval", **look_of(look))
     if len(again := best.assign(y=np.arange(len(best)) + 0.25).query("runs > 1")):
         right.errorbar(again["mean"], again["y"], xerr=again["sd"], fmt="D", color="black", markersize=3.5, capsize=2,
                        linewidth=1, label="repeats, mean and SD")
     middle = best["test"].iloc[0]
     right.axvspan(middle - noise.margin(), middle + noise.margin(), color=LIGHT, zorder=0,
                   label=noise.name.replace("noise", "noise floor"))
-    left.set(ylim=(len(best) - 0.5, -0.6), xlim=(0, 1.13), yticks=[])
+    left.set(ylim=(len(best) - 0.5, -0.6), xlim=(0, 1), yticks=[], xlabel="" if differs else "test accuracy")
     percent_ticks(left.xaxis, ticks=6)
     percent_ticks(right.xaxis)
-    below = -0.48 / figure.get_size_inches()[1]
     for axis in (left, right):
         axis.grid(axis="y", visible=False)
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, below), ncols=2, borderaxespad=0, handlelength=1.4)
+        legend(axis, loc="upper center", bbox_to_anchor=(0.5, -0.48 / figure.get_size_inches()[1]), ncols=3,
+               borderaxespad=0, handlelength=1.4, columnspacing=1.2)
     note = f"Ranked by {table.ranking}. The band: two {noise.alike} differ by less in 95% of cases. "
-    return titled(figure, title, f"{note}Noise floor: {noise.text}.", table)
+    note += f"Noise floor: {noise.text}." + ("" if differs else " The mean accuracy of the classes is the same.")
+    return titled(figure, title, note, table)
 
 
 @styled
@@ -70,14 +77,14 @@ def finalists(table: Table) -> Figure | str:
     if shown.empty:
         return "nothing was run with several seeds"
     figure, axis = new_figure(1.4 + 0.5 * len(shown))
-    runs = table.runs
-    for y, (experiment, row) in enumerate(shown.iterrows()):
+    runs, names = table.runs, knobs.short_labels(table, shown.reset_index())
+    for y, (name, (experiment, row)) in enumerate(zip(names, shown.iterrows())):
         values = runs.loc[runs["experiment"] == experiment, table.tested]
         axis.plot(values, np.full(len(values), y), linestyle="none", alpha=0.75, markersize=6,
                   **look_of(table.looks[row["model"]]))
         axis.errorbar(row["test"], y + 0.22, xerr=row["sd"], fmt="D", color="black", markersize=4, capsize=3,
                       linewidth=1)
-        label = f"{row['name']}:  {percent(row['test'])}, SD {100 * row['sd']:.2f}, n {row['runs']}"
+        label = f"{name + ':  ' if name else ''}{percent(row['test'])}, SD {100 * row['sd']:.2f}, n {row['runs']}"
         axis.annotate(label, (0, y - 0.27), (4, 0), ("axes fraction", "data"), "offset points", va="center",
                       fontsize=min(8.5, 1000 / len(label)))
     axis.set(ylim=(len(shown) - 0.5, -0.6), yticks=[], xlabel="test accuracy, a point a run")
@@ -107,14 +114,18 @@ def all_runs(table: Table) -> Figure:
         for chance, style in ((False, dict(linewidths=0, **look_of(look))),
                               (True, dict(marker="x", color=GREY, linewidths=0.8))):
             chosen = mine[mine["chance"] == chance]
-            axis.scatter(chosen[table.tested], chosen["y"], s=18, alpha=0.6, **style)
+            axis.scatter(chosen[table.tested], chosen["y"], s=18 if len(mine) > 60 else 36, alpha=0.6, **style)
     axis.axvline(1 / len(table.data.classes), color=GREY, linewidth=1, linestyle="--")
     axis.set(yticks=range(len(labels)), yticklabels=labels, xlim=(0, 1), ylim=(len(labels) - 0.5, -0.5),
              xlabel=f"test accuracy (dashed: guessing{'; crosses: runs at chance' if runs['chance'].any() else ''})")
     percent_ticks(axis.xaxis)
     axis.grid(axis="y", visible=False)
     note = "Heights within a model only keep the points apart." if runs["model"].value_counts().max() > 3 else ""
-    return titled(figure, chance_sentence(table).rstrip("."), note, table)
+    reached = runs.groupby("model", sort=False)[table.tested].agg(["min", "max"])
+    title = chance_sentence(table).rstrip(".") or "; ".join(
+        f"{table.looks[model].label} reaches {' to '.join(map(percent, sorted({*ends})))}"
+        for model, ends in reached.T.items())
+    return titled(figure, title, note, table)
 
 
 @styled
@@ -138,9 +149,9 @@ def accuracy_by_minutes(tables: list[Table]) -> Figure:
                           (0, -9 if below else 2), ("axes fraction", "data"), "offset points", fontsize=7.5,
                           color=look.colour)
     log_ticks(axis)
-    axis.set(xlabel="minutes of training on two cores", ylabel="test accuracy", ylim=(None, 1))
+    axis.set(xlabel="minutes of training on two cores (log scale)", ylabel="test accuracy", ylim=(None, 1))
     percent_ticks(axis.yaxis)
-    axis.legend(loc="lower left")
+    legend(axis, loc="lower left")
     best = runs.groupby(["model", "epochs"])[["shown", "minutes"]].mean().sort_values("shown").iloc[-1]
     name = looks[best.name[0]].label
     several = runs.dropna(subset=["views"])
@@ -156,32 +167,31 @@ def accuracy_by_minutes(tables: list[Table]) -> Figure:
 def cost(table: Table) -> Figure | str:
     """Test accuracy against training time and against the number of weights."""
     rows = ranking.candidates(table).dropna(subset=[table.tested])
-    axis_labels = {"seconds": "training time, seconds (log scale)", "parameters": "weights (log scale)"}
-    columns = [column for column in axis_labels if column in rows and (rows[column] > 0).any()]
-    if len(columns) > 1 and rows["parameters"].nunique() == 1:  # they tell nothing apart
-        columns.remove("parameters")
+    columns = {"seconds": (60, "training time, minutes (log scale)"),
+               "parameters": (1e6, "weights, millions (log scale)")}
+    columns = {column: shown for column, shown in columns.items() if column in rows and rows[column].nunique() > 1}
     if not columns:
-        return "the table has no training times and no numbers of weights"
+        return "no training times and no numbers of weights tell its runs apart"
     best = rows.loc[ranking.overall(table).index]
     figure, axes = new_figure(3.6, 1, len(columns), sharey=True, squeeze=False)
     point = dict(s=16, alpha=0.4) if len(rows) > 60 else dict(s=30, alpha=0.8)
-    for axis, column in zip(axes[0], columns):
+    for axis, (column, (unit, text)) in zip(axes[0], columns.items()):
         for model, look in table.looks.items():
             mine, first = rows[rows["model"] == model], best[best["model"] == model]
-            axis.scatter(mine[column], mine[table.tested], linewidths=0, **point, **look_of(look))
-            axis.scatter(first[column], first[table.tested], s=75, edgecolor="black", label=look.label, zorder=3,
+            axis.scatter(mine[column] / unit, mine[table.tested], linewidths=0, **point, **look_of(look))
+            axis.scatter(first[column] / unit, first[table.tested], s=75, edgecolor="black", label=look.label, zorder=3,
                          **look_of(look))
-        axis.set(xlabel=axis_labels[column])
+        axis.set(xlabel=text)
         axis.margins(x=0.12)
         log_ticks(axis)
     axes[0, 0].set_ylabel("test accuracy")
     percent_ticks(axes[0, 0].yaxis)
     legend_above(axes[0, -1])
-    heads = []
+    heads, word = [], ranking.first_word(table)
     for _, row in best.iterrows():
         time = f" in {duration(row['seconds'])}" if "seconds" in columns and pd.notna(row["seconds"]) else ""
-        heads.append(f"{table.looks[row['model']].label}'s best run reaches {percent(row[table.tested])}{time}")
-    note = "Large: the best runs."
+        heads.append(f"{table.looks[row['model']].label}'s {word} run reaches {percent(row[table.tested])}{time}")
+    note = f"Large: the {word} run{'s' * (len(best) > 1)}."
     if "seconds" in columns:
         unlike = [f"different {name}s" for name in ("device", "precision") if name in rows and rows[name].nunique() > 1]
         note += f" Times: as they were, with {listed(['other work beside them', *unlike])}."

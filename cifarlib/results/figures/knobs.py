@@ -11,7 +11,7 @@ from ...words import listed, percent
 from .. import knobs, ranking, statistics
 from ..sentences import score_text
 from ..table import Table, idle_when, label, shown
-from .style import LIGHT, WIDTH, jitter, look_of, new_figure, percent_ticks, styled, titled
+from .style import LIGHT, WIDTH, jitter, legend, look_of, new_figure, percent_ticks, styled, titled
 
 MOST_LEVELS = 12  # of a knob: more have no room on an axis
 MOST_PANELS = 4
@@ -57,7 +57,7 @@ def scores_by_knob(table: Table, model: str) -> Figure | str:
             note += f" {label(knob).capitalize()}: without {' and '.join(where)} runs, where it does nothing."
     if len(cells := knobs.cells(table, model)) < (full := math.prod(map(len, groups.values()))):
         note += f" {len(cells)} of the {full} cells of these values were run, so they are not compared like for like."
-    title = f"{look.label}: {table.score} by knob, {score_text(table, rows[table.rank_by].iloc[0])} at best"
+    title = f"{look.label}: {table.score} by knob, the highest is {score_text(table, rows[table.rank_by].iloc[0])}"
     return titled(figure, title, note, table)
 
 
@@ -81,10 +81,10 @@ def heatmap(table: Table, model: str) -> Figure | str:
         return f"no two knobs take 2 to {MOST_LEVELS} values for {name}"
     if table.lower_is_better:
         return f"heatmaps show accuracies, not {table.score}"
-    if len(grid) < 3:
-        return f"{name} has two cells, which the table of the best compares"
     y, x, *panel = chosen
     best = grid.groupby([*panel, y, x])["score"].max()
+    if len(best) < (full := math.prod(best.index.levshape)) * 2 / 3:
+        return f"{len(best)} of the {full} cells of {name}'s heatmap were run"
     highest, lowest = best.max(), grid.loc[~grid["chance"], "score"].min()
     lowest = best[best >= lowest].min() if lowest < highest else highest - 0.01
     rows, columns = (sorted(grid[knob].dropna().unique()) for knob in (y, x))
@@ -110,7 +110,7 @@ def heatmap(table: Table, model: str) -> Figure | str:
     percent_ticks(bar.ax.yaxis)
     at = dict(zip(best.index.names, best.idxmax()))
     best_cell = ", ".join(f"{label(knob)} {shown(knob, at[knob])}" for knob in chosen)
-    title = f"{name}: {table.score} {percent(highest)} at best ({best_cell})"
+    title = f"{name}: the highest {table.score} is {percent(highest)} ({best_cell})"
     note = "Best over the other knobs, in percent; of repeats their mean."
     note += " Grey: at chance." if best.min() < lowest else ""
     return titled(figure, title, note, table)
@@ -134,7 +134,7 @@ def importance(table: Table) -> Figure | str:
             text = f"{100 * fraction:.0f}%" if fraction >= 0.005 else "<0.5%"
             axis.text(fraction + 0.015, y, text, va="center", fontsize=8)
         axis.set_yticks(range(len(fractions)), names, fontsize=7)
-        axis.set(xlim=(0, 1.15), xlabel="share of variance")
+        axis.set(xlim=(0, 1), xlabel="share of variance")
         axis.set_title(textwrap.fill(f"{look.label}: {basis}", 40 if len(found) > 1 else 80), loc="left", fontsize=8)
         axis.invert_yaxis()
         percent_ticks(axis.xaxis, ticks=3)
@@ -163,6 +163,6 @@ def expected_best(table: Table) -> Figure | str:
     axis.set(xlabel="runs tried, drawn at random (log scale)", ylabel=f"expected best {table.score}")
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     percent_ticks(axis.yaxis)
-    axis.legend(loc="lower right")
-    title = f"Random runs needed to come within one point of the grid's best: {listed(heads)}"
+    legend(axis, loc="lower right")
+    title = f"Random runs needed to come within one point of the highest: {listed(heads)}"
     return titled(figure, title, table=table)

@@ -9,6 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from ...parts import MANY, architectures
 from ...words import counted, listed, percent, points
 from .. import ranking, statistics
+from ..knobs import short_labels
 from ..table import Table
 from .style import GREY, TRAIN, VALIDATION, legend_above, look_of, new_figure, percent_ticks, styled, titled, whiskers
 
@@ -16,18 +17,20 @@ from .style import GREY, TRAIN, VALIDATION, legend_above, look_of, new_figure, p
 @styled
 def learning_curves(*histories: pd.DataFrame, names=("",), whose: str = "", table: Table | None = None,
                     reached: str = "") -> Figure:
-    """Loss, accuracy (training and validation) and learning rate by epoch, a row a run; works from the first epoch on.
+    """Loss, accuracy (training and validation) and learning rate by epoch, a row a run on the same axes.
 
     names: of the runs; whose: what the title's numbers, those of the first run, are of; reached: how far it came, as
-    History.reached says it.
+    History.reached says it. Works from the first epoch on.
     """
-    figure, axes = new_figure(0.7 + 2.2 * len(histories), len(histories), 3, squeeze=False)
+    figure, axes = new_figure(0.7 + 2 * len(histories), len(histories), 3, sharex=True, sharey="col", squeeze=False)
     for row, history, name in zip(axes, histories, names):
         _curves(row, history)
         title = row[0].set_title(name, loc="left", fontsize=min(8, 700 / max(1, len(name))))
         title.set_in_layout(False)
     for axis in axes[-1]:
         axis.set_xlabel("epoch")
+    percent_ticks(axes[0, 1].yaxis)  # after all runs: they share the axis
+    axes[0, 2].set_ylim(0)
     axes[0, 0].legend()
     message = f"{whose}{_curve_message(histories[0], reached)}"
     stars = any(_best_epoch(history) is not None for history in histories)
@@ -70,11 +73,12 @@ def curves_together(histories: dict[str, pd.DataFrame]) -> Figure:
 
 def curves_of_best(table: Table, model: str) -> Figure | str:
     """Learning curves of a model's three best runs."""
-    found, whose = ranking.best_with(table, ranking.read_history, model, 3), f"{table.looks[model].label}'s best run"
+    found, name = ranking.best_with(table, ranking.read_history, model, 3), table.looks[model].label
     if not found:
-        return f"no history of {whose} beside the table"
-    names, histories = zip(*((row["name"], history) for row, history in found))
-    return learning_curves(*histories, names=names, whose=f"{whose} with a history: ", table=table)
+        return f"no history of {name}'s best run beside the table"
+    rows, histories = zip(*found)
+    whose = f"{name}'s {ranking.first_word(table)} run with a history: "
+    return learning_curves(*histories, names=short_labels(table, pd.DataFrame(rows)), whose=whose, table=table)
 
 
 def _curves(axes, history: pd.DataFrame) -> None:
@@ -89,10 +93,9 @@ def _curves(axes, history: pd.DataFrame) -> None:
     if (best := _best_epoch(history)) is not None:
         axes[1].plot(best["epoch"], best["val_accuracy"], "*", color=VALIDATION, markersize=11, markeredgecolor="black",
                      markeredgewidth=0.5)
-    percent_ticks(axes[1].yaxis)
-    rates = history.reindex(columns=["epoch", "learning_rate"]).dropna().to_numpy().T
-    axes[2].plot(*rates, color="black", drawstyle="steps-mid", **marker)
-    axes[2].set(ylabel="learning rate", ylim=(0, 1.05 * rates[1].max(initial=0) or None))
+    rates = history.reindex(columns=["epoch", "learning_rate"]).dropna()
+    axes[2].plot(*rates.to_numpy().T, color="black", drawstyle="steps-mid", **marker)
+    axes[2].set_ylabel("learning rate")
     # 0.00005, not 5e-05 beside 0.0001; and powers of ten would start mathtext, for 0.3 s.
     axes[2].yaxis.set_major_formatter(lambda value, _: np.format_float_positional(float(f"{value:g}"), trim="-"))
     for axis in axes:
@@ -218,7 +221,7 @@ def calibration(table: Table) -> Figure | str:
         interval = whiskers(full["accuracy"], *statistics.wilson(full["accuracy"], full["n"]))
         upper.errorbar(full["confidence"], full["accuracy"], yerr=interval, markersize=4, linewidth=1, capsize=2,
                        **look_of(look))
-        upper.set(title=f"{look.label}: ECE {percent(ece)}", xlim=(0, 1), ylim=(0, 1.02))
+        upper.set(title=f"{look.label}: ECE {percent(ece)}", xlim=(0, 1), ylim=(0, 1))
         middles = (bins.index + 0.5) / statistics.BINS
         lower.bar(middles, bins["n"] / len(labels), 0.9 / statistics.BINS, color=look.colour)
         lower.set(xlabel="confidence")

@@ -7,10 +7,12 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from ...parts import Architecture
+from .. import ranking
 from ..table import Table
 
 TRAIN, VALIDATION, GREY, LIGHT = "#56B4E9", "#D55E00", "#666666", "#DDDDDD"
@@ -66,9 +68,14 @@ def look_of(row: Architecture) -> dict[str, str]:
 
 
 def titled(figure: Figure, title: str, note: str = "", table: Table | None = None) -> Figure:
-    """The figure with what it shows above it, and how to read it below; data other than the usual are named first."""
+    """The figure with what it shows above it, and how to read it below.
+
+    Data other than the usual are named first, unequal budgets of the table's runs last.
+    """
     characters = int(figure.get_size_inches()[0] * 9.6)
     data = f"{table.data.label}. " if table and not table.usual_data else ""
+    if table and (unequal := ranking.unequal_budgets(table)):
+        note = f"{note} {unequal}".strip()
     title = data + title[0].upper() + title[1:]
     figure.suptitle(_wrapped(title, characters), x=0.01, ha="left", fontsize=11.5, fontweight="bold")
     if note:
@@ -85,15 +92,26 @@ def _wrapped(text: str, most: int) -> str:
 
 
 def percent_ticks(*sides, ticks: int = 5) -> None:
-    """Round percentages, with the decimals they need, on the given x or y axes."""
+    """Round percentages, with the decimals they need, on the given x or y axes, which end at 0% and 100%."""
     for side in sides:
+        low, high = side.get_view_interval()
+        if low < 0 or high > 1:
+            side.axes.set(**{f"{side.axis_name}lim": (max(low, 0), min(high, 1))})
         side.set_major_locator(MaxNLocator(ticks, steps=(1, 2, 5, 10)))
         side.set_major_formatter(lambda value, _: f"{round(100 * value, 6):g}%")
 
 
+def legend(axis, **where) -> None:
+    """Names what the axes show, by the markers alone where there are error bars; a single thing has its title."""
+    handles, labels = axis.get_legend_handles_labels()
+    handles = [handle[0] if isinstance(handle, ErrorbarContainer) else handle for handle in handles]
+    if len(handles) > 1:
+        axis.legend(handles, labels, **where)
+
+
 def legend_above(axis) -> None:
     """In one line above the axes, where no point can lie."""
-    axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2)
+    legend(axis, loc="lower right", bbox_to_anchor=(1, 1), ncols=4, borderaxespad=0.2)
 
 
 def jitter(n: int) -> np.ndarray:
@@ -107,8 +125,9 @@ def whiskers(values, low, high) -> np.ndarray:
 
 
 def log_ticks(axis) -> None:
-    """A logarithmic x axis with plain numbers."""
+    """A logarithmic x axis with plain numbers, a few where it spans little."""
     axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    low, high = axis.get_xlim()
+    axis.xaxis.set_major_locator(MaxNLocator(5) if high < 5 * low else LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.minorticks_off()
