@@ -249,7 +249,10 @@ class Config(_Fields):
 
     def usual(self, spec: dataclasses.Field) -> Any:
         """The value that a field takes where nothing is said: its default, or the protocol's."""
-        value = PROTOCOLS[self.protocol][spec.name] if spec.default is None else spec.default
+        if spec.default is not None:
+            return spec.default
+        protocol = PROTOCOLS[self.protocol] | architecture(self.model).protocols.get(self.protocol, {})
+        value = protocol[spec.name]
         return value(self) if callable(value) else value
 
     def _check_model_args(self) -> None:

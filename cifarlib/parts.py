@@ -10,7 +10,7 @@ import importlib
 import sys
 import traceback
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -24,9 +24,9 @@ class Architecture:
 
     home: its class, which takes `sizes` and `classes` as keyword arguments; colour, marker: matplotlib's; memory: GiB
     of main memory that a run may need on a CPU at the usual size in batches of 256, and `width`, the size that must be
-    given for less; published_best: highest test accuracy of the published report; softmax_output: whether the published
-    network ends in a softmax, which its loss then takes for logits; bench_images: training images a round of the
-    benchmark, on a CPU and on a GPU; stages: names of modules, or of their classes, whose outputs are worth showing.
+    given for less; published_best: highest test accuracy of the published report; protocols: what it has of its own in
+    PROTOCOLS; bench_images: training images a round of the benchmark, on a CPU and on a GPU; stages: names of modules,
+    or of their classes, whose outputs are worth showing.
     """
 
     label: str
@@ -37,7 +37,7 @@ class Architecture:
     memory: float = 4.5
     width: str | None = None
     published_best: float | None = None
-    softmax_output: bool = False
+    protocols: dict[str, dict] = field(default_factory=dict)
     bench_images: tuple[int, int] = (256, 20_000)
     stages: tuple[str, ...] = ()
 
@@ -46,7 +46,8 @@ class Architecture:
 ARCHITECTURES = {
     "cnn": Architecture(
         "CNN", "cifarlib.models.cnn:CNN", ("channels", "hidden", "dropout"), "#E69F00", "o",
-        published_best=0.8697, softmax_output=True, stages=("Conv2d", "MaxPool2d", "Linear", "Head")),
+        published_best=0.8697, protocols={"published": {"softmax_in_loss": True}},  # its output, taken for logits
+        stages=("Conv2d", "MaxPool2d", "Linear", "Head")),
     "resnet": Architecture(
         "ResNet", "cifarlib.models.resnet:ResNet", ("widths", "depths", "stem"), "#0072B2", "s",
         published_best=0.8422, bench_images=(2_560, 40_000),
@@ -60,6 +61,7 @@ ARCHITECTURES = {
         stages=("stages.0", "stages.1", "stages.2", "stages.3", "stages.4", "fc")),
     "speednet": Architecture(
         "SpeedNet", "cifarlib.models.speednet:SpeedNet", ("widths", "depth", "stem"), "#D55E00", "P",
+        protocols={"modern": {"optimizer": "muon_sgd", "learning_rate": 0.15, "weight_decay": 2e-6, "decayed": "all"}},
         stages=("stem", "groups.0", "groups.1", "groups.2", "fc")),
 }
 # Of the user's own architectures, in the order in which a table has them.
@@ -130,12 +132,8 @@ OPTIMIZERS = {
 }
 
 
-def for_speednet(value, for_others):
-    """A value that was tuned for SpeedNet, whose last layer is scaled, and one that suits other models."""
-    return lambda config: value if config.model == "speednet" else for_others
-
-
-# What a protocol sets of the fields that a configuration leaves open; a function is called with the configuration.
+# What a protocol sets of the fields that a configuration leaves open, where the architecture's row has nothing of its
+# own; a function is called with the configuration.
 PROTOCOLS = {
     "corrected": {
         "epochs": 80, "batch_size": 256, "scheduler": "cosine", "augmentation": False, "learning_rate": 0.001,
@@ -149,14 +147,11 @@ PROTOCOLS = {
 }
 PROTOCOLS["published"] = PROTOCOLS["corrected"] | {
     "split": "published", "normalization": "imagenet", "decayed": "all", "schedule_steps": 2, "cosine_period": 10,
-    "softmax_in_loss": lambda config: architecture(config.model).softmax_output,
 }
 PROTOCOLS["modern"] = PROTOCOLS["corrected"] | {
     "epochs": 10, "batch_size": 500, "scheduler": "linear", "lr_by_step": True, "augmentation": True,
-    "optimizer": for_speednet("muon_sgd", "muon"), "learning_rate": for_speednet(0.15, 0.01),
-    "weight_decay": for_speednet(2e-6, 0.1), "decayed": for_speednet("all", "matrices"), "momentum": 0.6,
-    "label_smoothing": 0.2, "flip": "alternating", "rotation": 0.0, "crop": 2, "padding": "reflect",
-    "tta": "flip_shift",
+    "optimizer": "muon", "learning_rate": 0.01, "weight_decay": 0.1, "momentum": 0.6, "label_smoothing": 0.2,
+    "flip": "alternating", "rotation": 0.0, "crop": 2, "padding": "reflect", "tta": "flip_shift",
 }
 
 

@@ -1,4 +1,4 @@
-"""CIFAR-10's and CIFAR-100's files: found or downloaded, verified, opened once, then mapped into memory; without torch.
+"""CIFAR-10's and CIFAR-100's files: found or downloaded, verified, and opened once; without torch.
 
 Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 """
@@ -11,7 +11,7 @@ import pickle
 import socket
 import sys
 import tempfile
-import zlib
+import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,7 @@ from ..errors import InputError
 from ..files import project_path, replacing
 from .synthetic import synthetic
 
-CACHE = "cifarlib.cache"  # beside the batches: their pixels, their labels, the stamp of the files, a checksum
-PIXELS, CHECKSUM = 3 * 32 * 32, 4  # bytes of an image, and of the checksum
+CACHE = "cifarlib.npz"  # beside the batches: images and labels of all, and the stamp of the files
 
 
 @dataclass(frozen=True)
@@ -112,31 +111,27 @@ class Archive:
     def arrays(self, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """(images uint8 (50000, 3, 32, 32), labels int64 (50000,), test images, test labels) of a folder's batches.
 
-        The first call keeps what it read beside the batches, if it may write there; later ones map that file into
-        memory as long as no batch has changed. Raises InputError for a missing or damaged batch.
+        The first call keeps what it read beside the batches, if it may write there; later ones read that file, a fifth
+        of the work, as long as no batch has changed. Raises InputError for a missing or damaged batch.
         """
-        stamp = self._stamp(folder)
-        content = _kept(folder / CACHE, stamp)
-        if content is None:
-            content = np.concatenate([*self._opened(folder), stamp])
+        states = [path.stat() for path in map(folder.joinpath, self.md5) if path.exists()]
+        stamp = np.array([(state.st_size, state.st_mtime_ns) for state in states])
+        try:
+            with np.load(folder / CACHE) as kept:  # whose checksums are compared as it is read
+                images, labels = kept["images"], kept["labels"]
+                fresh = np.array_equal(kept["stamp"], stamp)
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+            fresh = False
+        if not fresh:
+            images, labels = self._opened(folder)
             with suppress(OSError), replacing(folder / CACHE) as part, part.open("wb") as file:
-                content.tofile(file)
-                file.write(_checksum(content))
-        count = (len(content) - len(stamp)) // (PIXELS + 1)  # of images: first all pixels, then all labels, the stamp
-        images = content[:count * PIXELS].reshape(count, 3, 32, 32)
-        labels = content[count * PIXELS:-len(stamp)].astype(np.int64)
-        train = count * 5 // 6
+                np.savez(file, images=images, labels=labels, stamp=stamp)
+        train = len(labels) * 5 // 6
         return images[:train], labels[:train], images[train:], labels[train:]
 
-    def _stamp(self, folder: Path) -> np.ndarray:
-        """Size and time of change of each batch, digested: uint8 (16,)."""
-        states = [path.stat() for path in map(folder.joinpath, self.md5) if path.exists()]
-        text = repr([(state.st_size, state.st_mtime_ns) for state in states])
-        return np.frombuffer(hashlib.md5(text.encode()).digest(), np.uint8)
-
     def _opened(self, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels and labels of all batches, uint8. A pickle is code: its MD5 is checked before it is opened."""
-        pixels, labels = [], []
+        """Images and labels of all batches. A pickle is code: its MD5 is checked before it is opened."""
+        images, labels = [], []
         for name, wanted in self.md5.items():
             try:
                 blob = (folder / name).read_bytes()
@@ -147,25 +142,9 @@ class Archive:
                 raise InputError(f"{name} in {folder} is damaged (its MD5 is not {wanted}); remove it and unpack or "
                                  f"download {self.name} again")
             batch = pickle.loads(blob, encoding="latin1")
-            pixels.append(batch["data"].reshape(-1))
-            labels.append(np.array(batch[self.label_key], np.uint8))
-        return np.concatenate(pixels), np.concatenate(labels)
-
-
-def _kept(cache: Path, stamp: np.ndarray) -> np.ndarray | None:
-    """The content of the cache; None if there is none, it is damaged, or the batches have changed since."""
-    try:
-        file = np.memmap(cache, np.uint8, mode="c")  # copied where it is written to; the file stays as it is
-    except (OSError, ValueError):
-        return None
-    content, checksum = file[:-CHECKSUM], file[-CHECKSUM:].tobytes()
-    fresh = np.array_equal(content[-len(stamp):], stamp)
-    return content if fresh and _checksum(content) == checksum else None
-
-
-def _checksum(content: np.ndarray) -> bytes:
-    """CRC-32, which takes a tenth of a second for all of CIFAR-10."""
-    return zlib.crc32(content).to_bytes(CHECKSUM, "big")
+            images.append(batch["data"].reshape(-1, 3, 32, 32))
+            labels.append(np.array(batch[self.label_key], np.int64))
+        return np.concatenate(images), np.concatenate(labels)
 
 
 CIFAR10 = Archive("CIFAR-10", "cifar-10-batches-py", "labels", {

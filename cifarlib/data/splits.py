@@ -121,5 +121,4 @@ def _normalization(images: Tensor, of: str) -> tuple[Tensor, Tensor]:
     return torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)
 
 
-
 load_cifar10 = load_splits  # its name in scripts and notebooks, which mostly load that

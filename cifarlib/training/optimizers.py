@@ -5,6 +5,7 @@ A step of each can be captured in a CUDA graph: its learning rate may be a tenso
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -45,8 +46,7 @@ def sgd(groups: list[dict], config: Config) -> SGD:
 
 def muon(groups: list[dict], config: Config) -> "Together":
     """Muon for weight matrices and kernels, in the run's precision, and AdamW as above for all other weights."""
-    matrices = [{**group, "params": [p for p in group["params"] if p.ndim > 1]} for group in groups]
-    others = [{**group, "params": [p for p in group["params"] if p.ndim <= 1]} for group in groups]
+    matrices, others = _those(groups, lambda p: p.ndim > 1), _those(groups, lambda p: p.ndim <= 1)
     first = Muon(matrices, config.learning_rate, config.momentum, _dtype(groups, config))
     return Together(first, adamw(others, config))
 
@@ -58,19 +58,19 @@ def muon_sgd(groups: list[dict], config: Config) -> "Together":
     size needs no other rates. Weight decay takes its part of the weights for each image. Source: K. Jordan, "airbench",
     2024.
     """
-    weights = [(p, group["weight_decay"]) for group in groups for p in group["params"]]
-    sgd_groups = []
+    kernels, others = _those(groups, lambda p: p.ndim > 3), []
     for rate, chosen in ((config.head_lr, lambda p: p.ndim in (2, 3)), (config.vector_lr, lambda p: p.ndim < 2)):
         lr = rate * config.batch_size  # of gradients that are means
-        for decay in (0.0, config.weight_decay):
-            params = [p for p, its_decay in weights if chosen(p) and its_decay == decay]
-            sgd_groups.append({"params": params, "weight_decay": decay / rate, "lr": lr,
-                               "lr_scale": lr / config.learning_rate})
-    kernels = [{"params": [p for p, _ in weights if p.ndim > 3]}]
-    together = [Muon(kernels, config.learning_rate, config.momentum, _dtype(groups, config), steps=3, keep_norm=True),
-                SGD([group for group in sgd_groups if group["params"]], config.learning_rate, 0.85, nesterov=True,
-                    fused=_device(groups).type == "cuda")]
-    return Together(*together)
+        others += [{**group, "weight_decay": group["weight_decay"] / rate, "lr": lr,
+                    "lr_scale": lr / config.learning_rate} for group in _those(groups, chosen)]
+    first = Muon(kernels, config.learning_rate, config.momentum, _dtype(groups, config), steps=3, keep_norm=True)
+    fused = _device(groups).type == "cuda"
+    return Together(first, SGD(others, config.learning_rate, 0.85, nesterov=True, fused=fused))
+
+
+def _those(groups: list[dict], chosen: Callable[[Tensor], bool]) -> list[dict]:
+    """The groups with the chosen ones of their weights, which may be none."""
+    return [{**group, "params": [p for p in group["params"] if chosen(p)]} for group in groups]
 
 
 def _dtype(groups: list[dict], config: Config) -> torch.dtype:
@@ -159,4 +159,3 @@ class Together:
     def load_state_dict(self, saved: list) -> None:
         for optimizer, state in zip(self.optimizers, saved, strict=True):
             optimizer.load_state_dict(state)
-
