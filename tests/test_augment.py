@@ -12,7 +12,6 @@ from torchvision.transforms.v2 import functional as F
 
 from cifarlib import Config
 from cifarlib.data import augment
-from cifarlib.data.augment import AugmentationParameters
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 COUNT = 3000
@@ -48,7 +47,7 @@ def rounded(monkeypatch):
 def in_a_batch(images, *parameters, device="cpu", config=PUBLISHED):
     packed, indices = augment.pack(images.to(device)), torch.arange(len(images), device=device)
     corners = [torch.zeros(len(images), dtype=torch.int64)] * (6 - len(parameters))
-    parameters = AugmentationParameters.of(*parameters, *corners).to(device)
+    parameters = augment.as_parameters(*parameters, *corners).to(device)
     return augment.unpack(augment.augmented(packed, indices, parameters, config)).cpu()
 
 
@@ -87,69 +86,43 @@ def test_torchvision_on_this_processor_differs_at_most_in_ties(cases):
     assert not different.any()
 
 
-def test_sampled_parameters_do_what_their_angle_says(images):
-    """torchvision with the angle that cos and sin give agrees but for rare ties."""
-    parameters = sampled(PUBLISHED, 500, seed=3)
-    angle = torch.rad2deg(-torch.atan2(parameters.sin.double(), parameters.cos.double()))
-    got = augment.unpack(augment.augmented(augment.pack(images), torch.arange(500), parameters, PUBLISHED))
-    wanted = one_by_one(images[:500], parameters.flip, angle, parameters.top, parameters.left)
-    assert (got != wanted).float().mean() < 1e-4
-
-
-def test_images_get_their_own_parameters(images):
-    packed, parameters = augment.pack(images), sampled(PUBLISHED, 64, seed=4)
-    indices = torch.randperm(COUNT, generator=torch.Generator().manual_seed(5))[:64]
-    together = augment.augmented(packed, indices, parameters, PUBLISHED)
-    alone = [augment.augmented(packed, indices[i:i + 1], parameters[i:i + 1], PUBLISHED) for i in range(64)]
-    assert torch.equal(together, torch.cat(alone))
-    assert torch.equal(together[10:20], augment.augmented(packed, indices[10:20], parameters[10:20], PUBLISHED))
-
-
 def test_sampled_parameters_fit_their_distributions():
     count = 20_000
     parameters = sampled(PUBLISHED, count, seed=6)
-    flip, top, left = parameters.flip.double(), parameters.top, parameters.left
-    angle = torch.rad2deg(-torch.atan2(parameters.sin.double(), parameters.cos.double()))
+    flip, cos, sin, top, left, *_ = parameters.double().unbind(1)
+    angle = torch.rad2deg(-torch.atan2(sin, cos))
     assert flip.mean().item() == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(count))
     assert angle.abs().max() <= 15.001 and angle.min() < -14.9 and angle.max() > 14.9
     steps = (angle.sort().values + 15) / 30 - torch.arange(count) / count
     assert steps.abs().max() < 1.63 / math.sqrt(count)  # Kolmogorov's bound at 1%
     for position in (top, left):
-        counts = torch.bincount(position + 4, minlength=9).double()
+        counts = torch.bincount(position.long() + 4, minlength=9).double()
         assert len(counts) == 9
         assert ((counts - count / 9) ** 2 / (count / 9)).sum() < 26.1  # chi square, 8 degrees of freedom, 0.1%
-    together = torch.corrcoef(torch.stack([flip, angle, top.double(), left.double()]))
+    together = torch.corrcoef(torch.stack([flip, angle, top, left]))
     assert (together - torch.eye(4)).abs().max() < 4 / math.sqrt(count)
-
-
-def test_parameters_follow_the_generator_alone():
-    def numbers(seed):
-        torch.rand(3)  # the global generator is another one
-        return torch.stack([values.double() for values in vars(sampled(PUBLISHED, 50, seed)).values()])
-
-    assert torch.equal(numbers(1), numbers(1)) and not torch.equal(numbers(1), numbers(2))
 
 
 def test_reflected_edges_and_cutout_equal_torchvisions(images):
     """Without rotation: it fills with black, before the image is padded."""
     parameters = sampled(MODERN, COUNT, seed=7)
+    flip, _, _, top, left, cut_top, cut_left = parameters.long().unbind(1)
     got = augment.unpack(augment.augmented(augment.pack(images), torch.arange(COUNT), parameters, MODERN))
-    corners = parameters.flip, torch.zeros(COUNT), parameters.top, parameters.left
-    wanted = one_by_one(images, *corners, padding="reflect")
-    for image, top, left in zip(wanted, parameters.cut_top.tolist(), parameters.cut_left.tolist()):
-        F.erase(image, top, left, 8, 8, torch.tensor(0), inplace=True)
+    wanted = one_by_one(images, flip, torch.zeros(COUNT), top, left, padding="reflect")
+    for image, *corner in zip(wanted, cut_top.tolist(), cut_left.tolist()):
+        F.erase(image, *corner, 8, 8, torch.tensor(0), inplace=True)
     assert torch.equal(got, wanted)
-    assert parameters.top.unique().tolist() == parameters.left.unique().tolist() == [-2, -1, 0, 1, 2]
-    assert parameters.cut_top.min() == 0 and parameters.cut_left.max() == 32 - 8
+    assert top.unique().tolist() == left.unique().tolist() == [-2, -1, 0, 1, 2]
+    assert cut_top.min() == 0 and cut_left.max() == 32 - 8
 
 
 def test_alternating_flip_mirrors_each_image_every_other_epoch():
     order = torch.randperm(COUNT)
-    first, second, third = (sampled(MODERN, COUNT, seed=epoch, epoch=epoch).flip for epoch in range(3))
-    assert torch.equal(first, ~second) and torch.equal(first, third) and 0.45 < first.double().mean() < 0.55
-    shuffled = augment.sample_parameters(MODERN, order, 1, torch.Generator()).flip
+    first, second, third = (sampled(MODERN, COUNT, seed=epoch, epoch=epoch)[:, 0] for epoch in range(3))
+    assert torch.equal(first, 1 - second) and torch.equal(first, third) and 0.45 < first.mean() < 0.55
+    shuffled = augment.sample_parameters(MODERN, order, 1, torch.Generator())[:, 0]
     assert torch.equal(shuffled, second[order])
-    assert not sampled(MODERN.replace(flip="none"), COUNT, seed=1).flip.any()
+    assert not sampled(MODERN.replace(flip="none"), COUNT, seed=1)[:, 0].any()
 
 
 def test_plain_images_are_as_they_were(images):

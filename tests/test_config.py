@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from IPython.core.interactiveshell import InteractiveShell
 
 from cifarlib.config import Config, Options
 from cifarlib.errors import InputError
@@ -37,9 +36,6 @@ def test_each_field_says_what_it_is():
     assert {name for spec in FIELDS for name in spec.metadata["idle_when"]} <= set(names)
     for values in PROTOCOLS.values():
         assert set(values) == {spec.name for spec in FIELDS if spec.default is None}
-    limits = {spec.name: {spec.metadata["minimum"], spec.metadata["above"]} for spec in FIELDS
-              if spec.type in (int, float)}
-    assert all(lowest != {None} for lowest in limits.values()), "every number has a range"
 
 
 def test_paths_are_text_and_whole_numbers_are_numbers(tmp_path):
@@ -183,12 +179,6 @@ def test_run_folder_is_the_same_from_the_notebooks_folder(here, wanted, tmp_path
     assert project_path(tmp_path) == tmp_path
 
 
-def test_notebook_shows_one_line_for_bad_input(capsys, tmp_path, monkeypatch):
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
-    InteractiveShell().run_cell("from cifarlib import Config; Config(epochs=0)")
-    assert capsys.readouterr().out.strip() == "InputError: epochs: expected at least 1, got 0"
-
-
 def test_public_names():
     import cifarlib
 
@@ -204,7 +194,7 @@ def test_every_number_has_a_range(spec):
     allowed = {limits["minimum"], limits["maximum"]} - {None}
     outside = {limits["above"], *(value - step for value in (limits["minimum"],) if value is not None),
                *(value + step for value in (limits["maximum"],) if value is not None)} - {None}
-    assert outside
+    assert (limits["minimum"], limits["above"]) != (None, None)
     for value in allowed:
         assert getattr(Config(**{spec.name: value}), spec.name) == value
     for value in outside:

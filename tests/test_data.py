@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import socket
+import socketserver
 import subprocess
 import sys
 import tarfile
@@ -309,22 +310,19 @@ def test_fingerprint_tells_images_apart(load):
 @contextmanager
 def server(answer):
     """A local server that reads each request, then calls answer(connection); yields its address and the requests."""
-    listener, requests = socket.create_server(("127.0.0.1", 0)), []
+    requests = []
 
-    def serve(connection):
-        with connection, suppress(OSError):  # the client may hang up first
+    def serve(connection, *_):
+        with suppress(OSError):  # the client may hang up first
             requests.append(connection.recv(4096))
             answer(connection)
 
-    def listen():
-        with suppress(OSError):  # when the listener is closed
-            while True:
-                threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
-
-    threading.Thread(target=listen, daemon=True).start()
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}/archive.tar.gz", requests
-    listener.shutdown(socket.SHUT_RDWR)
-    listener.close()
+    listener = socketserver.ThreadingTCPServer(("127.0.0.1", 0), serve)
+    listener.daemon_threads = True
+    threading.Thread(target=listener.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"http://127.0.0.1:{listener.server_address[1]}/archive.tar.gz", requests
+    listener.shutdown()
+    listener.server_close()
 
 
 def sends(body, length=None, status="200 OK"):
@@ -436,15 +434,11 @@ def test_stand_in_is_the_same_every_time_and_balanced():
     assert content == f"synthetic {synthetic.VERSION}"
 
 
-def test_small_cnn_beats_a_linear_model_on_the_stand_in(load):
-    sizes = {"channels": [4, 8, 16, 16, 16, 16], "hidden": [], "dropout": 0.0}
-    config = tiny("cnn", model_args=sizes, learning_rate=0.005, limit_train=2048, limit_val=100, limit_test=1000,
-                  batch_size=32, epochs=4)
-    splits, accuracy = load(config), []
-    for model in (build_model(config), nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))):
-        fit(model, splits, config)
-        accuracy.append(evaluate(model, splits.test, config).accuracy)
-    assert accuracy[0] > 0.6 and accuracy[1] < 0.2, accuracy
+def test_a_linear_model_hardly_learns_the_stand_in(load):
+    config = tiny("cnn", learning_rate=0.005, limit_train=2048, limit_val=100, limit_test=1000, batch_size=32, epochs=4)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
+    fit(model, load(config), config)
+    assert evaluate(model, load(config).test, config).accuracy < 0.2
 
 
 DEMO = {run.config.model: run.config for run in distinct_runs(read_grid(ROOT / "parameters" / "demo.yaml"))}
@@ -494,16 +488,6 @@ def greys(data_dir):
     labels = np.arange(90) % 3
     images = np.full((90, 3, 32, 32), 80, np.uint8) * labels.astype(np.uint8)[:, None, None, None]
     return images, labels, images[:30], labels[:30], "greys 1"
-
-
-def test_a_dataset_is_one_row(monkeypatch):
-    monkeypatch.setitem(DATASETS, "greys", GREYS)
-    config = tiny("cnn", dataset="greys", epochs=12)
-    splits = load_splits(config)
-    assert (splits.dataset, len(splits.validation), splits.test.classes) == ("greys", 18, ("black", "grey", "white"))
-    assert splits.banner.startswith("Greys: 48 training") and "greys" in config.run_name
-    history = fit(build_model(config), splits, config)
-    assert history.last["val_accuracy"] == history.last["val_per_class_accuracy_grey"] == 1
 
 
 BROKEN = {

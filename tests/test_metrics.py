@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from cifarlib.parts import CIFAR10_CLASSES as CLASSES
-from cifarlib.training.metrics import Scores, Tally
+from cifarlib.training.metrics import Tally
 
 SIZES = [7, 1, 32, 60]  # of batches
 
@@ -66,10 +66,3 @@ def test_many_images_lose_no_precision():
     for loss in losses:
         running.add(loss, torch.zeros(250, 10), torch.zeros(250, dtype=torch.int64))
     assert running.read().loss == pytest.approx(losses.double().mean().item(), rel=1e-6)
-
-
-def test_columns_are_the_published_ones():
-    classes = "airplane automobile bird cat deer dog frog horse ship truck".split()
-    accuracies = ["accuracy", "per_class_accuracy", *(f"per_class_accuracy_{name}" for name in classes)]
-    row = Scores(0.5, torch.eye(10, dtype=torch.int64), CLASSES).row("test", "_best_val_acc")
-    assert row == {"test_loss_best_val_acc": 0.5, **{f"test_{name}_best_val_acc": 1.0 for name in accuracies}}

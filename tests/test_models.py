@@ -70,17 +70,10 @@ def test_logits_and_probabilities(name):
 
 
 @pytest.mark.parametrize("name", sorted({*MODELS} - {"speednet"}))
-def test_weights_depend_on_the_seed_alone(name):
-    first = build_model(tiny(name))
-    torch.manual_seed(77)
-    torch.rand(3)
-    state = torch.get_rng_state()
-    again, other = build_model(tiny(name, epochs=9, learning_rate=0.5)), build_model(tiny(name, seed=101))
-    assert torch.equal(torch.get_rng_state(), state)
-    assert first.training
-    same = [torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values())]
-    assert all(same) and len(same) == len(first.state_dict())
-    assert not any(torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters()) if a.ndim > 1)
+def test_another_seed_gives_other_weights(name):
+    """That the same one gives the same weights is tested where they are trained."""
+    models = build_model(tiny(name)), build_model(tiny(name, seed=101))
+    assert not any(torch.equal(a, b) for a, b in zip(*(model.parameters() for model in models)) if a.ndim > 1)
 
 
 @pytest.mark.parametrize("name", sorted({*MODELS} - {"speednet"}))

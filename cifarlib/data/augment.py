@@ -10,8 +10,6 @@ its sum once instead of twice, and a pixel halfway between two, up to that round
 are rounded, as on other processors, so that the images are the same on every machine.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -19,44 +17,21 @@ from ..config import Config
 from .splits import Split
 
 SIDE = 34  # an image with its frame of one black pixel: whatever falls outside is read from the frame
+PARAMETERS = 7  # of an image
 
 
-@dataclass(frozen=True)
-class AugmentationParameters:
-    """How each of N images is changed; each field has shape (N,).
+def as_parameters(flip: Tensor, angle: Tensor, *corners: Tensor) -> Tensor:
+    """How each of N images is changed: float32 (N, 7), flip, cos and sin of the rotation, then the corners.
 
-    flip: bool; cos, sin: float32, of the rotation; top, left: int64, where the crop begins, below zero in the padding;
-    cut_top, cut_left: int64, where the square of the cutout begins in the crop.
+    flip: 0 or 1; angle: in degrees, counter-clockwise, float64; corners: top and left of the crop, below zero in the
+    padding, then of the cutout's square in the crop; all of shape (N,).
     """
-
-    flip: Tensor
-    cos: Tensor
-    sin: Tensor
-    top: Tensor
-    left: Tensor
-    cut_top: Tensor
-    cut_left: Tensor
-
-    @classmethod
-    def of(cls, flip: Tensor, angle: Tensor, *corners: Tensor) -> "AugmentationParameters":
-        """From angles in degrees, counter-clockwise, float64; corners: as the class has them."""
-        radians = torch.deg2rad(-angle)
-        return cls(flip, radians.cos().float(), radians.sin().float(), *corners)
-
-    def __getitem__(self, index) -> "AugmentationParameters":
-        return AugmentationParameters(*(values[index] for values in vars(self).values()))
-
-    def to(self, device: torch.device) -> "AugmentationParameters":
-        return AugmentationParameters(*(values.to(device) for values in vars(self).values()))
-
-    def copy_(self, other: "AugmentationParameters") -> None:
-        """Take over the parameters of as many images, in place."""
-        for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True):
-            mine.copy_(theirs)
+    radians = torch.deg2rad(-angle)
+    return torch.stack([each.float() for each in (flip, radians.cos(), radians.sin(), *corners)], dim=1)
 
 
-def sample_parameters(config: Config, order: Tensor, epoch: int, generator: torch.Generator) -> AugmentationParameters:
-    """Random parameters of one epoch for all N images, which come in this `order` (N,), as `config` has them.
+def sample_parameters(config: Config, order: Tensor, epoch: int, generator: torch.Generator) -> Tensor:
+    """Random parameters (N, 7) of one epoch for all N images, which come in this `order` (N,), as `config` has them.
 
     Sampled on the CPU even when training on a GPU: a seed then gives the same augmentation on every device. An
     alternating flip mirrors half of the images in even epochs, the others in odd ones.
@@ -71,7 +46,7 @@ def sample_parameters(config: Config, order: Tensor, epoch: int, generator: torc
     angle = torch.empty(count, dtype=torch.float64).uniform_(-config.rotation, config.rotation, generator=generator)
     corner = torch.randint(0, 2 * config.crop + 1, (2, count), generator=generator) - config.crop
     cut = torch.randint(0, 33 - config.cutout, (2, count), generator=generator)
-    return AugmentationParameters.of(flip, angle, *corner, *cut)
+    return as_parameters(flip, angle, *corner, *cut)
 
 
 def pack(images: Tensor) -> Tensor:
@@ -92,11 +67,11 @@ def normalize(images: Tensor, split: Split) -> Tensor:
     return images.float().mul_(scale[:, None, None]).sub_(shift[:, None, None])
 
 
-def source_pixels(parameters: AugmentationParameters, config: Config) -> Tensor:
+def source_pixels(parameters: Tensor, config: Config) -> Tensor:
     """Which of its framed image's 34*34 pixels each output pixel shows, as int32 (B, 32*32); the frame is black."""
-    cos, sin = parameters.cos[:, None], parameters.sin[:, None]  # (B, 1)
+    flip, cos, sin, top, left, *cut = parameters[:, :, None].unbind(1)  # each (B, 1)
     pixel = torch.arange(32, device=cos.device)
-    y, x = pixel + parameters.top[:, None], pixel + parameters.left[:, None]  # (B, 32): in the rotated image
+    y, x = pixel + top, pixel + left  # (B, 32): in the rotated image
     if config.padding == "reflect":
         y, x = (31 - (31 - position.abs()).abs() for position in (y, x))
     # What is outside the rotated image is sent far away, where the clamp below finds the frame.
@@ -105,12 +80,10 @@ def source_pixels(parameters: AugmentationParameters, config: Config) -> Tensor:
     column = _to_source((x * cos + far_x)[:, None, :], (y * sin + far_y)[:, :, None])  # (B, 32, 32)
     row = _to_source((x * -sin)[:, None, :], (y * cos)[:, :, None])
     # The flip comes before the rotation: it mirrors the column that is read.
-    sign, offset = torch.where(parameters.flip, -1.0, 1.0), torch.where(parameters.flip, 32.0, 1.0)
-    column.mul_(sign[:, None, None]).add_(offset[:, None, None])
+    column.mul_((1 - 2 * flip)[:, :, None]).add_((1 + 31 * flip)[:, :, None])
     pixels = row.add_(1).mul_(SIDE).add_(column)
     if config.cutout:
-        cut_y, cut_x = ((pixel >= first[:, None]) & (pixel < first[:, None] + config.cutout)
-                        for first in (parameters.cut_top, parameters.cut_left))
+        cut_y, cut_x = ((pixel >= first) & (pixel < first + config.cutout) for first in cut)
         pixels.masked_fill_(cut_y[:, :, None] & cut_x[:, None, :], 0)  # the frame's corner
     return pixels.to(torch.int32).view(-1, 32 * 32)
 
@@ -120,10 +93,10 @@ def _to_source(a: Tensor, b: Tensor) -> Tensor:
     return (a + b).add_(16).sub_(0.5).round_().clamp_(-1, 32)
 
 
-def augmented(packed: Tensor, indices: Tensor, parameters: AugmentationParameters, config: Config) -> Tensor:
+def augmented(packed: Tensor, indices: Tensor, parameters: Tensor, config: Config) -> Tensor:
     """The images of `packed` at `indices` (B,), each with its own parameters, as packed pixels int32 (B, 32*32).
 
-    config: says how images are padded, and how large the square is that is cut out.
+    parameters: (B, 7); config: says how images are padded, and how large the square is that is cut out.
     """
     pixels = source_pixels(parameters, config).add_(indices.to(torch.int32)[:, None], alpha=SIDE * SIDE)
     return packed.view(-1).index_select(0, pixels.view(-1)).view(-1, 32 * 32)

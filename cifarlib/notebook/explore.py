@@ -11,7 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..config import Config
 from ..data import augment
-from ..data.augment import AugmentationParameters
 from ..data.splits import Split, Splits
 from ..models import build_model, count_parameters
 from ..parts import ARCHITECTURES, MANY, architecture, load
@@ -52,12 +51,12 @@ def augmentation_grid(split: Split, config: Config, images: int = 5, samples: in
     chosen = torch.randperm(len(split), generator=generator)[:images]
     packed = augment.pack(split.images[chosen])
 
-    def same(flip: bool = False, angle: float = 0.0, top: int = 0, left: int = 0) -> AugmentationParameters:
-        values = flip, torch.tensor(angle, dtype=torch.float64), top, left, 0, 0
-        return AugmentationParameters.of(*(torch.as_tensor(value).expand(images) for value in values))
+    def same(flip: int = 0, angle: float = 0, top: int = 0, left: int = 0) -> Tensor:
+        values = torch.tensor([flip, angle, top, left, 0, 0], dtype=torch.float64)[:, None]
+        return augment.as_parameters(*values).expand(images, -1)
 
     angle, crop = config.rotation, config.crop
-    ways = {"original": same(), "flip": same(flip=True), f"rotate {angle:g}°": same(angle=angle),
+    ways = {"original": same(), "flip": same(flip=1), f"rotate {angle:g}°": same(angle=angle),
             f"rotate −{angle:g}°": same(angle=-angle), "crop ↖": same(top=-crop, left=-crop),
             "crop ↘": same(top=crop, left=crop)}
     ways |= {f"all, {number}": augment.sample_parameters(config, torch.arange(images), number, generator)

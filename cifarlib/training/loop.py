@@ -92,10 +92,7 @@ class Trainer:
         self.device = split.images.device
         self.packed = augment.pack(split.images)
         self.order = torch.zeros_like(split.labels)
-        self.augmentations = None
-        if config.augmentation:
-            parameters = augment.sample_parameters(config, torch.arange(len(split)), 0, torch.Generator())
-            self.augmentations = parameters.to(self.device)
+        self.augmentations = torch.zeros(len(split), augment.PARAMETERS, device=self.device)
         self.positions = torch.arange(config.batch_size, device=self.device)
         self.tally = Tally(split.classes, self.device)
         # Libraries prepare themselves in a stream's first steps, which can't be captured; so all steps run in this one.
@@ -131,7 +128,7 @@ class Trainer:
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self.order), generator=generator)
         self.order.copy_(order)
-        if self.augmentations:
+        if self.config.augmentation:
             self.augmentations.copy_(augment.sample_parameters(self.config, order, epoch, generator))
         torch.manual_seed(seed)  # of dropout
         moments = (epoch + (step / steps if self.config.lr_by_step else 0) for step in range(steps))
@@ -178,7 +175,7 @@ class Trainer:
                 group["lr"] = scaled.item()
         self.number += 1
         chosen = self.order[positions]
-        if self.augmentations:
+        if self.config.augmentation:
             pixels = augment.augmented(self.packed, chosen, self.augmentations[positions], self.config)
         else:
             pixels = augment.plain(self.packed, chosen)
