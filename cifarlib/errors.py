@@ -2,7 +2,10 @@
 
 
 class Stated(Exception):
-    """The message is one line that says all there is to say."""
+    """The message says all there is to say; it becomes one line, whatever it quotes."""
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(line.strip() for line in message.splitlines()))
 
     def _render_traceback_(self) -> list[str]:
         """IPython's hook: a notebook shows the one line, not a page of frames above it."""

@@ -125,13 +125,6 @@ def test_alternating_flip_mirrors_each_image_every_other_epoch():
     assert not sampled(MODERN.replace(flip="none"), COUNT, seed=1)[:, 0].any()
 
 
-def test_plain_images_are_as_they_were(images):
-    indices = torch.tensor([5, 0, COUNT - 1, 5])
-    assert torch.equal(augment.unpack(augment.plain(augment.pack(images), indices)), images[indices])
-    zeros = torch.zeros(COUNT, dtype=torch.int64)
-    assert torch.equal(in_a_batch(images, zeros.bool(), zeros.double(), zeros, zeros), images)
-
-
 @pytest.mark.parametrize("protocol", ["corrected", "published"])
 def test_normalize_equals_torchvision(protocol, images, load):
     split = load(tiny(protocol=protocol)).train

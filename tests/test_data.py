@@ -1,15 +1,13 @@
 """CIFAR-10 and CIFAR-100: verified, split, normalized, found or downloaded; the stand-in; another dataset."""
 
 import hashlib
-import itertools
+import io
 import multiprocessing
 import os
 import pickle
 import shutil
 import socket
 import socketserver
-import subprocess
-import sys
 import tarfile
 import threading
 import time
@@ -63,23 +61,21 @@ def test_class_names_are_torchvisions(reference):
 
 
 def test_class_names_of_cifar100_have_torchvisions_md5():
-    """That of the file that lists them, as Python 2 pickled it, with every object numbered: no archive is needed."""
+    """That of the file that lists them, as Python 2 pickled it: no archive is needed."""
     superclasses = """aquatic_mammals fish flowers food_containers fruit_and_vegetables household_electrical_devices
         household_furniture insects large_carnivores large_man-made_outdoor_things large_natural_outdoor_scenes
         large_omnivores_and_herbivores medium_mammals non-insect_invertebrates people reptiles small_mammals trees
         vehicles_1 vehicles_2""".split()
-    number = itertools.count(1)
 
-    def numbered(code: bytes) -> bytes:
-        return code + b"q" + bytes([next(number)])
+    def as_bytes(pickler, text):
+        pickler.write(b"U" + bytes([len(text)]) + text.encode())
+        pickler.memoize(text)
 
-    def text(value: str) -> bytes:
-        return numbered(b"U" + bytes([len(value)]) + value.encode())
-
-    content = b"\x80\x02" + numbered(b"}") + b"("
-    for name, names in (("fine_label_names", DATASETS["cifar100"].classes), ("coarse_label_names", superclasses)):
-        content += text(name) + numbered(b"]") + b"(" + b"".join(map(text, names)) + b"e"
-    assert hashlib.md5(content + b"u.").hexdigest() == torchvision.datasets.CIFAR100.meta["md5"]
+    pickler = pickle._Pickler(file := io.BytesIO(), protocol=2)
+    pickler.dispatch = {**pickler.dispatch, str: as_bytes}
+    pickler.memo[None] = 0, None  # Python 2 numbered objects from one
+    pickler.dump({"fine_label_names": [*DATASETS["cifar100"].classes], "coarse_label_names": superclasses})
+    assert hashlib.md5(file.getvalue()).hexdigest() == torchvision.datasets.CIFAR100.meta["md5"]
 
 
 def holds(split, source, indices):
@@ -195,12 +191,6 @@ def test_batches_in_a_folder_that_cannot_be_written(batches, monkeypatch):
     assert len(CIFAR10.arrays(batches)[1]) == 100 and not (batches / cifar.CACHE).exists()
 
 
-def test_reading_needs_no_torch():
-    """A runner looks for the data before it starts anything; importing torchvision takes two seconds."""
-    code = "import sys, cifarlib.data.cifar; sys.exit(' '.join({'torch', 'torchvision'} & sys.modules.keys()) or 0)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-
-
 @pytest.mark.parametrize("given", ["folder", "batches"])
 @pytest.mark.parametrize("how", ["argument", "environment"])
 @BOTH
@@ -241,7 +231,6 @@ def test_folder_without_batches(dataset, archive, batches, by, exists, tmp_path,
         load_splits(Config(dataset=dataset, data_dir=str(folder) if by == "data_dir" else "", device="cpu"))
     source = "data_dir" if by == "data_dir" else f"${archive.key}_DIR"
     assert str(caught.value).startswith(f"{source}: no {archive.name} in {folder}; expected {archive.batches}/ or its ")
-    assert "\n" not in str(caught.value)
 
 
 DAMAGE = {
@@ -259,9 +248,8 @@ DAMAGE = {
     ids=["cifar10", "auto", "cifar100"], indirect=["archive"])
 def test_damaged_batch(dataset, archive, name, batches, kind):
     DAMAGE[kind](batches / name)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=f"^{name} in .* (can't be read|is damaged)"):
         load_splits(Config(dataset=dataset, data_dir=str(batches), device="cpu"))
-    assert str(caught.value).startswith(name) and "\n" not in str(caught.value)
 
 
 @BOTH
@@ -361,23 +349,13 @@ def test_download(archive, packed, batches, tmp_path, monkeypatch, capfd):
     assert socket.getdefaulttimeout() == before
 
 
-def stalls(*answers):
-    """Gives the answers, then nothing for five seconds."""
-    def answer(connection):
-        for first in answers:
-            first(connection)
-        time.sleep(5)
-    return answer
-
-
 FAILURES = {  # what the server answers to a request for the bytes of the archive
     "no server": None,
     "not found": lambda content: sends(b"no such file", status="404 Not Found"),
     "another file": lambda content: sends(b"<html>Log in first</html>"),
     "garbage": lambda content: lambda connection: connection.sendall(b"\x15\x03\x01\n\n"),
     "breaks off": lambda content: sends(content[:len(content) // 2], len(content)),
-    "stalls at once": lambda content: stalls(),
-    "stalls later": lambda content: stalls(FAILURES["breaks off"](content)),
+    "stalls": lambda content: lambda connection: time.sleep(5),
 }
 
 
@@ -394,7 +372,7 @@ def test_failed_download_is_one_line_and_leaves_nothing(failure, packed, tmp_pat
     message = str(caught.value)
     assert message.startswith("CIFAR-10 could not be downloaded") and "\n" not in message
     assert f"fetch {theirs.url} elsewhere and unpack it so that cifar-10/cifar-10-batches-py is there" in message
-    assert not failure.startswith("stalls") or "timed out" in message
+    assert failure != "stalls" or "timed out" in message
     assert os.listdir(tmp_path / "work") == [], "copied there, data would lie one level too deep"
     assert socket.getdefaulttimeout() is None
 

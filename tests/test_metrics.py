@@ -54,11 +54,6 @@ def test_class_without_images(outputs):
     assert math.isnan(scores.row("val")["val_per_class_accuracy_cat"])
 
 
-def test_nothing_at_all():
-    scores = Tally(CLASSES, torch.device("cpu")).read()
-    assert (scores.loss, scores.accuracy) == (0, 0) and all(math.isnan(value) for value in scores.per_class)
-
-
 def test_many_images_lose_no_precision():
     """As many as the training split, in one accumulator."""
     running, random = Tally(CLASSES, torch.device("cpu")), torch.Generator().manual_seed(1)

@@ -73,7 +73,7 @@ def test_the_command_line_imports_what_a_command_needs_when_it_is_called():
 
 def test_rooms_without_torch():
     """Nor by way of others: torch takes seconds, and a command that only reads runs has no use for it."""
-    rooms = (*GROUND, "runs", "batch", "results", "cli")
+    rooms = (*GROUND, "data.cifar", "runs", "batch", "results", "cli")
     names = [name for name in MODULES if any(within(name, room) for room in rooms)]
     code = f"import sys, {', '.join(f'cifarlib.{name}' for name in names)}; sys.exit('torch' in sys.modules)"
     assert len(names) > 25 and subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent).returncode == 0

@@ -33,9 +33,3 @@ def test_linear_falls_to_zero_by_step():
         assert lr_at(config, step / 7) == pytest.approx(theirs.get_last_lr()[0], rel=1e-9)
         optimizer.step()
         theirs.step()
-
-
-def test_published_cosine_is_zero_in_the_6th_16th_epoch():
-    config = Config(scheduler="cosine", protocol="published", epochs=EPOCHS)
-    rates = [lr_at(config, epoch) for epoch in range(EPOCHS)]
-    assert [number for number, rate in enumerate(rates, start=1) if rate < 1e-12] == [*range(6, 81, 10)]

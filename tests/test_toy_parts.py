@@ -89,7 +89,7 @@ def test_flags(project):
     assert "did you mean toy_grip?" in command(project, "grid", "toy_study.yaml", "--only", "grip=0.5", code=2)
 
 
-def test_names_and_records(project):
+def test_names_records_and_the_table_of_runs(project):
     paths = (project / "executed/toy_study").glob("*/record.json")
     records = {path.parent.name: json.loads(path.read_text()) for path in paths}
     assert sorted(records) == sorted(NAMES)
@@ -99,9 +99,6 @@ def test_names_and_records(project):
     wanted = {"model": "toy", "dataset": "toys", "optimizer": "toyopt", "toy_grip": 0.75}
     assert {name: record["config"][name] for name in wanted} == wanted
     assert "test_per_class_accuracy_kite_best_val_acc" in record["metrics"]
-
-
-def test_table_of_runs(project):
     rows = list(csv.DictReader((project / "executed/toy_study/runs.csv").open()))
     assert sorted((row["optimizer"], row["toy_grip"]) for row in rows) == [
         ("adamw", "0.25"), ("toyopt", "0.25"), ("toyopt", "0.75")]

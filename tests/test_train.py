@@ -610,9 +610,8 @@ def test_another_configuration_is_an_error_and_touches_nothing(name, value, fini
     (folder / "plan.json").write_text(json.dumps(plan))
     before, other = contents(folder), config.replace(**{name: value, **({"model_args": {}} if name == "model" else {})})
     plan = (folder / "plan.json").read_bytes()
-    with pytest.raises(OtherMachine if name == "precision" else InputError) as caught:
+    with pytest.raises(OtherMachine if name == "precision" else InputError, match="holds a run with "):
         fit(nn.Linear(1, 1), splits, other, folder)
-    assert "holds a run with " in str(caught.value) and "\n" not in str(caught.value)
     assert contents(folder) == before and (folder / "plan.json").read_bytes() == plan
 
 
@@ -626,9 +625,9 @@ def test_other_images_are_an_error(finished, load):
 @pytest.mark.parametrize("resume", [True, False])
 def test_folder_that_cannot_be_written(path, resume, load, tmp_path):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(InputError, match="can't be written") as caught:
+    with pytest.raises(InputError, match="can't be written"):
         run(tiny(), load(tiny()), tmp_path / path, resume=resume)
-    assert "\n" not in str(caught.value) and (tmp_path / "file").read_text() == "not a folder"
+    assert (tmp_path / "file").read_text() == "not a folder"
 
 
 # Divergence.

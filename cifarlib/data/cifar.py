@@ -97,8 +97,7 @@ class Archive:
                     os.rename(Path(part) / self.batches, home / self.batches)
         # no network, a broken-off transfer, a full or read-only disk
         except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"{self.name} could not be downloaded ({reason}); fetch {theirs.url} elsewhere and unpack "
+            raise InputError(f"{self.name} could not be downloaded ({error}); fetch {theirs.url} elsewhere and unpack "
                              f"it so that {home / self.batches} is there, or name its folder (data_dir or "
                              f"${self.key}_DIR), or take the stand-in (dataset synthetic)") from None
         finally:

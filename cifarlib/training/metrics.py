@@ -31,7 +31,7 @@ class Tally:
         """The metrics so far; nothing else waits for the device."""
         values = torch.cat([self.confusion.float(), self.loss[None]]).cpu()  # float32 counts exactly to 16 million
         confusion = values[:-1].long().view(len(self.classes), -1)
-        return Scores(values[-1].item() / max(1, int(confusion.sum())), confusion, self.classes)
+        return Scores(values[-1].item() / int(confusion.sum()), confusion, self.classes)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Scores:
     @property
     def accuracy(self) -> float:
         """Fraction of images whose class is the predicted one."""
-        return self.confusion.diag().sum().item() / max(1, self.confusion.sum().item())
+        return self.confusion.diag().sum().item() / self.confusion.sum().item()
 
     @property
     def per_class(self) -> list[float]:
