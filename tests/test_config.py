@@ -12,7 +12,7 @@ import yaml
 from cifarlib.config import Config, Options
 from cifarlib.errors import InputError
 from cifarlib.files import project_path
-from cifarlib.parts import PROTOCOLS
+from cifarlib.parts import ARCHITECTURES, PROTOCOLS
 
 FIELDS = dataclasses.fields(Config)
 ROLES = ("model", "knob", "condition", "repeat", "place")
@@ -36,6 +36,8 @@ def test_each_field_says_what_it_is():
     assert {name for spec in FIELDS for name in spec.metadata["idle_when"]} <= set(names)
     for values in PROTOCOLS.values():
         assert set(values) == {spec.name for spec in FIELDS if spec.default is None}
+    for row in ARCHITECTURES.values():
+        assert all(own.keys() <= PROTOCOLS[name].keys() for name, own in row.protocols.items())
 
 
 def test_paths_are_text_and_whole_numbers_are_numbers(tmp_path):

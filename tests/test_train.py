@@ -150,17 +150,19 @@ def recipe_of(config, load):
             "schedule_steps": [step, exponential], "cosine_period": cosine}
 
 
-@pytest.mark.parametrize("name", [name for name, value in PROTOCOLS["published"].items()
-                                  if value != PROTOCOLS["corrected"][name]])
+CORRECTED = tiny("cnn", epochs=8, gamma=0.5)
+PUBLISHED = CORRECTED.replace(protocol="published")
+
+
+@pytest.mark.parametrize("name", [name for name in PROTOCOLS["published"]
+                                  if getattr(PUBLISHED, name) != getattr(CORRECTED, name)])
 def test_each_difference_of_the_published_protocol_alone(name, load):
-    corrected = tiny("cnn", epochs=8, gamma=0.5)
-    published = corrected.replace(protocol="published")
-    alone = corrected.replace(**{name: getattr(published, name)})
-    before, after, wanted = (recipe_of(config, load) for config in (corrected, alone, published))
+    alone = CORRECTED.replace(**{name: getattr(PUBLISHED, name)})
+    before, after, wanted = (recipe_of(config, load) for config in (CORRECTED, alone, PUBLISHED))
     assert {field for field in before if after[field] != before[field]} == {name}
     assert after[name] == wanted[name] or name == "cosine_period"  # whose steps are half as many here
-    mended = {name: getattr(corrected, name)}
-    assert published.replace(**mended).to_dict() == {**published.to_dict(), **mended}
+    mended = {name: getattr(CORRECTED, name)}
+    assert PUBLISHED.replace(**mended).to_dict() == {**PUBLISHED.to_dict(), **mended}
 
 
 def test_weights_are_averaged_as_torch_averages_them(load):
