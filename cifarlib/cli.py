@@ -115,13 +115,18 @@ def make_parser() -> Parser:
 
     command = add(results, help="draw the charts of a table of runs",
                   description="Execute the results notebook for a table; the last line printed is the HTML report.")
-    given = command.add_mutually_exclusive_group(required=True)
-    given.add_argument("table", nargs="?", metavar="STUDY", help="a study's name, or the file of a table")
-    given.add_argument("--runs", metavar="FILE", help="runs.csv, or a table in the published format")
+    command.add_argument("tables", nargs="*", metavar="STUDY", help="a study's name, or the file of a table; "
+                         "further ones are laid over the first")
+    command.add_argument("--runs", metavar="FILE", help="runs.csv, or a table in the published format: the first one")
     command.add_argument("--figures", default="", metavar="DIR", help="folder for the charts; empty: beside the table")
     command.add_argument("--rank-by", default="auto", metavar="COLUMN", help="column that ranks; auto: by validation")
     command.add_argument("--study", default="", help="only the rows of this study")
-    command.add_argument("--compare-with", default="", metavar="FILE", help="a second table to compare with")
+    command.add_argument("--x", default="epochs", metavar="NAME", help="what several tables' accuracies stand against: "
+                         "a field of the runs, minutes, parameters or flop")
+    command.add_argument("--titles", action=argparse.BooleanOptionalAction, default=True,
+                         help="have the charts' messages in the images")
+    command.add_argument("--thesis", default="", metavar="DIR", help="write all charts as PDF and all tables as CSV "
+                         "and LaTeX to this folder, too")
     command.add_argument("--report", default="", metavar="DIR", help="folder for notebook and HTML; empty: the table's")
 
     weights = {"metavar": "RUN", "help": "a run's folder, a study (its best run by validation), a file of weights, or "
@@ -298,9 +303,15 @@ def results(arguments: argparse.Namespace) -> int:
     from .results.report import make_report
     from .results.table import read_table
 
-    names = ("figures", "rank_by", "study", "compare_with", "data_dir")
-    runs = arguments.runs or table_of(arguments.table, arguments.executed_dir)
-    report = make_report({"runs": runs, **{name: getattr(arguments, name) for name in names}}, arguments.report)
+    names = ("figures", "rank_by", "study", "x", "titles", "thesis", "data_dir")
+    tables = [table_of(table, arguments.executed_dir) for table in arguments.tables]
+    if arguments.runs:
+        tables.insert(0, arguments.runs)
+    if not tables:
+        raise InputError("results: expected a study's name or the file of a table; see `python -m cifarlib status`")
+    runs, *others = tables
+    parameters = {"runs": runs, "compare_with": others, **{name: getattr(arguments, name) for name in names}}
+    report = make_report(parameters, arguments.report)
     if arguments.readme:
         table, page = read_table(runs, arguments.rank_by, arguments.study), project_path(arguments.readme)
         figures = project_path(arguments.figures) if arguments.figures else table.folder / "figures"

@@ -138,7 +138,7 @@ def test_every_field_is_an_option_and_help_shows_its_default(capsys):
     ("", "required: COMMAND"), ("nothing", "invalid choice: 'nothing'"), ("grid", "required: file"),
     ("grid none.yaml", "none.yaml can't be read"), ("status s --lr", "--lr; see"), ("status", "no studies in executed"),
     *((f"{name} none", "no runs in executed/none; train one there first") for name in ("status", "runs", "results")),
-    ("results", "one of the arguments STUDY --runs is required"), ("results none.csv", "none.csv: no table of runs"),
+    ("results", "expected a study's name or the file of a table"), ("results none.csv", "none.csv: no table of runs"),
     ("results --runs none.csv", "none.csv: no table of runs"),
     ("grid g.yaml --jobs many", "expected a whole number from 0, got 'many'"),
     ("grid g.yaml --write-sets file/sets", "file/sets: Not a directory"),

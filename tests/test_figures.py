@@ -17,6 +17,7 @@ from cifarlib.config import Config
 from cifarlib.parts import CIFAR10_CLASSES as CLASSES
 from cifarlib.results import knobs, ranking, sentences, statistics, table as tables
 from cifarlib.results.figures import best as best_charts, knobs as knob_charts, one_run as run_charts, write
+from cifarlib.results.figures import studies as study_charts
 
 ROOT = Path(__file__).parent.parent
 ONE = dict(learning_rate=(0.001,), weight_decay=(0.001,), gamma=(0.97,), scheduler=("cosine",), augmentation=(True,))
@@ -96,8 +97,8 @@ def test_every_figure_fits_and_no_text_is_clipped_or_overlaps(study):
     other = tables.check_table(made.table(("resnet", "vit"), **GRID), name="another study")
     labels, _ = ranking.read_predictions(study, ranking.ranked(study).iloc[0]["run"])
     images = np.zeros((300, 3, 32, 32), np.uint8), labels
-    drawn = dict(pair for kind in write.KINDS for pair in write._drawn(study, kind, images, other))
-    assert len(drawn) == 3 * 6 + 9 and "SmallNet_top5" in drawn
+    drawn = dict(pair for kind in write.KINDS for pair in write._drawn(study, kind, images, [other]))
+    assert len(drawn) == 3 * 6 + 11 and "SmallNet_top5" in drawn
     for name, figure in drawn.items():
         assert not isinstance(figure, str), f"{name}: {figure}"
         assert not _collisions(figure), f"{name}: {_collisions(figure)}"
@@ -126,7 +127,7 @@ def test_the_same_table_gives_the_same_bytes_and_small_files(study, tmp_path):
             "write.write_figures(table.read_table(sys.argv[1]), sys.argv[2], 'knobs')")
     subprocess.run([sys.executable, "-c", code, study.folder, tmp_path / "there"], check=True, cwd=ROOT,
                    env={**os.environ, "PYTHONHASHSEED": "7"})
-    for path in [path.with_suffix(suffix) for path in here for suffix in (".png", ".svg")]:
+    for path in [path.with_suffix(suffix) for path in here for suffix in (".png", ".svg", ".pdf")]:
         assert path.read_bytes() == (tmp_path / "there" / path.name).read_bytes(), path.name
         assert path.suffix == ".svg" or path.stat().st_size < 200_000
         assert b"<dc:date>" not in path.read_bytes()
@@ -144,9 +145,10 @@ def test_left_out_figures_are_said_in_a_sentence_and_their_old_files_go(tmp_path
     written = write.write_figures(table, tmp_path)
     names = {path.stem for path in written}
     assert names == {"resnet_top5", "all_runs", "per_class"}
-    assert not (tmp_path / "cnn_top5.png").exists() and all(path.with_suffix(".svg").exists() for path in written)
+    assert not (tmp_path / "cnn_top5.png").exists()
+    assert all(path.with_suffix(suffix).exists() for path in written for suffix in (".svg", ".pdf"))
     said = capsys.readouterr().out
-    everything = {name for kind in write.KINDS for name, _ in write._drawn(table, kind, None, None)}
+    everything = {name for kind in write.KINDS for name, _ in write._drawn(table, kind)}
     assert all(name in said for name in everything - names) and "no history of ResNet's best run" in said
 
 
@@ -325,3 +327,33 @@ def test_numbers_in_a_heatmap_can_be_read():
         for text, cell in zip(axis.texts, cells):
             dark, light = sorted(map(luminance, (text.get_color(), cell)))
             assert (light + 0.05) / (dark + 0.05) > 4.5
+
+
+@pytest.mark.parametrize("x, at", [("epochs", [5, 20]), ("minutes", [1, 4]), ("flop", [6, 24]),
+                                   ("optimizer", ["adamw", "adamw"])])
+def test_several_studies_are_laid_over_each_other(x, at):
+    studies = []
+    for name, epochs in (("short", 5), ("long", 20)):
+        frame = made.table(("resnet",), seeds=(1, 2, 3), **{**ONE, "learning_rate": (0.001, 0.0001)})
+        frame = frame.assign(epochs=epochs, epochs_run=epochs, seconds=12.0 * epochs, flop=1.2e12 * epochs)
+        studies.append(tables.check_table(frame, name=name))
+    axis = study_charts.accuracy_by(studies, x).axes[0]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["short: ResNet", "long: ResNet"]
+    for table, container, place in zip(studies, axis.containers, at):
+        best = ranking.experiments(table).iloc[0]
+        runs = table.rows.loc[table.rows["learning_rate"] == best["learning_rate"], "test_accuracy_best_val_acc"]
+        line, _, (whisker,) = container.lines
+        assert line.get_xdata()[0] == place and line.get_ydata() == pytest.approx(runs.mean())
+        low, high = whisker.get_segments()[0][:, 1]
+        assert high - low == pytest.approx(2 * runs.std()) and high > low
+
+
+def test_curves_of_several_studies_share_their_scale(study, tmp_path):
+    few = made.table(("cnn",), **ONE).assign(epochs=40)
+    made.write_study(tmp_path, few, images=20, runs=5)
+    figure = study_charts.curves([study, tables.read_table(tmp_path)], "minutes")
+    left, right = figure.axes
+    assert left.get_ylim() == right.get_ylim() and len(right.lines) == len(study.looks) + 1
+    last = right.lines[-1]
+    assert last.get_xdata()[-1] == pytest.approx(few["seconds"].iloc[0] / 60) and len(last.get_xdata()) == 40
+    assert isinstance(study_charts.curves([one_cell("cnn")], "epochs"), str)

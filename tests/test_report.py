@@ -2,10 +2,12 @@
 
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import papermill
 import pytest
 import results_tables as made
@@ -14,8 +16,11 @@ from cifarlib import cli
 from cifarlib.batch import launch
 from cifarlib.errors import InputError
 from cifarlib.results.figures.write import write_figures
-from cifarlib.results.table import read_table
 from cifarlib.results.markdown import model_section, overall_section
+from cifarlib.results.ranking import ranked
+from cifarlib.results.sentences import range_sentence
+from cifarlib.results.table import check_table, read_table
+from cifarlib.results.thesis import latex, write_thesis
 
 ROOT = Path(__file__).parent.parent
 STUDIES = re.search(r"^STUDIES := (.+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
@@ -35,7 +40,7 @@ def test_results_draws_the_charts_writes_html_and_the_readme_section(tmp_path, c
     lower = table.assign(test_accuracy_best_val_acc=table["test_accuracy_best_val_acc"] - 0.01)
     other = made.write_study(tmp_path / "executed" / "other", lower, runs=0)
     readme.write_text("before\n<!-- results:begin -->\nold\n<!-- results:end -->\nafter\n")
-    arguments = ["results", "--runs", str(study / "runs.csv"), "--readme", str(readme), "--compare-with", str(other)]
+    arguments = ["results", str(study / "runs.csv"), str(other), "--readme", str(readme)]
     assert cli.main(arguments) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(study / "results.html")
     images = {path.name: path.read_bytes() for path in figures.iterdir()}
@@ -49,7 +54,8 @@ def test_results_draws_the_charts_writes_html_and_the_readme_section(tmp_path, c
     executed = (study / "results.ipynb").read_bytes()
     assert b"From the first to the second the median difference is +1.00 points" in executed, "from the other to ours"
     assert b"Left out: cnn_wrong, resnet_wrong ($CIFAR10_DIR: no CIFAR-10 in gone;" in executed
-    assert cli.main([*arguments, "--compare-with", "typo.csv"]) == 2
+    assert cli.main(["results", str(study / "runs.csv"), "typo.csv"]) == 2
+    assert cli.main([*arguments, "--x", "epoch"]) == 2 and "did you mean epochs?" in capsys.readouterr().err
     assert (study / "results.ipynb").read_bytes() == executed
     first = readme.read_text()
     assert first.startswith("before\n") and first.endswith("after\n") and "old" not in first
@@ -59,13 +65,14 @@ def test_results_draws_the_charts_writes_html_and_the_readme_section(tmp_path, c
     # A second time it changes nothing, also with the parameters as they stand in the notebook, and in its folder.
     (tmp_path / "notebooks").mkdir()
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    parameters = {"compare_with": "executed/other/runs.csv"}
+    parameters = {"compare_with": ["executed/other/runs.csv"], "thesis": str(tmp_path / "thesis")}
     out = papermill.execute_notebook(ROOT / "notebooks" / "results.ipynb", None, parameters,
                                      cwd=tmp_path / "notebooks", progress_bar=False)
     outputs = [output for cell in out.cells if cell.cell_type == "code" for output in cell.outputs]
     drawn = sum("image/png" in output.get("data", {}) for output in outputs)
     assert drawn == len(list(figures.glob("*.png"))) >= 11
-    assert "### Results CNN" in json.dumps(outputs) and str(tmp_path) not in json.dumps(outputs)
+    assert "### Results CNN" in json.dumps(outputs) and str(study) not in json.dumps(outputs)
+    assert {path.name for path in (tmp_path / "thesis" / "figures").iterdir()} == images.keys()
     assert {path.name: path.read_bytes() for path in figures.iterdir()} == images
 
 
@@ -117,3 +124,24 @@ def test_a_notebook_that_breaks_off_leaves_the_complete_one(code, message, tmp_p
         launch.execute_notebook("results.ipynb", {"data_dir": ""}, tmp_path)
     assert (tmp_path / "results.ipynb").read_text() == "all of it"
     assert (tmp_path / ".results.ipynb").exists() == (code == 1)
+
+
+def test_a_thesis_has_every_chart_and_table_and_compiles(tmp_path, monkeypatch):
+    frame = made.table(models=("cnn", "resnet"), learning_rate=(0.001, 0.0001), gamma=(0.97,))
+    table = check_table(frame, name="50% of a_study & #1 {x} ~^\\")
+    document = write_thesis(table, tmp_path, others=[check_table(frame, name="another")])
+    text, figures = document.read_text(), sorted((tmp_path / "figures").glob("*.pdf"))
+    assert {"cnn_top5", "accuracy_by"} <= {path.stem for path in figures}
+    for path in figures:
+        assert f"figures/{path.name}}}" in text
+        assert b"/FontFile2" in path.read_bytes() and b"/Type3" not in path.read_bytes(), "embedded TrueType"
+    assert latex(range_sentence(table, "cnn")) in text, "messages are the captions"
+    best = pd.read_csv(tmp_path / "tables" / "cnn_top5.csv")
+    assert best["Run"].tolist() == ranked(table, "cnn")["name"].head(5).tolist()
+    assert "\\toprule" in (tmp_path / "tables" / "cnn_top5.tex").read_text()
+    if not shutil.which("pdflatex"):
+        pytest.skip("no pdflatex")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", document.name]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
+    assert done.returncode == 0 and "Overfull" not in done.stdout, done.stdout[-2000:]
+    assert all(path.name in done.stdout.replace("\n", "") for path in [*figures, *tmp_path.glob("tables/*.tex")])

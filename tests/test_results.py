@@ -439,7 +439,7 @@ def test_comparison_of_two_tables(small):
     assert "12 experiments in both" in text and "+1.00 points" in text
     assert all(note in text for note in second.notes) and second.notes
     assert "Only in `first`: 12 experiments." in text and "Only in `second`" not in text
-    side_by_side = markdown.comparison_table(first, second, 24).splitlines()
+    side_by_side = markdown.markdown(markdown.comparison_table(first, second, 24)).splitlines()
     assert len(side_by_side) == 2 + 24
     cell = both[both["scheduler"] == "cosine"].iloc[0]
     numbers = [words.percent(cell["first"]), words.percent(cell["second"]), words.signed(cell["difference"])]

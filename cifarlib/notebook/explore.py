@@ -1,5 +1,6 @@
 """Tables and pictures of what an experiment builds on: the splits, the augmentation and the models."""
 
+import dataclasses
 from functools import partial
 
 import pandas
@@ -15,6 +16,7 @@ from ..data.splits import Split, Splits
 from ..models import build_model, count_parameters
 from ..parts import ARCHITECTURES, MANY, architecture, load
 from ..results.figures.style import new_figure, styled
+from ..results.table import Table
 
 
 def class_counts(splits: Splits) -> pandas.DataFrame:
@@ -88,16 +90,34 @@ def _without_content(config: Config) -> tuple[nn.Module, Tensor]:
         return build_model(config).eval(), torch.zeros(1, 3, 32, 32)
 
 
+def forward_flop(config: Config) -> int:
+    """Floating-point operations of a forward pass of one image; a multiplication and an addition are two."""
+    model, image = _without_content(config)
+    # The counter knows attention only as its matrix products.
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(image)
+    return counter.get_total_flops()
+
+
+def with_flop(table: Table) -> Table:
+    """The table with the column `flop`: what each run's training took, three forward passes an image and epoch.
+
+    The usual estimate, of a backward pass as two forward ones. Raises InputError for a model that can't be built.
+    """
+    rows = table.rows
+    model = rows["config"].map(lambda config: f"{config.model} {config.model_args}")
+    forward = {name: forward_flop(config) for name, config in dict(zip(model, rows["config"])).items()}
+    images, epochs = rows.get("train_images", 40_000), rows.get("epochs_run", rows["epochs"])
+    return dataclasses.replace(table, rows=rows.assign(flop=3.0 * model.map(forward) * images * epochs))
+
+
 def model_table() -> pandas.DataFrame:
     """Parameters, and FLOPs of a forward pass of one image, of each architecture."""
     rows = {}
     for name in ARCHITECTURES:
-        model, image = _without_content(Config(model=name))
-        # The counter knows attention only as its matrix products.
-        with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            model(image)
-        rows[name] = {"parameters": f"{count_parameters(model):,}",
-                      "GFLOPs per image": round(counter.get_total_flops() / 1e9, 4)}
+        config = Config(model=name)
+        rows[name] = {"parameters": f"{count_parameters(_without_content(config)[0]):,}",
+                      "GFLOPs per image": round(forward_flop(config) / 1e9, 4)}
     return pandas.DataFrame.from_dict(rows, orient="index")
 
 

@@ -16,18 +16,18 @@ from .table import Table, label, shown
 MOST_RUNS = 25  # that a README lists one by one
 
 
-def comparison_table(first: Table, second: Table, n: int = 20) -> str:
-    """The experiments of both tables side by side as Markdown, the `n` that differ most."""
+def comparison_table(first: Table, second: Table, n: int = 20) -> pd.DataFrame:
+    """The experiments of both tables side by side as texts, the `n` that differ most."""
     both = compare(first, second).sort_values("difference", key=abs, ascending=False, kind="stable").head(n)
     knobs = [knob for knob in dict.fromkeys([*first.knobs, *second.knobs]) if knob in both and knob != "model_args"]
-    return markdown([{
+    return texts([{
         "Model": first.looks[row["model"]].label,
         "Sizes": row["model_args"].replace(value_text({}), ""),
         **{label(knob).capitalize(): cell(row[knob], partial(shown, knob)) for knob in knobs},
-        f"First: `{first.name}`": percent(row["first"]),
-        f"Second: `{second.name}`": percent(row["second"]),
+        f"First: {first.name}": percent(row["first"]),
+        f"Second: {second.name}": percent(row["second"]),
         "Difference, points": signed(row["difference"]),
-    } for _, row in both.iterrows()]) if len(both) else ""
+    } for _, row in both.iterrows()])
 
 
 def bullets(lines) -> str:
@@ -45,22 +45,30 @@ def cell(value, text=str) -> str:
     return "" if pd.isna(value) else text(value)
 
 
-def markdown(rows: list[dict[str, str]]) -> str:
-    """A Markdown table of at least one row, without its empty columns."""
-    heads = [head for head in rows[0] if any(row[head] for row in rows)]
-    lines = [heads, ["---"] * len(heads), *([row[head] for head in heads] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def texts(rows: list[dict[str, str]]) -> pd.DataFrame:
+    """Rows of a report's table, without its empty columns."""
+    frame = pd.DataFrame(rows)
+    return frame.loc[:, (frame != "").any()]
 
 
-def runs_table(table: Table, best: pd.DataFrame) -> str:
-    """`top` or `overall` as Markdown; where each row is another model, with the published best of that size."""
+def markdown(rows: pd.DataFrame | list[dict[str, str]]) -> str:
+    """A Markdown table, without its empty columns; names of runs as code, but for links. Empty without a row."""
+    frame = texts(rows)
+    if "Run" in frame:
+        frame["Run"] = [run if run.startswith("[") else f"`{run}`" for run in frame["Run"]]
+    lines = [frame.columns, ["---"] * frame.shape[1], *frame.to_numpy()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if len(frame) else ""
+
+
+def runs_table(table: Table, best: pd.DataFrame) -> pd.DataFrame:
+    """`top` or `overall` as texts; where each row is another model, with the published best of that size."""
     across = best["model"].nunique() == len(best) > 1
     if across and "run" in table.rows and table.usual_data:
         usual = best["model_args"] == value_text({})
         best = best.assign(published=best["model"].map(lambda model: table.looks[model].published_best).where(usual))
-    return markdown([{
+    return texts([{
         "Model": table.looks[row["model"]].label if across else "",
-        "Run": f"`{row['name']}`",
+        "Run": row["name"],
         table.score.capitalize(): score_text(table, row["score"]) if table.rank_by != table.tested else "",
         "Test accuracy": percent(row["test"]),
         "95% interval": f"{100 * row['low']:.2f} to {100 * row['high']:.2f}",
@@ -76,7 +84,7 @@ def model_section(table: Table, model: str, figures: str = "") -> str:
     """A model's results as Markdown: its chart (if `figures` says where), the best runs, the key observations."""
     best, name = top(table, model), table.looks[model].label
     chart = f"![{name}: the best runs]({figures}/{table.stem(model)}_top5.png)" if figures else ""
-    parts = [chart, runs_table(table, best)] if len(best) else []
+    parts = [chart, markdown(runs_table(table, best))] if len(best) else []
     return "\n\n".join(filter(None, [f"### Results {name}", *parts, bullets(observations(table, model))]))
 
 
@@ -84,32 +92,39 @@ def overall_section(table: Table, figures: str = "") -> str:
     """As model_section, of the best run of each model; a single model's own section has its chart and table already."""
     best = overall(table)
     chart = f"![The best run of each model]({figures}/overall_top5.png)" if figures else ""
-    parts = [chart, runs_table(table, best)] if len(best) > 1 else []
+    parts = [chart, markdown(runs_table(table, best))] if len(best) > 1 else []
     return "\n\n".join(filter(None, ["### Overall results", *parts, bullets(overall_observations(table))]))
 
 
+def every_run_table(table: Table) -> pd.DataFrame:
+    """What each run took and reached, as texts; no row without times and for more than MOST_RUNS."""
+    runs = table.runs
+    if not {"run", "status", "seconds", "epochs_run", "precision"} <= set(runs) or len(runs) > MOST_RUNS:
+        return texts([])
+    return texts([{
+        "Run": row["run"],
+        table.score.capitalize(): cell(row[table.rank_by], partial(score_text, table)) or row["status"],
+        "Test accuracy": cell(row[table.tested], percent),
+        "With views": cell(row[table.views], percent),
+        "Epochs": cell(row["epochs_run"], value_text),
+        "Precision": cell(row["precision"]),
+        "Time": cell(row["seconds"], duration),
+    } for _, row in runs.sort_values(table.rank_by, ascending=table.lower_is_better, kind="stable").iterrows()])
+
+
 def every_run_section(table: Table, folder: str) -> str:
-    """What each run took and reached, with a link to its notebook; empty without times and for more than MOST_RUNS.
+    """`every_run_table` as Markdown, with links to the runs' notebooks; empty without a row.
 
     folder: where the run folders are, as a README sees it.
     """
-    runs = table.runs
-    if not {"run", "status", "seconds", "epochs_run", "precision"} <= set(runs) or len(runs) > MOST_RUNS:
+    every = every_run_table(table)
+    if every.empty:
         return ""
-    rows = []
-    for _, row in runs.sort_values(table.rank_by, ascending=table.lower_is_better, kind="stable").iterrows():
-        run, notebook = f"`{row['run']}`", f"{row['run']}/{NOTEBOOK}"
-        rows.append({
-            "Run": f"[{run}]({folder}/{notebook})" if (table.folder / notebook).exists() else run,
-            table.score.capitalize(): cell(row[table.rank_by], partial(score_text, table)) or row["status"],
-            "Test accuracy": cell(row[table.tested], percent),
-            "With views": cell(row[table.views], percent),
-            "Epochs": cell(row["epochs_run"], value_text),
-            "Precision": cell(row["precision"]),
-            "Time": cell(row["seconds"], duration),
-        })
-    together = f"Together {duration(runs['seconds'].sum())} of training and validation."
-    return f"### Every run\n\n{markdown(rows)}\n\n{together}"
+    notebooks = [f"{run}/{NOTEBOOK}" for run in every["Run"]]
+    every["Run"] = [f"[`{run}`]({folder}/{notebook})" if (table.folder / notebook).exists() else run
+                    for run, notebook in zip(every["Run"], notebooks)]
+    together = f"Together {duration(table.runs['seconds'].sum())} of training and validation."
+    return f"### Every run\n\n{markdown(every)}\n\n{together}"
 
 
 def readme_section(table: Table, figures: str = "figures", folder: str = ".") -> str:

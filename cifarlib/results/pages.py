@@ -56,7 +56,7 @@ def rewrite_comparisons(studies: list[str], other: str) -> None:
             name, column = f"comparison_{checkpoint}", f"test_accuracy_{checkpoint}"
             if f"<!-- {name}:begin -->" in page.read_text(encoding="utf-8"):
                 tables = [read_table(path, column) for path in (other, f"executed/{study}")]
-                rewrite_between_markers(page, name, comparison_table(*tables))
+                rewrite_between_markers(page, name, markdown(comparison_table(*tables)))
 
 
 def studies_section(tables: list[Table]) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..batch.launch import execute_notebook
 from ..files import project_path, replacing
+from .figures.studies import check_x
 from .knobs import compare
 from .table import read_table
 
@@ -20,9 +21,10 @@ def make_report(parameters: dict, folder: str) -> Path:
 
     Raises InputError, with nothing written, for tables that can't be used.
     """
+    check_x(parameters["x"])
     table = read_table(parameters["runs"], parameters["rank_by"], parameters["study"])
-    if parameters["compare_with"]:
-        compare(read_table(parameters["compare_with"]), table)
+    for other in parameters["compare_with"]:
+        compare(read_table(other), table)
     notebook = execute_notebook("results.ipynb", parameters, project_path(folder) if folder else table.folder)
     page = notebook.with_suffix(".html")
     with replacing(page) as part:

@@ -49,8 +49,8 @@ class Table:
     """A checked table of runs.
 
     rows: a row a cell, with the file's columns and these: every field of the configuration, empty where it does nothing
-    in the row; `name` (without what all rows share); `experiment` (equal for cells that are one configuration); `copy`
-    (the row repeats another row's run); `condition` (of the data, as text); `main` (its model is ranked under this
+    in the row; `config` (all of them); `name` (without what all rows share); `experiment` (equal for cells that are one
+    configuration); `copy` (the row repeats another row's run); `condition` (of the data, as text); `main` (its model is ranked under this
     condition); `images` (of the test); `chance` (no better than guessing). notes: a sentence for everything left out or
     assumed. rank_by: the column that ranks. fields: the columns that may tell configurations apart.
     """
@@ -269,6 +269,7 @@ def _described(frame: pd.DataFrame, configs: pd.Series, fields: list[str]) -> pd
     shared = {name for name in set(names) - set(PUBLISHED_KNOBS) if values[name].nunique(dropna=False) == 1}
     values["name"] = [config.name_without(shared) if name == config.cell_name else name
                       for config, name in zip(configs, frame["Full_Modelname"])]
+    values["config"] = configs
     return frame.drop(columns=[column for column in values if column in frame]).join(values)
 
 

@@ -19,7 +19,9 @@ TRAIN, VALIDATION, GREY, LIGHT = "#56B4E9", "#D55E00", "#666666", "#DDDDDD"
 STYLE = {"font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8,
          "xtick.labelsize": 8, "ytick.labelsize": 8, "axes.spines.top": False, "axes.spines.right": False,
          "axes.axisbelow": True, "axes.grid": True, "grid.color": "#E6E6E6", "legend.frameon": False,
-         "hatch.color": "white", "hatch.linewidth": 0.8, "svg.hashsalt": "cifarlib", "figure.dpi": 100}
+         "hatch.color": "white", "hatch.linewidth": 0.8, "svg.hashsalt": "cifarlib", "pdf.fonttype": 42,
+         "figure.dpi": 100}
+FORMATS = ("png", "svg", "pdf")
 WIDTH = 10  # inches
 styled = plt.style.context(["default", STYLE])  # decorates a function that draws; the user's own settings wait outside
 
@@ -34,13 +36,16 @@ class Chart(Figure):
 
 
 @styled
-def save(figure: Figure, folder: str | Path, name: str) -> Path:
-    """Write NAME.png and NAME.svg and return the first; the same figure gives the same bytes.
+def save(figure: Figure, folder: str | Path, name: str, titles: bool = True) -> Path:
+    """Write NAME in each of FORMATS and return the PNG's path; the same figure gives the same bytes.
 
-    Hence no date, and a fixed salt for the SVG's ids.
+    Hence no date, and a fixed salt for the SVG's ids. titles: False leaves out what `titled` put on the figure.
     """
-    png, svg = (Path(folder) / f"{name}.{kind}" for kind in ("png", "svg"))
+    png, svg, pdf = (Path(folder) / f"{name}.{kind}" for kind in FORMATS)
     png.parent.mkdir(parents=True, exist_ok=True)
+    if not titles:
+        figure.suptitle("")
+        figure.supxlabel("")
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for axes in figure.axes:  # the layout's last digits differ from run to run, and the SVG's ids with them
@@ -50,6 +55,7 @@ def save(figure: Figure, folder: str | Path, name: str) -> Path:
         few = picture.convert("RGB").quantize(method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
         few.save(png, optimize=True)
     figure.savefig(svg, metadata={"Date": None, "Creator": None})
+    figure.savefig(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
     return png
 
 
@@ -82,6 +88,12 @@ def titled(figure: Figure, title: str, note: str = "", table: Table | None = Non
         note = _wrapped(note[0].upper() + note[1:], int(characters * 1.75))
         figure.supxlabel(note, x=0.01, ha="left", fontsize=7.5, color=GREY)
     return figure
+
+
+def message(figure: Figure) -> str:
+    """What `titled` wrote on a figure, as one line."""
+    title, note = (" ".join(text.split()) for text in (figure.get_suptitle(), figure.get_supxlabel()))
+    return f"{title}. {note}" if note else f"{title}."
 
 
 def _wrapped(text: str, most: int) -> str:

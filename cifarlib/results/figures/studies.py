@@ -1,0 +1,140 @@
+"""Charts of several tables of runs, laid over each other."""
+
+from functools import partial
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FuncFormatter
+
+from ...config import Config, nearest
+from ...errors import InputError
+from ...words import listed, percent
+from .. import ranking
+from ..knobs import is_number
+from ..table import Table, label, shown
+from .style import legend_above, log_ticks, new_figure, percent_ticks, styled, titled
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # a study's, in turn
+# What is measured of a run beside its fields: the table's column, how many of it are one, and the axis's label.
+MEASURES = {"minutes": ("seconds", 60, "minutes of training"),
+            "parameters": ("parameters", 1, "weights"),
+            "flop": ("flop", 1e12, "TFLOP of training")}
+KNOWN = [*MEASURES, *Config.names_of("knob", "condition")]
+
+
+def check_x(x: str) -> None:
+    """Raise InputError for what no chart can have on its x axis."""
+    if x not in KNOWN:
+        near = nearest(x, KNOWN)
+        raise InputError(f"x: expected a field of the runs, {listed(MEASURES)}, got {x!r}"
+                         + (f"; did you mean {near}?" if near else ""))
+
+
+@styled
+def accuracy_by(tables: list[Table], x: str) -> Figure | str:
+    """Test accuracy of every configuration against a field of the runs or one of MEASURES, a colour a table.
+
+    Where x is a field its best configurations are joined.
+    """
+    found = [_configurations(table, x) for table in tables]
+    if all(rows.empty for rows in found):
+        return f"no run in these tables says its {label(x)}"
+    values = pd.concat([rows["x"] for rows in found])
+    if not is_number(values):
+        found = [rows.assign(x=rows["x"].map(partial(shown, x))) for rows in found]
+    figure, axis = new_figure(4.4)
+    heads, name = [], MEASURES[x][2] if x in MEASURES else label(x)
+    for table, rows, colour in zip(tables, found, COLOURS * len(tables)):
+        for model, every in rows.groupby("model", sort=False):
+            look = table.looks[model]
+            best = every.head(1) if x == "minutes" else every.drop_duplicates("x").sort_values("x")
+            axis.plot(every["x"], every["test"], look.marker, color=colour, alpha=0.3, markersize=4, markeredgewidth=0)
+            axis.errorbar(best["x"], best["test"], yerr=best["sd"].fillna(0), color=colour, marker=look.marker,
+                          markersize=6, capsize=4, linewidth=1.2, linestyle="none" if x in MEASURES else "-",
+                          label=f"{table.name}: {look.label}")
+        for _, first in rows.head(1).iterrows():
+            value = _number(first["x"]) if x in MEASURES else shown(x, first["x"])
+            heads.append(f"{percent(first['test'])} at {value} ({table.name}, {table.looks[first['model']].label})")
+    _scale(axis, x, values)
+    axis.set(xlabel=name, ylabel="test accuracy")
+    axis.margins(x=0.08)
+    percent_ticks(axis.yaxis)
+    legend_above(axis)
+    at_each = "the one" if x == "minutes" else "the one at each value"
+    note = (f"Points: configurations, mean over their seeds, of one view of each test image. Large: {at_each} that "
+            "its table ranks first; whiskers: SD between seeds, where several were run.")
+    note += " Times: as they were, on whatever machine." if x == "minutes" else ""
+    return titled(figure, f"Test accuracy by {name}: {listed(heads)}", note)
+
+
+def _configurations(table: Table, x: str) -> pd.DataFrame:
+    """Each configuration's model, mean test accuracy, sd and x, best first; without those that have none of them."""
+    column, unit, _ = MEASURES.get(x, (x, 1, ""))
+    rows = table.runs.query("main").reindex(columns=["experiment", column]).dropna()
+    values = rows.groupby("experiment")[column].agg("mean" if x in MEASURES else "first")
+    found = ranking.experiments(table)[["model", "test", "sd"]].assign(x=values / unit if unit != 1 else values)
+    return found.dropna(subset=["test", "x"])
+
+
+def _number(value: float) -> str:
+    """Three digits, of large numbers with k, M or G."""
+    return f"{value:.3g}" if value < 1000 else EngFormatter(places=1, sep="")(value)
+
+
+def _scale(axis, x: str, values: pd.Series) -> None:
+    """A logarithmic axis for numbers of several magnitudes; ticks at a field's values where they have room."""
+    if not is_number(values):
+        return
+    if values.min() > 0 and values.max() > 8 * values.min():
+        log_ticks(axis)
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _number(value)))
+    if x not in MEASURES and values.nunique() < 9:
+        ticks = sorted(values.unique())
+        axis.set_xticks(ticks, [shown(x, tick) for tick in ticks])
+
+
+@styled
+def curves(tables: list[Table], x: str) -> Figure | str:
+    """Training and validation accuracy of the best configuration of each model in each table, on one scale.
+
+    Means over seeds, by epoch, or by what the epochs cost where x is `minutes` or `flop`.
+    """
+    figure, axes = new_figure(4.2, 1, 2, sharex=True, sharey=True)
+    cost = x if x in ("minutes", "flop") else "epochs"
+    heads = []
+    for table, colour in zip(tables, COLOURS * len(tables)):
+        for model, look in table.looks.items():
+            epochs = _epochs(table, model, cost)
+            if epochs is None:
+                continue
+            for axis, split in zip(axes, ("train", "val")):
+                if f"{split}_accuracy" not in epochs:
+                    continue
+                line = epochs.dropna(subset=f"{split}_accuracy").groupby("epoch")
+                at, mean, sd = line["x"].mean(), line[f"{split}_accuracy"].mean(), line[f"{split}_accuracy"].std()
+                axis.plot(at, mean, color=colour, marker=look.marker, markevery=0.2, markersize=5,
+                          label=f"{table.name}: {look.label}")
+                axis.fill_between(at, mean - sd, mean + sd, color=colour, alpha=0.2, linewidth=0)
+            if "val_accuracy" in epochs:
+                heads.append(f"{percent(mean.iloc[-1])} ({table.name}, {look.label})")
+    if not axes[0].lines:
+        return "no history of a best run beside these tables"
+    for axis, split in zip(axes, ("training", "validation")):
+        axis.set(title=split, xlabel=MEASURES[cost][2] if cost in MEASURES else "epoch")
+        percent_ticks(axis.yaxis)
+    axes[0].set_ylabel("accuracy")
+    axes[0].legend(loc="lower right")
+    note = "Each study's best configuration of each model, mean over its seeds; shaded: SD between seeds."
+    title = f"validation accuracy at the end: {listed(heads)}" if heads else "nothing validated these runs"
+    return titled(figure, title, note)
+
+
+def _epochs(table: Table, model: str, cost: str) -> pd.DataFrame | None:
+    """The histories of all seeds of a model's best configuration, with what they cost so far as `x`; None without."""
+    best, found = ranking.ranked(table, model).head(1), []
+    for _, run in table.runs[table.runs["experiment"].isin(best["experiment"])].iterrows():
+        history = ranking.read_history(table, run.get("run", ""))
+        if history is not None:
+            column, unit, _ = MEASURES.get(cost, ("epochs_run", 1, ""))
+            found.append(history.assign(x=history["epoch"] / history["epoch"].max() * run[column] / unit))
+    return pd.concat(found) if found else None
