@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import results_tables as made
 import torch
 from conftest import tiny
 from matplotlib.figure import Figure
@@ -11,6 +12,7 @@ from cifarlib import parts
 from cifarlib.notebook import explore
 from cifarlib.parts import ARCHITECTURES
 from cifarlib.parts import CIFAR10_CLASSES as CLASSES
+from cifarlib.results.table import check_table
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +24,11 @@ def models():
 def test_flops_of_an_image(name, gflops, models):
     assert list(models.index) == list(ARCHITECTURES)
     assert models["GFLOPs per image"][name] == pytest.approx(gflops, rel=1e-3)
+
+
+def test_flop_of_a_run_are_three_passes_of_each_image_and_epoch():
+    table = check_table(made.table(("resnet",), learning_rate=(0.001,)).assign(train_images=1_000, epochs_run=7))
+    assert explore.with_flop(table).rows["flop"].to_numpy() == pytest.approx(3 * resnet_flops() * 1_000 * 7, rel=1e-3)
 
 
 @pytest.mark.parametrize("name, outputs", [

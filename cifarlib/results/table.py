@@ -50,9 +50,10 @@ class Table:
 
     rows: a row a cell, with the file's columns and these: every field of the configuration, empty where it does nothing
     in the row; `config` (all of them); `name` (without what all rows share); `experiment` (equal for cells that are one
-    configuration); `copy` (the row repeats another row's run); `condition` (of the data, as text); `main` (its model is ranked under this
-    condition); `images` (of the test); `chance` (no better than guessing). notes: a sentence for everything left out or
-    assumed. rank_by: the column that ranks. fields: the columns that may tell configurations apart.
+    configuration); `copy` (the row repeats another row's run); `condition` (of the data, as text); `main` (its model is
+    ranked under this condition); `images` (of the test); `chance` (no better than guessing). notes: a sentence for
+    everything left out or assumed. rank_by: the column that ranks. fields: the columns that may tell configurations
+    apart.
     """
 
     rows: pd.DataFrame

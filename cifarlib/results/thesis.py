@@ -6,7 +6,6 @@ from pathlib import Path
 import pandas as pd
 
 from ..files import project_path, replacing
-from ..words import in_words
 from .figures.write import write_figures
 from .markdown import comparison_table, every_run_table, runs_table
 from .ranking import overall, top
@@ -62,9 +61,7 @@ def report_tables(table: Table, others: Sequence[Table]) -> Iterator[tuple[str, 
     """The report's tables: file name, caption, and the cells as texts."""
     ranked = f"ranked by {table.ranking}."
     for model, look in table.looks.items():
-        best = top(table, model)
-        yield f"{table.stem(model)}_top5", f"{look.label}: the best {in_words(len(best))} runs, {ranked}", runs_table(
-            table, best)
+        yield f"{table.stem(model)}_top5", f"{look.label}: the best runs, {ranked}", runs_table(table, top(table, model))
     if len(table.looks) > 1:
         yield "overall_top5", f"The best run of each model, {ranked}", runs_table(table, overall(table))
     yield "every_run", "What each run took and reached.", every_run_table(table)

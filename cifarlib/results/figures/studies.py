@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter
@@ -19,6 +20,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MEASURES = {"minutes": ("seconds", 60, "minutes of training"),
             "parameters": ("parameters", 1, "weights"),
             "flop": ("flop", 1e12, "TFLOP of training")}
+ACCURACIES = ("train_accuracy", "val_accuracy")  # of a history
 KNOWN = [*MEASURES, *Config.names_of("knob", "condition")]
 
 
@@ -26,7 +28,7 @@ def check_x(x: str) -> None:
     """Raise InputError for what no chart can have on its x axis."""
     if x not in KNOWN:
         near = nearest(x, KNOWN)
-        raise InputError(f"x: expected a field of the runs, {listed(MEASURES)}, got {x!r}"
+        raise InputError(f"x: expected {', '.join(MEASURES)} or a field of the runs, got {x!r}"
                          + (f"; did you mean {near}?" if near else ""))
 
 
@@ -49,7 +51,7 @@ def accuracy_by(tables: list[Table], x: str) -> Figure | str:
             look = table.looks[model]
             best = every.head(1) if x == "minutes" else every.drop_duplicates("x").sort_values("x")
             axis.plot(every["x"], every["test"], look.marker, color=colour, alpha=0.3, markersize=4, markeredgewidth=0)
-            axis.errorbar(best["x"], best["test"], yerr=best["sd"].fillna(0), color=colour, marker=look.marker,
+            axis.errorbar(best["x"], best["test"], yerr=best["sd"], color=colour, marker=look.marker,
                           markersize=6, capsize=4, linewidth=1.2, linestyle="none" if x in MEASURES else "-",
                           label=f"{table.name}: {look.label}")
         for _, first in rows.head(1).iterrows():
@@ -63,7 +65,10 @@ def accuracy_by(tables: list[Table], x: str) -> Figure | str:
     at_each = "the one" if x == "minutes" else "the one at each value"
     note = (f"Points: configurations, mean over their seeds, of one view of each test image. Large: {at_each} that "
             "its table ranks first; whiskers: SD between seeds, where several were run.")
-    note += " Times: as they were, on whatever machine." if x == "minutes" else ""
+    if x == "minutes":
+        note += " Times: as they were, on whatever machine."
+    if without := [table.name for table, rows in zip(tables, found) if rows.empty]:
+        note += f" Without {listed(without)}: no {name} there."
     return titled(figure, f"Test accuracy by {name}: {listed(heads)}", note)
 
 
@@ -78,7 +83,7 @@ def _configurations(table: Table, x: str) -> pd.DataFrame:
 
 def _number(value: float) -> str:
     """Three digits, of large numbers with k, M or G."""
-    return f"{value:.3g}" if value < 1000 else EngFormatter(places=1, sep="")(value)
+    return f"{value:.3g}" if value < 1000 else EngFormatter(sep="")(float(f"{value:.3g}"))
 
 
 def _scale(axis, x: str, values: pd.Series) -> None:
@@ -105,18 +110,15 @@ def curves(tables: list[Table], x: str) -> Figure | str:
     for table, colour in zip(tables, COLOURS * len(tables)):
         for model, look in table.looks.items():
             epochs = _epochs(table, model, cost)
-            if epochs is None:
-                continue
-            for axis, split in zip(axes, ("train", "val")):
-                if f"{split}_accuracy" not in epochs:
-                    continue
-                line = epochs.dropna(subset=f"{split}_accuracy").groupby("epoch")
-                at, mean, sd = line["x"].mean(), line[f"{split}_accuracy"].mean(), line[f"{split}_accuracy"].std()
-                axis.plot(at, mean, color=colour, marker=look.marker, markevery=0.2, markersize=5,
-                          label=f"{table.name}: {look.label}")
-                axis.fill_between(at, mean - sd, mean + sd, color=colour, alpha=0.2, linewidth=0)
-            if "val_accuracy" in epochs:
-                heads.append(f"{percent(mean.iloc[-1])} ({table.name}, {look.label})")
+            for axis, column in zip(axes, ACCURACIES):
+                line = epochs.dropna(subset=["x", column]).groupby("epoch")[["x", column]]
+                if len(line):
+                    at, mean, sd = line["x"].mean(), line[column].mean(), line[column].std()
+                    axis.plot(at, mean, color=colour, marker=look.marker, markevery=0.2, markersize=5,
+                              label=f"{table.name}: {look.label}")
+                    axis.fill_between(at, mean - sd, mean + sd, color=colour, alpha=0.2, linewidth=0)
+                    if axis is axes[1]:
+                        heads.append(f"{percent(mean.iloc[-1])} ({table.name}, {look.label})")
     if not axes[0].lines:
         return "no history of a best run beside these tables"
     for axis, split in zip(axes, ("training", "validation")):
@@ -129,12 +131,14 @@ def curves(tables: list[Table], x: str) -> Figure | str:
     return titled(figure, title, note)
 
 
-def _epochs(table: Table, model: str, cost: str) -> pd.DataFrame | None:
-    """The histories of all seeds of a model's best configuration, with what they cost so far as `x`; None without."""
+def _epochs(table: Table, model: str, cost: str) -> pd.DataFrame:
+    """The histories of all seeds of a model's best configuration, with `x`: the epoch, or what all so far have cost."""
     best, found = ranking.ranked(table, model).head(1), []
     for _, run in table.runs[table.runs["experiment"].isin(best["experiment"])].iterrows():
         history = ranking.read_history(table, run.get("run", ""))
-        if history is not None:
-            column, unit, _ = MEASURES.get(cost, ("epochs_run", 1, ""))
-            found.append(history.assign(x=history["epoch"] / history["epoch"].max() * run[column] / unit))
-    return pd.concat(found) if found else None
+        if history is not None and len(history):
+            column, unit, _ = MEASURES.get(cost, ("", 1, ""))
+            an_epoch = run.get(column, np.nan) / unit / history["epoch"].max() if column else 1
+            found.append(history.assign(x=history["epoch"] * an_epoch))
+    epochs = pd.concat(found) if found else pd.DataFrame()
+    return epochs.reindex(columns=["epoch", "x", *ACCURACIES])
