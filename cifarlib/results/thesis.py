@@ -20,15 +20,16 @@ PAGE = r"""\documentclass[a4paper]{{article}}
 \usepackage[margin=25mm]{{geometry}}
 \usepackage{{array,booktabs,graphicx,longtable}}
 \newcolumntype{{L}}[1]{{>{{\raggedright\arraybackslash}}p{{\dimexpr #1\linewidth-2\tabcolsep\relax}}}}
-\setlength{{\LTcapwidth}}{{\linewidth}}
+\setlength{{\emergencystretch}}{{3em}}
 \begin{{document}}
+\setlength{{\LTcapwidth}}{{\linewidth}}
 {body}
 \end{{document}}
 """
 FIGURE = r"""
 \begin{{figure}}[htbp]
   \centering
-  \includegraphics[scale=0.62]{{figures/{name}.pdf}}
+  \includegraphics[scale=0.61]{{figures/{name}.pdf}}
   \caption{{{caption}}}
   \label{{fig:{name}}}
 \end{{figure}}"""
@@ -51,7 +52,7 @@ def write_thesis(table: Table, folder: str | Path, images=None, others: Sequence
             rows.to_csv(folder / "tables" / f"{name}.csv", index=False)
             text = latex_table(rows, caption=latex(caption), label=f"tab:{name}")
             (folder / "tables" / f"{name}.tex").write_text(text, encoding="utf-8")
-            parts.append(f"\n{{\\small\\input{{tables/{name}}}}}")
+            parts.append(f"\n{{\\footnotesize\\input{{tables/{name}}}}}")
     with replacing(folder / DOCUMENT) as part:
         part.write_text(PAGE.format(body="\n".join(parts)), encoding="utf-8")
     return folder / DOCUMENT
@@ -61,7 +62,8 @@ def report_tables(table: Table, others: Sequence[Table]) -> Iterator[tuple[str, 
     """The report's tables: file name, caption, and the cells as texts."""
     ranked = f"ranked by {table.ranking}."
     for model, look in table.looks.items():
-        yield f"{table.stem(model)}_top5", f"{look.label}: the best runs, {ranked}", runs_table(table, top(table, model))
+        best = top(table, model)
+        yield f"{table.stem(model)}_top5", f"{look.label}: the best runs, {ranked}", runs_table(table, best)
     if len(table.looks) > 1:
         yield "overall_top5", f"The best run of each model, {ranked}", runs_table(table, overall(table))
     yield "every_run", "What each run took and reached.", every_run_table(table)
@@ -78,10 +80,10 @@ def latex(text: str) -> str:
 def latex_table(rows: pd.DataFrame, **options) -> str:
     """A table as wide as the text that may go over pages, with booktabs' rules; options: as for DataFrame.to_latex.
 
-    Its column type L{fraction of the width} is defined in the document.
+    A column has room for its longest word. Its type, L{fraction of the width}, is defined in the document.
     """
-    wide = rows.columns == "Run"
-    fractions = [0.3 if each else (1 - 0.3 * wide.sum()) / (~wide).sum() for each in wide]
-    columns = "".join(f"L{{{fraction:.3f}}}" for fraction in fractions)
+    words = [max(len(word) for text in (head, *rows[head]) for word in text.split()) for head in rows]
+    letters = [min(most, 24) + 3 for most in words]  # names of runs break; three for the gap between columns
+    columns = "".join(f"L{{{each / sum(letters):.3f}}}" for each in letters)
     return rows.map(latex).rename(columns=latex).to_latex(
         index=False, longtable=True, column_format=f"@{{}}{columns}@{{}}", **options)
