@@ -1,6 +1,7 @@
 """Charts and tables of a report as files for a thesis, and a document that shows how to include them."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pandas as pd
@@ -21,6 +22,7 @@ PAGE = r"""\documentclass[a4paper]{{article}}
 \usepackage{{array,booktabs,graphicx,longtable}}
 \newcolumntype{{L}}[1]{{>{{\raggedright\arraybackslash}}p{{\dimexpr #1\linewidth-2\tabcolsep\relax}}}}
 \setlength{{\emergencystretch}}{{3em}}
+\setlength{{\tabcolsep}}{{4pt}}
 \begin{{document}}
 \setlength{{\LTcapwidth}}{{\linewidth}}
 {body}
@@ -43,10 +45,11 @@ def write_thesis(table: Table, folder: str | Path, images=None, others: Sequence
     write_figures.
     """
     folder = project_path(folder)
-    figures = write_figures(table, folder / "figures", images=images, others=others, x=x, titles=False)
+    with redirect_stdout(None):  # the report has said what is left out
+        figures = write_figures(table, folder / "figures", images=images, others=others, x=x, titles=False)
     parts = [latex(f"{table.name}. {conditions(table)}")]
     parts += [FIGURE.format(name=path.stem, caption=latex(message)) for path, message in figures.items()]
-    (folder / "tables").mkdir(exist_ok=True)
+    (folder / "tables").mkdir(parents=True, exist_ok=True)
     for name, caption, rows in report_tables(table, others):
         if len(rows):
             rows.to_csv(folder / "tables" / f"{name}.csv", index=False)
@@ -82,8 +85,9 @@ def latex_table(rows: pd.DataFrame, **options) -> str:
 
     A column has room for its longest word. Its type, L{fraction of the width}, is defined in the document.
     """
-    words = [max(len(word) for text in (head, *rows[head]) for word in text.split()) for head in rows]
-    letters = [min(most, 24) + 3 for most in words]  # names of runs break; three for the gap between columns
+    words = [max(len(word) for text in (head.replace("_", " "), *rows[head]) for word in text.split())
+             for head in rows]
+    letters = [min(most, 24) + 5 for most in words]  # names of runs break; room for capitals and the gap
     columns = "".join(f"L{{{each / sum(letters):.3f}}}" for each in letters)
     return rows.map(latex).rename(columns=latex).to_latex(
         index=False, longtable=True, column_format=f"@{{}}{columns}@{{}}", **options)

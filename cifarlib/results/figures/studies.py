@@ -111,7 +111,7 @@ def curves(tables: list[Table], x: str) -> Figure | str:
         for model, look in table.looks.items():
             epochs = _epochs(table, model, cost)
             for axis, column in zip(axes, ACCURACIES):
-                line = epochs.dropna(subset=["x", column]).groupby("epoch")[["x", column]]
+                line = epochs.dropna(subset=["x", column]).groupby("epoch")
                 if len(line):
                     at, mean, sd = line["x"].mean(), line[column].mean(), line[column].std()
                     axis.plot(at, mean, color=colour, marker=look.marker, markevery=0.2, markersize=5,
