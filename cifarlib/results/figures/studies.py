@@ -20,6 +20,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MEASURES = {"minutes": ("seconds", 60, "minutes of training"),
             "parameters": ("parameters", 1, "weights"),
             "flop": ("flop", 1e12, "TFLOP of training")}
+READING = {"minutes": " Times: as they were, on whatever machine.",
+           "flop": " FLOP: of three forward passes for each image and epoch, counted on the model."}
 ACCURACIES = ("train_accuracy", "val_accuracy")  # of a history
 KNOWN = [*MEASURES, *Config.names_of("knob", "condition")]
 
@@ -36,7 +38,7 @@ def check_x(x: str) -> None:
 def accuracy_by(tables: list[Table], x: str) -> Figure | str:
     """Test accuracy of every configuration against a field of the runs or one of MEASURES, a colour a table.
 
-    Where x is a field its best configurations are joined.
+    Where x is a field, each table's best configurations are joined.
     """
     found = [_configurations(table, x) for table in tables]
     if all(rows.empty for rows in found):
@@ -64,9 +66,7 @@ def accuracy_by(tables: list[Table], x: str) -> Figure | str:
     legend_above(axis)
     at_each = "the one" if x == "minutes" else "the one at each value"
     note = (f"Points: configurations, mean over their seeds, of one view of each test image. Large: {at_each} that "
-            "its table ranks first; whiskers: SD between seeds, where several were run.")
-    if x == "minutes":
-        note += " Times: as they were, on whatever machine."
+            f"its table ranks first; whiskers: SD between seeds, where several were run.{READING.get(x, '')}")
     if without := [table.name for table, rows in zip(tables, found) if rows.empty]:
         note += f" Without {listed(without)}: no {name} there."
     return titled(figure, f"Test accuracy by {name}: {listed(heads)}", note)
