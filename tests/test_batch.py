@@ -235,9 +235,12 @@ def test_code_that_is_edited_while_a_grid_runs_is_not_the_code_of_its_runs(tmp_p
 def test_the_exit_code_says_first_what_is_left_to_do(statuses, fail_fast, code, monkeypatch, tmp_path):
     runs = [Run(Config(seed=seed), ()) for seed in range(len(statuses))]
     monkeypatch.setattr(runner, "status_of", lambda folder: statuses[int(folder.name.rpartition("_")[2])])
-    assert runner._exit_code(runs, Options(executed_dir=str(tmp_path)), {}, fail_fast, False) == code
+    stopping, options = runner.Stopping(1), Options(executed_dir=str(tmp_path))
+    stopping.alike, stopping.progress = ["failed"] * fail_fast, True
+    assert runner._exit_code(runs, options, {}, stopping) == code
+    stopping.requested = True
     if "running" in statuses:  # others train it: stopped while waiting for them, not all is done
-        assert runner._exit_code(runs, Options(executed_dir=str(tmp_path)), {}, fail_fast, True) == 75
+        assert runner._exit_code(runs, options, {}, stopping) == 75
 
 
 def descendants(pid):
@@ -365,6 +368,7 @@ def test_slots_share_cores_and_cards(cards):
     assert slots(2) == resources.Slots(2, 4, ("0", "1") * 5)
     assert slots(0, "cpu") == resources.Slots(8, 1, ())
     assert slots(0, "cuda:1") == resources.Slots(5, 1, ("1",) * 5)
+    assert slots(12) == resources.Slots(12, 1, ("0", "1") * 5), "as asked for"
     with pytest.raises(InputError, match="device: cuda:2 is not there"):
         slots(0, "cuda:2")
     with pytest.raises(InputError, match="device: expected one for all runs, got cuda:0 and cuda:1"):
@@ -422,9 +426,12 @@ def test_the_limits_of_all_control_groups_around_a_process_hold(own, files, bare
     ([["0", 80, 79, True], ["1", 80, 0, True]], ("0",)),  # exclusive: 1 has its process
     ([["GPU-a", 80, 3, False], ["GPU-b", 24, 5, False]], ("GPU-b",)),  # all in use
     ([["0", 8, 7, False], ["1", 24, 9, False]], ("0",))])
-def test_cards_have_room_by_the_memory_that_others_leave(found, gpus, cards):
+def test_cards_have_room_by_the_memory_that_others_leave(found, gpus, cards, capsys):
     cards.setattr(resources.subprocess, "run", sees(found))
     assert slots().gpus == gpus
+    exclusive = found[0][3]
+    assert slots(2).jobs == (1 if exclusive else 2), "a second run on an exclusive card would fail"
+    assert ("--jobs 2" in capsys.readouterr().err) == exclusive
 
 
 @pytest.mark.parametrize("visible, names", [

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import tiny
 
+from cifarlib import machine
 from cifarlib.bench import measure, report as bench_report
 from cifarlib.bench.reference import Reference, _loader
 from cifarlib.batch.launch import ALLOCATOR
@@ -118,6 +119,7 @@ def test_bench_executes_its_notebook_and_rewrites_the_readme(tmp_path, capfd):
     speeds = [way["images_per_second"] for way in results["at_once"]["ways"]]
     assert len(speeds) == len(measure.usual_ways(torch.device("cpu"))) and min(speeds) > 0
     assert results["conditions"]["dataset"] == "synthetic"
+    assert results["conditions"]["cores"] == machine.cores()
     assert (tmp_path / "figures" / "throughput.png").exists() and "| `resnet` |" in readme.read_text()
     before = readme.read_text()
     assert main([*arguments, "--no-measure"]) == 0 and readme.read_text() == before
