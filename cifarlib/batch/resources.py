@@ -51,8 +51,8 @@ class Slots:
         jobs = jobs or max(1, min(len(cards) or cores(), int(free_memory() // need)))
         jobs = min(jobs, len(configs))  # the cores that would stay idle go to the runs there are
         if jobs > len(cards) and any(exclusive for *_, exclusive in gpus):
-            print(f"cifarlib: --jobs {jobs}: a card that takes one process at a time leaves room for "
-                  f"{counted(len(cards), 'run')}; {len(cards)} at a time", file=sys.stderr)
+            print(f"cifarlib: --jobs {jobs}: only {counted(len(cards), 'run')} at a time, since a second one on an "
+                  "exclusive card would fail", file=sys.stderr)
             jobs = len(cards)
         return cls(jobs, max(1, cores() // jobs), cards)
 

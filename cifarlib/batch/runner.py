@@ -171,7 +171,7 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
         tqdm.write(f"left alone: {counted(failed, 'run')} that failed before (--retry-failed tries again)",
                    file=sys.stderr)
     waiting, codes = deque(run for run in runs if wanted(run, options, retry_failed)), {}
-    turn, told = threading.Lock(), []
+    turn, told = threading.Lock(), threading.Event()
 
     def work(gpu: str | None) -> None:
         """In a thread: train one run after the other, as long as there are any."""
@@ -183,12 +183,13 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
             elif not wait_for_others:
                 return
             elif waiting:
-                if not told:
+                if not told.is_set():
                     tqdm.write(f"waiting for {counted(len(waiting), 'run')} that other runners train", file=sys.stderr)
-                told.append(waiting)
+                told.set()
                 time.sleep(POLL)
 
     def train(run: Run, claim: Claim, gpu: str | None) -> None:
+        """Train what is claimed, report how it ended and let others claim it."""
         started = time.monotonic()
         code = codes[run.name] = execute_run(run, options, stopping, slots.threads, gpu, echo, claim, source)
         with turn:
