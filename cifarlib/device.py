@@ -4,6 +4,7 @@ import ctypes
 import json
 import os
 import platform
+import re
 import sys
 from contextlib import nullcontext, suppress
 from functools import cache
@@ -106,11 +107,9 @@ def describe(device: torch.device, asked: str = "") -> str:
 
 
 def _processor() -> str:
-    if Path("/proc/cpuinfo").exists():
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    file = Path("/proc/cpuinfo")
+    named = re.search(r"^model name\s*:(.*)", file.read_text(), re.MULTILINE) if file.exists() else None
+    return named[1].strip() if named else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from services import Service, wait_for
@@ -91,8 +92,7 @@ class SlurmCluster(Service):
         host = socket.gethostname().split(".")[0]
         controller_port, node_port = free_ports(2)
         (self.folder / "slurm.conf").write_text(CONFIG.format(
-            host=host, user=USER, folder=self.folder,
-            controller_port=controller_port, node_port=node_port))
+            host=host, user=USER, folder=self.folder, controller_port=controller_port, node_port=node_port))
         if version() >= (23, 11):  # those look for cgroups otherwise, and earlier ones don't know the word
             (self.folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
         (self.folder / "gres.conf").write_text(f"Name=gpu File={self.folder}/gpu[0-3]\n")
@@ -100,12 +100,6 @@ class SlurmCluster(Service):
             (self.folder / f"gpu{number}").symlink_to("/dev/null")
         for name in ("state", "spool"):
             (self.folder / name).mkdir()
-        self._start_munged()
-        self._daemon("slurmctld", "-D", "-c")
-        self._daemon("slurmd", "-D", "-N", "node")
-        self._wait_until(self._node_is_idle, "the node")
-
-    def _start_munged(self):
         key = self.folder / "munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o400)
@@ -114,15 +108,16 @@ class SlurmCluster(Service):
         # --force: a temporary folder that the group may write is a warning then.
         self._daemon("munged", "--foreground", "--force", *[f"--{name}={path}" for name, path in files.items()])
         self._wait_until(files["socket"].exists, "munged")
+        self._daemon("slurmctld", "-D", "-c")
+        self._daemon("slurmd", "-D", "-N", "node")
+        idle = ("sinfo", "--noheader", "--format=%T")
+        self._wait_until(lambda: self.command(*idle, check=False).stdout.split()[:1] == ["idle"], "the node")
 
     def _daemon(self, name, *arguments):
         with open(self.folder / f"{name}.out", "wb") as output:
             self.daemons.append(subprocess.Popen(
                 [program(name), *arguments], cwd=self.folder, env=self.environment,
                 stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True))
-
-    def _node_is_idle(self):
-        return self.command("sinfo", "--noheader", "--format=%T", check=False).stdout.split()[:1] == ["idle"]
 
     def _wait_until(self, condition, what, timeout=30):
         def ready_or_dead():
@@ -136,24 +131,16 @@ class SlurmCluster(Service):
 
     def stop(self):
         """Cancel all jobs, stop the daemons by their process ids, remove the folder."""
-        try:
-            self._end_jobs()
-        except (TimeoutError, subprocess.TimeoutExpired):
-            pass  # the daemons have to go in any case
-        for daemon in reversed(self.daemons):
-            daemon.terminate()
-            try:
-                daemon.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                daemon.kill()
-                daemon.wait()
-        self.daemons = []
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _end_jobs(self):
-        if self.running():
+        with suppress(TimeoutError, subprocess.TimeoutExpired):  # the daemons have to go in any case
             self.command("scancel", f"--user={USER}", check=False)
             wait_for(lambda: not self.running(), 40, "the last jobs to end")  # they are killed after KillWait
+        for daemon in reversed(self.daemons):
+            daemon.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                daemon.wait(timeout=10)
+            daemon.kill()
+            daemon.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def command(self, *words, check=True, cwd=None, env=None):
         """Run one of SLURM's commands against this cluster."""

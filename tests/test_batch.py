@@ -1,6 +1,5 @@
 """Grids through papermill for real: several runs at a time, resumed, claimed, isolated from each other's failures."""
 
-import io
 import json
 import os
 import shutil
@@ -9,16 +8,16 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pandas
 import psutil
 import pytest
 import torch
 from conftest import TINY
-from services import until
+from services import differences, until
 
 from cifarlib import device, machine
 from cifarlib.batch import launch, resources, runner
@@ -91,17 +90,6 @@ def uninterrupted(tmp_path_factory):
     return run_folder(folder)
 
 
-def assert_same_numbers(folder, other):
-    """Same weights and metrics, bit for bit; only times may differ."""
-    times = ["seconds", "images_per_second"]
-    frames = [pandas.read_csv(place / "history.csv").drop(columns=times) for place in (folder, other)]
-    pandas.testing.assert_frame_equal(*frames, check_exact=True)
-    weights = [torch.load(place / "best_val_acc.pt", weights_only=True)["weights"] for place in (folder, other)]
-    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
-    arrays = [np.load(place / "predictions.npz") for place in (folder, other)]
-    assert all(np.array_equal(arrays[0][key], arrays[1][key]) for key in arrays[0])
-
-
 def test_a_grid_shares_runs_isolates_failures_and_resumes(tmp_path):
     text = FIXED + """
 rows:
@@ -132,18 +120,6 @@ rows:
     retried = grid(tmp_path, text, "--retry-failed")
     assert retried.output.count("  failed  ") == 1
 
-    command = [sys.executable, "-m", "cifarlib", "status", "g", "--executed_dir", str(tmp_path / "executed")]
-    status = subprocess.run(command, capture_output=True, text=True)
-    assert status.returncode == 0 and "best so far" in status.stdout and "--retry-failed" in status.stdout
-    counts = {line.split()[0]: line.split()[1:] for line in status.stdout.splitlines()[1:5]}
-    assert counts["all"] == ["2", "0", "1", "0", "0", "0"], status.stdout
-
-
-def test_a_dry_run_counts_and_trains_nothing(tmp_path):
-    ended = grid(tmp_path, FIXED + "rows: [{scheduler: cosine, gamma: [0.95, 0.97, 0.99]}, {}]", "--dry-run")
-    assert "4 cells, 2 distinct runs: 0 done, 0 diverged, 0 failed, 0 running, 0 preempted, 2 pending" in ended.output
-    assert not (tmp_path / "executed").exists()
-
 
 def test_a_stop_request_ends_at_an_epoch_and_the_rest_gives_the_same_numbers(tmp_path, uninterrupted):
     process = grid(tmp_path, LONG, wait=False)
@@ -163,7 +139,7 @@ def test_a_stop_request_ends_at_an_epoch_and_the_rest_gives_the_same_numbers(tmp
     (folder / "plan.json").write_text(plan)
     assert "holds a run with device 'cuda', this one has 'cpu'" in (folder / "run.log").read_text()
     assert grid(tmp_path, LONG).returncode == 0
-    assert_same_numbers(folder, uninterrupted)
+    assert not differences(folder, uninterrupted)
 
 
 def test_kill_9_of_everything_loses_at_most_the_epoch_in_progress(tmp_path, uninterrupted):
@@ -179,7 +155,7 @@ def test_kill_9_of_everything_loses_at_most_the_epoch_in_progress(tmp_path, unin
     assert resumed.returncode == 0
     first = (folder / "run.log").read_text().partition("epoch ")[2].split("/")[0]
     assert int(first) in (reached, reached + 1, reached + 2), "it goes on after the last finished epoch"
-    assert_same_numbers(folder, uninterrupted)
+    assert not differences(folder, uninterrupted)
 
 
 def test_what_a_second_interrupt_kills_has_not_failed(tmp_path):
@@ -197,11 +173,11 @@ def test_what_a_second_interrupt_kills_has_not_failed(tmp_path):
 
 def test_where_no_process_can_be_forked_runs_start_cold_and_give_the_same_numbers(tmp_path, uninterrupted):
     (tmp_path / "sitecustomize.py").write_text(
-        "import threading, time\nthreading.Thread(target=time.sleep, args=[9], daemon=True).start()")
+        "import threading, time\nthreading.Thread(target=time.sleep, args=[600], daemon=True).start()")
     cold = grid(tmp_path, LONG, env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{PROJECT}"})
     assert cold.returncode == 0
     assert cold.output.count("no warm start (RuntimeError: an import has started a thread)") == 1
-    assert_same_numbers(run_folder(tmp_path), uninterrupted)
+    assert not differences(run_folder(tmp_path), uninterrupted)
 
 
 def test_code_that_is_edited_while_a_grid_runs_is_not_the_code_of_its_runs(tmp_path):
@@ -235,9 +211,12 @@ def test_code_that_is_edited_while_a_grid_runs_is_not_the_code_of_its_runs(tmp_p
 def test_the_exit_code_says_first_what_is_left_to_do(statuses, fail_fast, code, monkeypatch, tmp_path):
     runs = [Run(Config(seed=seed), ()) for seed in range(len(statuses))]
     monkeypatch.setattr(runner, "status_of", lambda folder: statuses[int(folder.name.rpartition("_")[2])])
-    assert runner._exit_code(runs, Options(executed_dir=str(tmp_path)), {}, fail_fast, False) == code
+    stopping, options = runner.Stopping(1), Options(executed_dir=str(tmp_path))
+    stopping.alike, stopping.progress = ["failed"] * fail_fast, True
+    assert runner._exit_code(runs, options, {}, stopping) == code
+    stopping.requested = True
     if "running" in statuses:  # others train it: stopped while waiting for them, not all is done
-        assert runner._exit_code(runs, Options(executed_dir=str(tmp_path)), {}, fail_fast, True) == 75
+        assert runner._exit_code(runs, options, {}, stopping) == 75
 
 
 def descendants(pid):
@@ -268,34 +247,25 @@ def test_two_runners_share_a_study_without_training_anything_twice_and_what_kept
 
     folders = [path.parent for path in (tmp_path / "executed" / "g").glob("*/record.json")]
     assert len(folders) == 3 and not list((tmp_path / "executed").rglob("*.pt"))
+    parameters = {**read_record(folders[0])["config"], "study": "g", "executed_dir": str(tmp_path / "executed"),
+                  "wandb_mode": "disabled", "checkpoints": "none"}
     command = [sys.executable, "-m", "papermill", "notebooks/experiment.ipynb", str(tmp_path / "again.ipynb"),
-               "--no-progress-bar", "-y", json.dumps(parameters_of(folders[0], tmp_path))]
+               "--no-progress-bar", "-y", json.dumps(parameters)]
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     text = (tmp_path / "again.ipynb").read_text()
     assert "done after 2 epochs" in text and "epoch 1/2" not in text
 
 
-def parameters_of(folder, root):
-    """The parameters with which the notebook shows a finished run again."""
-    config = read_record(folder)["config"]
-    options = {"study": "g", "executed_dir": str(root / "executed"), "wandb_mode": "disabled", "checkpoints": "none"}
-    return {**config, **options}
-
-
 def test_a_claim_has_one_owner_among_many(tmp_path):
-    taken, barrier = [], threading.Barrier(16)
+    barrier = threading.Barrier(16)
 
-    def take():
+    def take(_):
         barrier.wait()
-        taken.append(Claim.take(tmp_path / "run"))
+        return Claim.take(tmp_path / "run")
 
-    threads = [threading.Thread(target=take) for _ in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    (owner,) = [one for one in taken if one]
+    with ThreadPoolExecutor(16) as pool:
+        (owner,) = filter(None, pool.map(take, range(16)))
     assert is_claimed(tmp_path / "run") and Claim.take(tmp_path / "run") is None
     owner.release()
     assert not is_claimed(tmp_path / "run")
@@ -365,6 +335,7 @@ def test_slots_share_cores_and_cards(cards):
     assert slots(2) == resources.Slots(2, 4, ("0", "1") * 5)
     assert slots(0, "cpu") == resources.Slots(8, 1, ())
     assert slots(0, "cuda:1") == resources.Slots(5, 1, ("1",) * 5)
+    assert slots(12) == resources.Slots(12, 1, ("0", "1") * 5), "as asked for"
     with pytest.raises(InputError, match="device: cuda:2 is not there"):
         slots(0, "cuda:2")
     with pytest.raises(InputError, match="device: expected one for all runs, got cuda:0 and cuda:1"):
@@ -422,9 +393,12 @@ def test_the_limits_of_all_control_groups_around_a_process_hold(own, files, bare
     ([["0", 80, 79, True], ["1", 80, 0, True]], ("0",)),  # exclusive: 1 has its process
     ([["GPU-a", 80, 3, False], ["GPU-b", 24, 5, False]], ("GPU-b",)),  # all in use
     ([["0", 8, 7, False], ["1", 24, 9, False]], ("0",))])
-def test_cards_have_room_by_the_memory_that_others_leave(found, gpus, cards):
+def test_cards_have_room_by_the_memory_that_others_leave(found, gpus, cards, capsys):
     cards.setattr(resources.subprocess, "run", sees(found))
     assert slots().gpus == gpus
+    exclusive = found[0][3]
+    assert slots(2).jobs == (1 if exclusive else 2), "a second run on an exclusive card would fail"
+    assert ("--jobs 2" in capsys.readouterr().err) == exclusive
 
 
 @pytest.mark.parametrize("visible, names", [
@@ -485,43 +459,27 @@ def test_a_card_that_torch_cannot_use_is_told_loudly_and_recorded(sign, bare, tm
 
 
 def test_an_absolute_data_folder_is_not_published_and_a_run_gets_its_card_and_threads(tmp_path, monkeypatch):
-    seen = {}
-
-    class Process:
-        pid, returncode = 1, 1
-        stdout = []
-
-        def __init__(self, command, **options):
-            seen.update(options["env"])
-            self.stdin = Pipe()
-
-        __enter__, __exit__ = lambda self: self, lambda *_: None
-
-    class Pipe(io.StringIO):
-        def close(self):
-            seen["parameters"] = json.loads(self.getvalue())
-
-    monkeypatch.setattr(launch.subprocess, "Popen", Process)
-    monkeypatch.setattr("cifarlib.runs.record.commit", lambda: None)
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nexport job=$(cat)\nenv -0 >'{tmp_path}/seen'\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
     config = Config(data_dir=str(tmp_path), device="cuda:1")
     options = Options(executed_dir=str(tmp_path / "executed"))
     options.run_folder(config).mkdir(parents=True)
 
     def execute(**given):
-        seen.clear()
         runner.execute_run(Run(config, (config,)), options, runner.Stopping(), **given)
-        return seen["parameters"]
+        seen = dict(line.split("=", 1) for line in (tmp_path / "seen").read_text().split("\0") if line)
+        return seen, json.loads(seen["job"])["parameters"]
 
-    parameters = execute()
-    assert parameters["data_dir"] == "" and seen["CIFAR10_DIR"] == str(tmp_path) and parameters["device"] == "cuda:1"
-    assert execute(gpu="1")["device"] == "cuda", "card 1 is the first, and only, one that the run sees"
-    assert seen["CUDA_VISIBLE_DEVICES"] == "1"
     for name in launch.ALLOCATOR:
         monkeypatch.delenv(name, raising=False)
-    execute()
+    seen, parameters = execute()
+    assert parameters["data_dir"] == "" and seen["CIFAR10_DIR"] == str(tmp_path) and parameters["device"] == "cuda:1"
     assert seen["HOME"] == os.environ["HOME"]
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # an unknown user
-    execute(threads=3)
-    assert os.path.isdir(seen["HOME"])
+    seen, parameters = execute(gpu="1", threads=3)
+    assert parameters["device"] == "cuda", "card 1 is the first, and only, one that the run sees"
+    assert seen["CUDA_VISIBLE_DEVICES"] == "1" and os.path.isdir(seen["HOME"])
     assert seen["OMP_NUM_THREADS"] == seen["MKL_NUM_THREADS"] == "3" and launch.ALLOCATOR.items() <= seen.items()

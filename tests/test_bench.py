@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import tiny
 
+from cifarlib import machine
 from cifarlib.bench import measure, report as bench_report
 from cifarlib.bench.reference import Reference, _loader
 from cifarlib.batch.launch import ALLOCATOR
@@ -69,6 +70,12 @@ def test_the_reference_has_the_allocator_as_it_comes(monkeypatch):
         assert reference.submit(measure._reference_epoch).result() > 0
         assert [reference.submit(os.getenv, name).result() for name in ALLOCATOR] == [None] * len(ALLOCATOR)
     assert ALLOCATOR.items() <= os.environ.items()
+
+
+def test_only_the_cores_that_this_process_may_use_count(monkeypatch):
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {0})
+    assert measure.usual_ways(torch.device("cpu")) == [(1, 1)] and measure.conditions(tiny())["cores"] == 1
+    assert _loader(measure.load_cifar10(tiny()).train, None, 16, False).num_workers == 1
 
 
 def test_runs_that_do_not_fit_at_once_cost_no_measurement(monkeypatch, capsys):

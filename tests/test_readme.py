@@ -206,7 +206,7 @@ def test_committed_runs_count_as_done(words, monkeypatch, capsys):
     assert cli.main([*words[3:], "--dry-run"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "nothing is left to do"
     assert cli.main([*words[3:], "--dry-run", "--study", "never_trained"]) == 0
-    assert " 0 done," in capsys.readouterr().out
+    assert " 0 done," in capsys.readouterr().out and not (ROOT / "executed" / "never_trained").exists()
 
 
 @pytest.mark.parametrize("name", KEPT)

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import termios
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -59,7 +58,7 @@ def test_a_short_torture():
     with tempfile.TemporaryDirectory() as folder:  # pytest's folders are too deep for sockets
         report = torture(Path(folder), kills=5, workers=2, cells=3, minutes=1, pause=3)
     assert not report.problems, report
-    assert report.counts["done"] == 2 * report.counts["rounds"] >= 2 and report.kills.total() >= 1, report
+    assert report.counts["runs done"] == 2 * report.counts["rounds"] >= 2 and report.kills.total() >= 1, report
 
 
 @pytest.fixture
@@ -125,19 +124,21 @@ def test_a_forked_kernel_finds_what_a_cold_one_finds(notebook, source, monkeypat
 
 
 @pytest.mark.parametrize("spoilt, reason", [
-    ("threading.Thread(target=time.sleep, args=[9], daemon=True).start()", "has started a thread"),
-    ("warm.open_files = lambda: ['/dev/nvidia0']", "has opened a GPU")])
+    ("threading.Thread(target=time.sleep, args=[600], daemon=True).start()", "has started a thread"),
+    ("warm.GPUS = ('/dev/null',)", "has opened a GPU")])
 def test_a_process_with_threads_or_a_gpu_is_not_forked(spoilt, reason):
     code = f"import threading, time; from cifarlib.batch import warm; {spoilt}; warm.prepare()"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    ended = subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert reason in ended.stderr.splitlines()[-1]
 
 
 def test_a_run_whose_runner_died_before_it_began_ends_at_once(notebook):
     gone = subprocess.Popen(["true"])
     gone.wait()
-    command = [sys.executable, "-m", "cifarlib.batch.kernel", str(notebook), "../out.ipynb", str(gone.pid)]
-    ended = subprocess.run(command, input='{"seconds": 600}', stderr=subprocess.PIPE, text=True, timeout=120)
+    job = {"notebook": str(notebook), "output": "../out.ipynb", "parameters": {"seconds": 600}, "runner": gone.pid,
+           "claim": ""}
+    ended = subprocess.run([sys.executable, "-m", "cifarlib.batch.kernel"], input=json.dumps(job), text=True,
+                           stderr=subprocess.PIPE, timeout=120)
     assert (ended.returncode, ended.stderr) == (FAILED, "")
 
 
@@ -164,15 +165,6 @@ def test_a_living_owner_of_this_machine_needs_no_heartbeat(tmp_path):
     owner.release()
 
 
-def test_a_damaged_claim_is_taken_over_in_the_end(tmp_path):
-    path = tmp_path / "claim.1"
-    path.write_bytes(bytes(20))
-    assert Claim.take(tmp_path) is None, "it may be being written"
-    long_ago = time.time() - claim.STALE - 1
-    os.utime(path, (long_ago, long_ago))
-    Claim.take(tmp_path).release()
-
-
 def test_who_was_slow_to_claim_has_not_got_it(tmp_path, monkeypatch):
     """Between the look at claim 1 and the creation of claim 2 others take and release 2, take 3 and so remove 2."""
     Claim.take(tmp_path).release()
@@ -192,27 +184,35 @@ def test_who_was_slow_to_claim_has_not_got_it(tmp_path, monkeypatch):
     others[0].release()
 
 
-def test_a_failed_run_that_another_runner_tries_again_at_once_is_still_reported(tmp_path, monkeypatch, capsys):
-    def fail(run, options, *_):
-        write_failure(options.run_folder(run.config), run.config, "no luck")
-        return FAILED
+def failing(run, options, *_):
+    """In place of execute_run."""
+    write_failure(options.run_folder(run.config), run.config, "no luck")
+    return FAILED
 
+
+def run_seeds(folder, count=1, resume=True, **options):
+    """Runs that differ in their seed, one at a time; the exit code and their folders."""
+    every = [Run(config, (config,)) for config in (CONFIG.replace(seed=seed) for seed in range(count))]
+    code = run_all(every, Options(executed_dir=str(folder), resume=resume), Slots(1, 1, ()), **options)
+    return code, [folder / "single" / run.name for run in every]
+
+
+def test_a_failed_run_that_another_runner_tries_again_at_once_is_still_reported(tmp_path, monkeypatch, capsys):
     def release(self, inner=Claim.release):
         inner(self)
         (self.folder / "record.json").unlink()
 
-    monkeypatch.setattr(runner, "execute_run", fail)
+    monkeypatch.setattr(runner, "execute_run", failing)
     monkeypatch.setattr(Claim, "release", release)
-    run_all([Run(CONFIG, (CONFIG,))], Options(executed_dir=str(tmp_path)), Slots(1, 1, ()))
+    run_seeds(tmp_path)
     assert "no luck" in capsys.readouterr().out
 
 
 def test_a_run_that_another_runner_took_over_is_left_to_it(tmp_path, monkeypatch):
-    folder = tmp_path / "single" / CONFIG.run_name
-    monkeypatch.setattr(runner, "execute_run", lambda *_: (folder / "claim.2").touch() or PREEMPTED)
-    options = Options(executed_dir=str(tmp_path))
-    assert run_all([Run(CONFIG, (CONFIG,))], options, Slots(1, 1, ()), wait_for_others=False) == OK
-    assert read_record(folder) is None
+    monkeypatch.setattr(runner, "execute_run",
+                        lambda run, options, *_: (options.run_folder(run.config) / "claim.2").touch() or PREEMPTED)
+    code, (folder,) = run_seeds(tmp_path, wait_for_others=False)
+    assert code == OK and read_record(folder) is None
 
 
 def test_what_breaks_after_a_finished_record_does_not_undo_it(tmp_path):
@@ -221,53 +221,30 @@ def test_what_breaks_after_a_finished_record_does_not_undo_it(tmp_path):
     assert read_record(tmp_path) == {"status": "done"}
 
 
-def test_a_table_of_runs_lacks_no_record_that_came_while_it_was_written(tmp_path, monkeypatch):
-    """Else the older table of two runners may be the one that stays."""
-    write_failure(made(tmp_path / "a"), CONFIG, "")
-
-    def slow(folder, planned, inner=study.table_rows):
-        if not (tmp_path / "b").exists():
-            write_failure(made(tmp_path / "b"), CONFIG, "")
-        return inner(folder, planned)
-
-    monkeypatch.setattr(study, "table_rows", slow)
-    assert list(pandas.read_csv(write_table(tmp_path)).run) == ["a", "b"]
-
-
-def test_a_record_that_goes_while_the_table_is_written_is_no_error(tmp_path, monkeypatch):
-    """Another runner tries the study's only run again."""
+@pytest.mark.parametrize("another", ["comes", "goes"])
+def test_a_table_of_runs_lacks_no_record_that_came_while_it_was_written(another, tmp_path, monkeypatch):
+    """Else the older table of two runners may be the one that stays. One that goes, to be tried again, is no error."""
     write_failure(made(tmp_path / "a"), CONFIG, "")
 
     def slow(folder, planned, inner=study.table_rows):
         rows = inner(folder, planned)
-        (folder / "record.json").unlink()
+        if another == "comes" and not (tmp_path / "b").exists():
+            write_failure(made(tmp_path / "b"), CONFIG, "")
+        if another == "goes":
+            (folder / "record.json").unlink()
         return rows
 
     monkeypatch.setattr(study, "table_rows", slow)
-    assert list(pandas.read_csv(write_table(tmp_path)).run) == ["a"]
+    assert list(pandas.read_csv(write_table(tmp_path)).run) == (["a", "b"] if another == "comes" else ["a"])
 
 
-@pytest.mark.parametrize("fail_fast, trained", [(False, 3), (True, 1)])
-def test_fail_fast_starts_nothing_after_the_first_failure(fail_fast, trained, tmp_path, monkeypatch):
-    started = []
-
-    def fail(run, options, *_):
-        started.append(run.name)
-        write_failure(options.run_folder(run.config), run.config, "out of memory")
-        return FAILED
-
-    monkeypatch.setattr(runner, "execute_run", fail)
-    every = [Run(config, (config,)) for config in (CONFIG.replace(seed=seed) for seed in (1, 2, 3))]
-    assert run_all(every, Options(executed_dir=str(tmp_path)), Slots(1, 1, ()), fail_fast=fail_fast) == FAILED
-    assert len(started) == trained
-
-
-@pytest.mark.parametrize("lines, trained, code, statuses", [
-    (["kaput", "kaput", "odd", "kaput", "kaput", "kaput", "kaput"], 7, FAILED, {"failed"}),
-    (["kaput"] * 7, 5, FAILED, {"failed", "pending"}),
-    (["OSError: [Errno 28] No space left on device"] * 7, 1, runner.NO_PROGRESS, {"pending"})])
+@pytest.mark.parametrize("lines, fail_fast, trained, code, statuses, later", [
+    (["kaput", "kaput", "odd", "kaput", "kaput", "kaput", "kaput"], False, 7, FAILED, {"failed"}, 0),
+    (["kaput"] * 7, False, 5, FAILED, {"failed", "pending"}, 2),
+    (["kaput"] * 7, True, 1, FAILED, {"failed", "pending"}, 5),
+    (["OSError: [Errno 28] No space left on device"] * 7, False, 1, runner.NO_PROGRESS, {"pending"}, 1)])
 def test_what_fails_run_after_run_stops_a_grid_and_the_rest_stays_pending(
-        lines, trained, code, statuses, tmp_path, monkeypatch, capsys):
+        lines, fail_fast, trained, code, statuses, later, tmp_path, monkeypatch, capsys):
     started = []
 
     class Process:
@@ -278,13 +255,11 @@ def test_what_fails_run_after_run_stops_a_grid_and_the_rest_stays_pending(
             started.append(self)
 
     monkeypatch.setattr(runner, "start_notebook", Process)
-    every = [Run(config, (config,)) for config in (CONFIG.replace(seed=seed) for seed in range(7))]
-    options = Options(executed_dir=str(tmp_path))
-    assert run_all(every, options, Slots(1, 1, ())) == code and len(started) == trained
-    assert {status_of(options.run_folder(run.config)) for run in every} == statuses
-    assert (lines[-1] in capsys.readouterr().err) == (trained < 7), "why it stops"
-    run_all(every, options, Slots(1, 1, ()))
-    assert len(started) == {7: 7, 5: 7, 1: 2}[trained], "a later start goes on with the rest"
+    ended, folders = run_seeds(tmp_path, 7, fail_fast=fail_fast)
+    assert (ended, len(started), set(map(status_of, folders))) == (code, trained, statuses)
+    assert (lines[-1] in capsys.readouterr().err) == (trained < 7 and not fail_fast), "why it stops"
+    run_seeds(tmp_path, 7)
+    assert len(started) == trained + later, "a later start goes on with the rest"
 
 
 def test_torch_says_in_known_words_that_a_disk_is_full():
@@ -353,10 +328,11 @@ def test_sockets_go_where_they_can(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(kernel.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(kernel, "execute", lambda notebook, output, parameters, folder, *_: print(folder) or OK)
     monkeypatch.setattr(kernel, "_end_without_owner", lambda *_: None)
+    job = {"notebook": "n", "output": "o", "parameters": {}, "runner": 1, "claim": ""}
     refused = str(tmp_path)
-    assert kernel.main({}, "n", "o", "1") == OK and capsys.readouterr().out.startswith("/tmp/kernel-")
+    assert kernel.main(job, []) == OK and capsys.readouterr().out.startswith("/tmp/kernel-")
     refused = "/"
-    assert kernel.main({}, "n", "o", "1") == kernel.BAD_INPUT
+    assert kernel.main(job, []) == kernel.BAD_INPUT
     assert f"cifarlib: TMPDIR: no socket can be made in {tmp_path}" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -388,21 +364,17 @@ def test_one_foreign_record_stops_a_grid_before_it_starts_or_not_at_all(content,
         trained.append(run.name)
         foreign.parent.mkdir(exist_ok=True)
         write_json(foreign, {"status": "done", **content})
-        write_failure(options.run_folder(run.config), run.config, "out of memory")
-        return FAILED
+        return failing(run, options)
 
     monkeypatch.setattr(runner, "execute_run", train_one)
-    configs = [CONFIG.replace(seed=seed) for seed in (1, 2)]
-    every, options = [Run(config, (config,)) for config in configs], Options(executed_dir=str(tmp_path))
-    slots = Slots(1, 1, ())
     with pytest.raises(InputError, match="old/record.json is not a run of this version"):
-        run_all(every, options, slots)
+        run_seeds(tmp_path, 2)
     assert len(trained) == 2 and "old/record.json is not a run of this version" in capsys.readouterr().err
     with pytest.raises(InputError, match="not a run of this version"):
-        run_all(every, options, slots, retry_failed=True)
+        run_seeds(tmp_path, 2, retry_failed=True)
     assert len(trained) == 2, "told before anything starts"
     foreign.unlink()
-    assert run_all(every, Options(executed_dir=str(tmp_path), resume=False), slots) == FAILED
+    assert run_seeds(tmp_path, 2, resume=False)[0] == FAILED
     assert len(trained) == 2 and "left alone: two runs that failed before" in capsys.readouterr().err
 
 

@@ -134,58 +134,50 @@ def test_a_malformed_key_is_an_offline_run_and_all_starts_of_an_interrupted_run_
     assert ids[0] == ids[1] != ids[2]
 
 
-# wandb that fails, with a stand-in for it.
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Put a wandb in place that raises an error at `step`, and return the calls it gets, with their options."""
+    def put(step, logged_in, error):
+        def call(name, result=None):
+            def function(*_, **options):
+                calls.append((name, options))
+                if step in (name, options.get("mode")):
+                    raise error(f"{name} failed\nfor some reason")
+                return result
+            return function
 
-def failing(step):
-    """A wandb that raises at `step`, with the calls it got."""
-    calls = []
-
-    def call(name, result=None):
-        def function(*arguments, **options):
-            calls.append(name)
-            if name == step:
-                raise RuntimeError(f"{name} failed\nfor some reason")
-            return result
-        return function
-
-    run = SimpleNamespace(log=call("log"), finish=call("finish"), summary=SimpleNamespace(update=call("summary")))
-    return SimpleNamespace(init=call("init", run), login=call("login", False), Settings=call("Settings"), calls=calls)
+        calls = []
+        run = SimpleNamespace(log=call("log"), finish=call("finish"), summary=SimpleNamespace(update=call("summary")))
+        fake = SimpleNamespace(init=call("init", run), login=call("login", logged_in), Settings=call("Settings"),
+                               teardown=call("teardown"))
+        monkeypatch.setitem(sys.modules, "wandb", None if step == "import" else fake)
+        monkeypatch.delenv("WANDB_MODE")
+        return calls
+    return put
 
 
 @pytest.mark.parametrize("step", ["import", "Settings", "init", "log", "summary", "finish"])
-def test_nothing_it_does_fails_a_run(step, load, tmp_path, monkeypatch, capsys):
-    fake = failing(step)
-    monkeypatch.setitem(sys.modules, "wandb", None if step == "import" else fake)
-    monkeypatch.delenv("WANDB_MODE")
+def test_nothing_it_does_fails_a_run(step, stand_in, load, tmp_path, capsys):
+    calls = stand_in(step, False, RuntimeError)
     assert tracked(tiny(), load(tiny()), tmp_path, "auto").status == "done"
     lines = [line for line in capsys.readouterr().out.splitlines() if "wandb" in line]
     assert len(lines) == 1 and lines[0].startswith("wandb is off for this run (")
-    assert fake.calls[-1:] == ([] if step == "import" else [step]) and fake.calls.count(step) <= 1
+    names = [name for name, _ in calls]
+    assert names[-1:] == ([] if step == "import" else [step]) and names.count(step) <= 1
 
 
-@pytest.mark.parametrize("where", ["login", "init", "finish"])
-def test_out_of_reach_at_any_time_the_run_is_kept_with_one_line_that_says_how_to_send_it(where, tmp_path, monkeypatch,
-                                                                                         capsys):
-    modes = []
-
-    def failing_at(place, result=True):
-        if place == where:
-            raise TimeoutError("no answer\nfor long")
-        return result
-
-    def init(mode, settings, **_):
-        modes.append(mode)
-        assert 0 < settings["finish_timeout"] <= 60 and settings["finish_timeout_raises"]
-        run = SimpleNamespace(finish=lambda exit_code: failing_at("finish"))
-        return failing_at("init", run) if mode == "online" else run
-
-    fake = SimpleNamespace(login=lambda prompt: failing_at("login"), init=init, Settings=dict, teardown=lambda: None)
-    monkeypatch.setitem(sys.modules, "wandb", fake)
+@pytest.mark.parametrize("step, modes", [("login", ["offline"]), ("online", ["online", "offline"]),
+                                         ("finish", ["online"])])
+def test_out_of_reach_at_any_time_the_run_is_kept_with_one_line_that_says_how_to_send_it(step, modes, stand_in,
+                                                                                         tmp_path, capsys):
+    calls = stand_in(step, True, TimeoutError)
     with Tracker(tiny(), Options(wandb_mode="online"), tmp_path):
         pass
     (line,) = capsys.readouterr().out.splitlines()
     assert f" {tmp_path}/wandb/" in line and "`wandb sync " in line
-    assert modes == {"login": ["offline"], "init": ["online", "offline"], "finish": ["online"]}[where]
+    assert [options["mode"] for name, options in calls if name == "init"] == modes
+    settings = dict(calls)["Settings"]
+    assert 0 < settings["finish_timeout"] <= 60 and settings["finish_timeout_raises"]
 
 
 @pytest.mark.parametrize("asked, environment, logged_in, mode", [
@@ -195,16 +187,13 @@ def test_out_of_reach_at_any_time_the_run_is_kept_with_one_line_that_says_how_to
     ("disabled", {"MODE": "online"}, True, None), ("auto", {"MODE": "disabled"}, True, None),
     ("auto", {"DISABLED": "true", "MODE": "online"}, True, None), ("auto", {"DISABLED": "false"}, True, "online"),
 ])
-def test_mode(asked, environment, logged_in, mode, tmp_path, monkeypatch):
-    monkeypatch.delenv("WANDB_MODE")
+def test_mode(asked, environment, logged_in, mode, stand_in, tmp_path, monkeypatch):
+    calls = stand_in("", logged_in, RuntimeError)
     for name, value in environment.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
-    got = {}
-    fake = SimpleNamespace(login=lambda prompt: logged_in, Settings=dict, init=lambda **options: got.update(options))
-    monkeypatch.setitem(sys.modules, "wandb", fake)
     with Tracker(tiny(), Options(wandb_mode=asked), tmp_path):
         pass
-    assert got.get("mode") == mode
+    assert dict(calls).get("init", {}).get("mode") == mode
 
 
 def test_without_a_login_the_real_one_is_offline_without_a_word(tmp_path, monkeypatch, capsys):

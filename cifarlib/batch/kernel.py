@@ -1,10 +1,8 @@
-"""One notebook through papermill in a process of its own: `python -m cifarlib.batch.kernel NOTEBOOK OUTPUT RUNNER`.
+"""One notebook through papermill in a process of its own: `python -m cifarlib.batch.kernel [LOCK]`.
 
-One process a run, because a long-lived one that loops over notebooks leaks. The notebook's parameters are read as JSON
-from stdin. The exit code says how it ended: 0 executed to the end, 1 an error, 2 bad input, 75 preempted; on an error
-the last lines on stderr say what it was. RUNNER is the id of the process that started this one; the file of a claim
-and the descriptor of its lock may follow. Without the runner or the claim the run ends, and it keeps the lock until
-then.
+One process a run, because a long-lived one that loops over notebooks leaks. Its job is read as JSON from stdin (see
+launch.py). The exit code says how it ended: 0 executed to the end, 1 an error, 2 bad input, 75 preempted; on an error
+the last lines on stderr say what it was. LOCK, the descriptor of a claim's lock, stays open until the run has ended.
 """
 
 import ctypes
@@ -155,9 +153,11 @@ def _takes_sockets(parent: str) -> bool:
     return True
 
 
-def main(parameters: dict, notebook: str, output: str, runner: str, claim: str = "", lock: str = "",
-         provisioner: type | None = None) -> int:
-    """Execute the notebook as long as there is an owner; return the exit code."""
+def main(job: dict, locks: list[int], provisioner: type | None = None) -> int:
+    """Execute a job's notebook as long as it has an owner; return the exit code.
+
+    The runner is the process that started this one: without it, or the claim, the run ends.
+    """
     os.environ.pop("JPY_SESSION_NAME", None)  # of a notebook that started this process: nobody looks at this one's
     parent = next(filter(_takes_sockets, (tempfile.gettempdir(), "/tmp")), None)
     if not parent:
@@ -166,10 +166,9 @@ def main(parameters: dict, notebook: str, output: str, runner: str, claim: str =
         return BAD_INPUT
     with tempfile.TemporaryDirectory(prefix="kernel-", dir=parent, ignore_cleanup_errors=True) as folder:
         # The runner's id is given: it may be gone, and another process be the parent, before this line is reached.
-        threading.Thread(target=_end_without_owner, args=(int(runner), claim, folder), daemon=True).start()
+        threading.Thread(target=_end_without_owner, args=(job["runner"], job["claim"], folder), daemon=True).start()
         try:
-            locks = [int(lock)] if lock else []
-            return execute(notebook, output, parameters, folder, locks, provisioner)
+            return execute(job["notebook"], job["output"], job["parameters"], folder, locks, provisioner)
         except (ImportError, OSError) as error:
             if not is_broken(type(error).__name__, str(error)):
                 raise
@@ -179,4 +178,4 @@ def main(parameters: dict, notebook: str, output: str, runner: str, claim: str =
 
 if __name__ == "__main__":
     ignore_signals()
-    sys.exit(main(json.load(sys.stdin), *sys.argv[1:]))
+    sys.exit(main(json.load(sys.stdin), [*map(int, sys.argv[1:])]))

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -60,39 +59,17 @@ def _code(cells: list[dict]) -> list[str]:
             if cell["cell_type"] == "code" and "parameters" not in cell["metadata"].get("tags", [])]
 
 
-class Fork:
-    """A forked child of this process, with what is used of subprocess.Popen."""
+class Fork(subprocess.Popen):
+    """A child of this process that was forked, by it or by the warm process."""
 
-    stdin = stderr = None
+    def __init__(self, pid: int, stdin=None, stdout=None):
+        self.forked = pid
+        super().__init__([])
+        self.stdin, self.stdout = stdin, stdout
 
-    def __init__(self, pid: int, stdout=None):
-        self.pid, self.stdout, self.returncode = pid, stdout, None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self.stdout.close()
-        self.wait()
-
-    def poll(self, options: int = os.WNOHANG) -> int | None:
-        """The exit code, negative for a signal; None while it runs."""
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, options)
-            if pid:
-                self.returncode = os.waitstatus_to_exitcode(status)
-        return self.returncode
-
-    def wait(self) -> int:
-        return self.poll(0)
-
-    def send_signal(self, number: int) -> None:
-        if self.returncode is None:
-            with suppress(ProcessLookupError):
-                os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
+    def _execute_child(self, *_) -> None:
+        """Where Popen starts its process."""
+        self.pid, self._child_created = self.forked, True
 
 
 class Warm:
@@ -112,20 +89,15 @@ class Warm:
     def __exit__(self, *exception) -> None:
         self._end()
 
-    def start(self, job: dict, locks: list[int]) -> Fork | None:
-        """A process that does a job (see warm.py), with its output on `stdout`; None if it can't be forked."""
+    def start(self, environment: dict[str, str], locks: list[int]) -> Fork | None:
+        """A process that reads its job from `stdin` and prints on `stdout` (see warm.py), or None."""
         (its_stdin, stdin), (stdout, its_stdout) = os.pipe(), os.pipe()
-        with self.one_at_a_time:
-            pid = self._fork(job["environment"], [its_stdin, its_stdout, *locks]) if self.possible else None
-        os.close(its_stdin)
-        os.close(its_stdout)
-        if not pid:  # what the warm process may have forked before it was killed ends, too, when nothing comes
-            os.close(stdin)
-            os.close(stdout)
-            return None
-        with suppress(BrokenPipeError), open(stdin, "w") as pipe:  # killed before it could read; its exit code tells
-            json.dump(job, pipe)
-        return Fork(pid, open(stdout, errors="replace"))
+        with self.one_at_a_time, open(its_stdin), open(its_stdout, "w"):
+            pid = self._fork(environment, [its_stdin, its_stdout, *locks]) if self.possible else None
+        if pid:
+            return Fork(pid, open(stdin, "w"), open(stdout, errors="replace"))
+        os.close(stdin)  # what the warm process may have forked before it was killed ends, too, when nothing comes
+        os.close(stdout)
 
     def _fork(self, environment: dict[str, str], files: list[int]) -> int | None:
         """The id of a process with these files; None, after a line that says why, if there is none."""
@@ -161,7 +133,7 @@ class Warm:
 
 
 def start_notebook(notebook: Path, output: Path, parameters: dict, environment: dict[str, str] | None = None,
-                   claim: Claim | None = None, warm: Warm | None = None, **streams) -> subprocess.Popen | Fork:
+                   claim: Claim | None = None, warm: Warm | None = None, **streams) -> subprocess.Popen:
     """Start a process that executes `notebook` with `parameters` into `output` (see kernel.py) and ends with this one.
 
     environment: variables that differ from this process's; claim: the process ends when it is lost; warm: where to fork
@@ -172,17 +144,16 @@ def start_notebook(notebook: Path, output: Path, parameters: dict, environment: 
         environment["HOME"] = tempfile.gettempdir()
     if os.path.isabs(parameters.get("data_dir", "")):  # parameters are published with the notebook
         environment["CIFAR10_DIR"], parameters = parameters["data_dir"], {**parameters, "data_dir": ""}
-    arguments, locks = [str(notebook), str(output), str(os.getpid())], []
-    if claim:
-        arguments, locks = [*arguments, str(claim.path)], [claim.lock]
-    job = {"environment": environment, "folder": os.getcwd(), "arguments": arguments, "parameters": parameters}
-    if warm and (process := warm.start(job, locks)):
-        return process
-    command = [sys.executable, "-m", "cifarlib.batch.kernel", *arguments, *map(str, locks)]
-    process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, text=True, errors="replace",
-                               start_new_session=True, pass_fds=locks, **streams)
-    with suppress(BrokenPipeError), process.stdin:  # killed before it could read them; its exit code tells
-        process.stdin.write(json.dumps(parameters))
+    locks = [claim.lock] if claim else []
+    process = warm and warm.start(environment, locks)
+    if not process:
+        process = subprocess.Popen([sys.executable, "-m", "cifarlib.batch.kernel", *map(str, locks)], env=environment,
+                                   stdin=subprocess.PIPE, text=True, errors="replace", start_new_session=True,
+                                   pass_fds=locks, **streams)
+    job = {"environment": environment, "folder": os.getcwd(), "notebook": str(notebook), "output": str(output),
+           "parameters": parameters, "runner": os.getpid(), "claim": str(claim.path) if claim else ""}
+    with suppress(BrokenPipeError), process.stdin:  # killed before it could read it; its exit code tells
+        process.stdin.write(json.dumps(job))
     return process
 
 

@@ -10,7 +10,7 @@ from ..errors import InputError
 from ..files import PACKAGE
 from ..machine import cores, free_memory, sign_of_gpu
 from ..parts import Architecture, architecture
-from ..words import listed
+from ..words import counted, listed
 
 GPU_MEMORY_A_RUN = 16.0  # GiB of a card
 
@@ -50,6 +50,10 @@ class Slots:
         need = Architecture.memory if cards else max(map(_memory, configs))
         jobs = jobs or max(1, min(len(cards) or cores(), int(free_memory() // need)))
         jobs = min(jobs, len(configs))  # the cores that would stay idle go to the runs there are
+        if jobs > len(cards) and any(exclusive for *_, exclusive in gpus):
+            print(f"cifarlib: --jobs {jobs}: only {counted(len(cards), 'run')} at a time, since a second one on an "
+                  "exclusive card would fail", file=sys.stderr)
+            jobs = len(cards)
         return cls(jobs, max(1, cores() // jobs), cards)
 
 

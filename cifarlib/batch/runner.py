@@ -9,10 +9,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from ..parts import DATASETS, load
 from ..runs.claim import Claim
 from ..runs.record import (FINISHED, check_plan, epochs_of, is_finished, precision_of, read_record, recorded, status_of,
                            write_failure)
-from ..runs.stop import SignalContext, drop_closed_output
+from ..runs.stop import StopSignals
 from ..runs.study import note_planned, remove_stale_parts, write_table
 from ..words import counted
 from .grid import Run
@@ -41,47 +42,41 @@ NO_MEMORY = "DeadKernelError", "out of memory", "can't allocate memory", "Memory
 POLL = 2.0  # seconds between two looks at runs that other runners train
 
 
-class Stopping(SignalContext):
-    """Within the context a signal asks all runs to stop at their epoch's end; a second one, if Ctrl-C, kills them.
+class Stopping(StopSignals):
+    """Within the context a signal asks all runs to stop at their epoch's end; Ctrl-C after that kills them.
 
-    So do `failures` in a row that say the same (1: any failure). running: the processes of the runs, by run folder.
+    So do `most` failures in a row that say the same (1: any failure). running: the processes of the runs, by run
+    folder; progress: whether any run has ended or finished an epoch.
     """
 
-    def __init__(self, failures: int = ALIKE):
-        self.requested, self.killed, self.running = False, False, {}
-        self.progress = False  # whether any run has ended or finished an epoch
-        self.most, self.alike, self.last = failures, 0, None
+    def __init__(self, most: int = ALIKE):
+        self.most, self.alike, self.running, self.killed, self.progress = most, [], {}, False, False
 
     @property
     def given_up(self) -> bool:
         """Whether it was for failures."""
-        return self.alike >= self.most
-
-    def _on_signal(self, number, frame) -> None:
-        if self.requested and number == signal.SIGINT:
-            self.killed = True
-            for process in list(self.running.values()):
-                process.kill()  # which passes over one that has just ended; its kernel ends with it
-            return
-        self.request()
+        return len(self.alike) >= self.most
 
     def note(self, failure: str | None) -> None:
         """A run has ended, with this line if it failed."""
-        self.alike = 0 if failure is None else self.alike + 1 if failure == self.last else 1
-        self.last = failure
+        self.alike = [*(line for line in self.alike if line == failure), failure] if failure is not None else []
         if self.given_up and not self.requested:
-            self.request(f"{counted(self.alike, 'run')} in a row failed alike: {failure}" if self.most > 1 else "")
+            self.request(f"{counted(self.most, 'run')} in a row failed alike: {failure}" if self.most > 1 else "")
 
     def request(self, reason: str = "") -> None:
         """Ask every run to stop at its epoch's end, and start no more."""
-        self.requested = True
+        super().request()
         for folder in list(self.running):
             with suppress(OSError):  # no room even for that: it will notice
                 (folder / STOP).touch()
-        drop_closed_output()
         if reason:
             tqdm.write(f"cifarlib: {reason}", file=sys.stderr)
         print("stopping: every run ends after its epoch in progress; Ctrl-C again kills them", file=sys.stderr)
+
+    def break_off(self) -> None:
+        self.killed = True
+        for process in list(self.running.values()):
+            process.kill()  # which passes over one that has just ended; its kernel ends with it
 
 
 def execute_run(run: Run, options: Options, stopping: Stopping, threads: int = 0, gpu: str | None = None,
@@ -171,66 +166,63 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
     remove_stale_parts(study)
     note_planned(study, [cell for run in runs for cell in run.cells])
     write_table(study)  # cells that share a finished run may be new
-    codes: dict[str, int] = {}
+    failed = sum(status_of(options.run_folder(run.config)) == "failed" for run in runs)
+    if failed and not retry_failed:
+        tqdm.write(f"left alone: {counted(failed, 'run')} that failed before (--retry-failed tries again)",
+                   file=sys.stderr)
+    waiting, codes = deque(run for run in runs if wanted(run, options, retry_failed)), {}
+    turn, told = threading.Lock(), threading.Event()
+
+    def work(gpu: str | None) -> None:
+        """In a thread: train one run after the other, as long as there are any."""
+        while waiting and not stopping.requested:
+            with turn:
+                run, claim = _claim_next(waiting, options, retry_failed, bar)
+            if claim:
+                train(run, claim, gpu)
+            elif not wait_for_others:
+                return
+            elif waiting:
+                if not told.is_set():
+                    tqdm.write(f"waiting for {counted(len(waiting), 'run')} that other runners train", file=sys.stderr)
+                told.set()
+                time.sleep(POLL)
+
+    def train(run: Run, claim: Claim, gpu: str | None) -> None:
+        """Train what is claimed, report how it ended and let others claim it."""
+        started = time.monotonic()
+        code = codes[run.name] = execute_run(run, options, stopping, slots.threads, gpu, echo, claim, source)
+        with turn:
+            if claim.lost:
+                waiting.append(run)
+            else:  # before the release: a runner that tries a failed run again removes its record
+                failure = _report(bar, run, options, code, time.monotonic() - started, echo is None)
+                stopping.note(failure if code in (FAILED, BAD_INPUT) else None)
+            claim.release()
+
     with (Stopping(1 if fail_fast else ALIKE) as stopping, Warm(warm) as source, ThreadPoolExecutor(slots.jobs) as pool,
           _grid_bar(runs, options, echo is None) as bar):
-        waiting = deque(run for run in runs if wanted(run, options, retry_failed))
-        failed = sum(status_of(options.run_folder(run.config)) == "failed" for run in runs)
-        if failed and not retry_failed:
-            tqdm.write(f"left alone: {counted(failed, 'run')} that failed before (--retry-failed tries again)",
-                       file=sys.stderr)
-        free, told = deque(range(slots.jobs)), False
-        training = {}  # (run, claim, slot, when it started) by future
-        while training or (waiting and not stopping.requested):
-            while waiting and free and not stopping.requested:
-                run, claim = _claim_next(waiting, options, retry_failed, bar)
-                if not claim:
-                    break
-                slot = free.popleft()
-                gpu = slots.gpus[slot % len(slots.gpus)] if slots.gpus else None
-                future = pool.submit(execute_run, run, options, stopping, slots.threads, gpu, echo, claim, source)
-                training[future] = run, claim, slot, time.monotonic()
-            if training:
-                for future in wait(training, timeout=POLL, return_when=FIRST_COMPLETED).done:
-                    run, claim, slot, started = training.pop(future)
-                    free.append(slot)
-                    codes[run.name] = future.result()
-                    if claim.lost:
-                        waiting.append(run)
-                    else:  # before the release: a runner that tries a failed run again removes its record
-                        _report(bar, run, options, codes[run.name], time.monotonic() - started, echo is None)
-                        stopping.note(_failure(run, options, codes[run.name]))
-                    claim.release()
-            elif waiting and wait_for_others:
-                if not told:
-                    tqdm.write(f"waiting for {counted(len(waiting), 'run')} that other runners train", file=sys.stderr)
-                told = True
-                time.sleep(POLL)
-            else:
-                break
+        cards = [slots.gpus[number % len(slots.gpus)] if slots.gpus else None for number in range(slots.jobs)]
+        for worker in as_completed(pool.submit(work, card) for card in cards):
+            stopping.requested |= worker.exception() is not None  # the others end after the run that they train
+            worker.result()
     write_table(study)  # what it may have said on the way is an error in the end
-    code = _exit_code(runs, options, codes, stopping.given_up, stopping.requested)
-    return NO_PROGRESS if code == PREEMPTED and stopping.requested and not stopping.progress else code
+    return _exit_code(runs, options, codes, stopping)
 
 
-def _exit_code(runs: list[Run], options: Options, codes: dict[str, int], given_up: bool, stopped: bool) -> int:
+def _exit_code(runs: list[Run], options: Options, codes: dict[str, int], stopping: Stopping) -> int:
     if codes and set(codes.values()) == {BAD_INPUT}:
         return BAD_INPUT
-    statuses = {status_of(options.run_folder(run.config)) for run in runs}
     if not options.resume and FAILED in codes.values():
         return FAILED  # what it was to replace may still be there, finished
+    statuses = {status_of(options.run_folder(run.config)) for run in runs}
     # A run that somebody else trains is left to them, unless this runner was stopped while it waited for them.
-    unfinished = statuses & ({"preempted", "pending", "running"} if stopped else {"preempted", "pending"})
-    if "failed" in statuses and (given_up or not unfinished):
+    unfinished = statuses & {"preempted", "pending", *(["running"] if stopping.requested else [])}
+    if "failed" in statuses and (stopping.given_up or not unfinished):
         return FAILED
-    return PREEMPTED if unfinished else OK
-
-
-def _failure(run: Run, options: Options, code: int) -> str | None:
-    """The last line that a failed run's record has (none, if it is a finished one's that stays); None if it hasn't."""
-    if code not in (FAILED, BAD_INPUT):
-        return None
-    return (recorded(options.run_folder(run.config), "error") or "").rpartition("\n")[2]
+    if not unfinished:
+        return OK
+    return NO_PROGRESS if stopping.requested and not stopping.progress else PREEMPTED
 
 
 def check_runs(runs: list[Run], options: Options) -> None:
@@ -268,16 +260,14 @@ def _claim_next(waiting: deque[Run], options: Options, retry_failed: bool, bar: 
 
     What others have finished meanwhile is dropped, what they train stays.
     """
-    for _ in range(len(waiting)):
-        run = waiting.popleft()
-        claim = Claim.take(options.run_folder(run.config))
-        if claim is None:
-            waiting.append(run)
-        elif wanted(run, options, retry_failed):  # looked at again: another runner may just have ended it
+    for run in list(waiting):
+        if not (claim := Claim.take(options.run_folder(run.config))):
+            continue
+        waiting.remove(run)
+        if wanted(run, options, retry_failed):  # looked at again: another runner may just have ended it
             return run, claim
-        else:
-            claim.release()
-            bar.update()
+        claim.release()
+        bar.update()
     return None, None
 
 
@@ -287,21 +277,22 @@ def _grid_bar(runs: list[Run], options: Options, shown: bool) -> tqdm:
     return tqdm(total=len(runs), initial=done, unit="run", disable=not shown, dynamic_ncols=True, smoothing=0.1)
 
 
-def _report(bar: tqdm, run: Run, options: Options, code: int, seconds: float, shown: bool) -> None:
-    """A run that ended: the table anew and, where the bar is `shown`, a line with name, status, accuracy, seconds."""
+def _report(bar: tqdm, run: Run, options: Options, code: int, seconds: float, shown: bool) -> str:
+    """A run that ended: the table anew and, where the bar is `shown`, a line of it; return its error's last line."""
     try:
         write_table(options.run_folder(run.config).parent)
     except InputError as error:  # of another run's record that came meanwhile: no reason to stop training
         tqdm.write(f"cifarlib: {error}", file=sys.stderr)
-    if not shown:
-        return
     record = read_record(options.run_folder(run.config)) or {
         "status": "preempted", "metrics": {}, "error": f"it was killed, or begun by another kind of machine: see {LOG}"}
-    accuracy = record["metrics"].get("val_accuracy_best_val_acc")
-    best = f"best validation accuracy {accuracy:.4f}" if accuracy is not None else "no validation"
-    bar.update()
-    bar.write(f"{run.label}  {record['status']}  {best}  {seconds:.0f} s")
-    if "error" in record:
-        bar.write("    " + record["error"].splitlines()[-1])
-    elif code not in (OK, PREEMPTED):
-        bar.write(f"    its notebook broke off before or after the training: see {LOG}")
+    failure = record.get("error", "").rpartition("\n")[2]
+    if shown:
+        accuracy = record["metrics"].get("val_accuracy_best_val_acc")
+        best = f"best validation accuracy {accuracy:.4f}" if accuracy is not None else "no validation"
+        bar.update()
+        bar.write(f"{run.label}  {record['status']}  {best}  {seconds:.0f} s")
+        if failure:
+            bar.write(f"    {failure}")
+        elif code not in (OK, PREEMPTED):
+            bar.write(f"    its notebook broke off before or after the training: see {LOG}")
+    return failure

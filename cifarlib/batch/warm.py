@@ -3,8 +3,7 @@
 Over SOCKET, a file descriptor, the runner (see launch.py) sends the files of a run: its stdin, its output and the lock
 of its claim. The answer is the id of the run's process. It was forked twice and so is the runner's own child: neither
 the end of the warm process nor that of another run touches it. It forks the process that will be its kernel, and then
-reads its job from stdin: JSON with its environment, its folder, its notebook's parameters and the arguments of
-kernel.main.
+reads its job from stdin, as one that starts cold does, and goes on in the environment and the folder that it names.
 """
 
 import atexit
@@ -72,17 +71,8 @@ def prepare() -> None:
     os.wait()
     if len(os.listdir("/proc/self/task")) > 1:
         raise RuntimeError("an import has started a thread")
-    if any(file.startswith(GPUS) for file in open_files()):
+    if any(os.path.realpath(file).startswith(GPUS) for file in Path("/proc/self/fd").iterdir()):
         raise RuntimeError("an import has opened a GPU")
-
-
-def open_files() -> list[str]:
-    """The paths of what this process has open."""
-    found = []
-    for path in Path("/proc/self/fd").iterdir():
-        with suppress(OSError):  # of the listing itself
-            found.append(os.readlink(path))
-    return found
 
 
 def serve(runner: socket.socket) -> list[int]:
@@ -117,8 +107,7 @@ def run(stdin: int, output: int, *locks: int) -> int:
     os.dup2(output, 2)
     os.close(output)
     provisioner = forked_kernel(but_not=stdin)
-    job = take_job(stdin)
-    return kernel.main(job["parameters"], *job["arguments"], *map(str, locks), provisioner=provisioner)
+    return kernel.main(take_job(stdin), locks, provisioner)
 
 
 def forked_kernel(but_not: int) -> type:

@@ -26,6 +26,7 @@ from ..data import augment
 from ..data.splits import Splits, load_cifar10
 from ..device import autocast, describe, pick_device, pick_precision
 from ..files import NOTEBOOK
+from ..machine import cores
 from ..models import build_model
 from ..parts import architecture
 from ..runs.record import commit
@@ -130,10 +131,8 @@ def at_once(config: Config, ways: list[tuple[int, int]], seconds: float) -> list
 
 def usual_ways(device: torch.device) -> list[tuple[int, int]]:
     """(runs, threads) worth trying: on a CPU from one run on all cores to a run on each; on a GPU up to eight runs."""
-    cores = os.cpu_count() or 1
-    powers = [2**k for k in range(cores.bit_length())]
-    runs = [1, 2, 4, 8] if device.type == "cuda" else [n for n in powers if cores % n == 0]
-    return [(n, max(1, cores // n)) for n in runs]
+    runs = [1, 2, 4, 8] if device.type == "cuda" else [n for n in (2**k for k in range(10)) if cores() % n == 0]
+    return [(n, max(1, cores() // n)) for n in runs]
 
 
 def start_up(rounds: int, **settings) -> dict:
@@ -175,7 +174,7 @@ def _execute(notebook: Path, output: Path, parameters: dict, warm: Warm | None) 
 def conditions(config: Config) -> dict:
     """Where and with what the measurements were taken."""
     device = pick_device(config.device)
-    return {"device": describe(device), "cores": os.cpu_count(), "torch": torch.__version__, "commit": commit(),
+    return {"device": describe(device), "cores": cores(), "torch": torch.__version__, "commit": commit(),
             "dataset": load_cifar10(config).dataset, "kept_memory": "MALLOC_TRIM_THRESHOLD_" in os.environ,
             "date": datetime.now(timezone.utc).date().isoformat()}
 

@@ -1,6 +1,5 @@
 """The plain way to train, as one would write it first: what ours is measured beside."""
 
-import os
 from functools import partial
 
 import torch
@@ -10,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..config import Config
 from ..data.splits import Split, Splits
+from ..machine import cores
 from ..models import build_model
 from ..models.layers import Conv2d
 
@@ -81,7 +81,6 @@ class _Images(Dataset):
 
 
 def _loader(split: Split, transform, batch_size: int, shuffle: bool) -> DataLoader:
-    workers = min(WORKERS, os.cpu_count() or 1)
     # Forking a process that has used its threads or a GPU is no good start for a worker.
-    return DataLoader(_Images(split, transform), batch_size, shuffle, num_workers=workers, persistent_workers=True,
-                      multiprocessing_context="forkserver")
+    return DataLoader(_Images(split, transform), batch_size, shuffle, num_workers=min(WORKERS, cores()),
+                      persistent_workers=True, multiprocessing_context="forkserver")

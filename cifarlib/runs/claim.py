@@ -11,7 +11,6 @@ last of them is gone, even if the runner was killed and they live on for a momen
 
 import contextlib
 import fcntl
-import json
 import os
 import socket
 import tempfile
@@ -50,8 +49,7 @@ class Claim:
             return None  # somebody was faster
         with contextlib.suppress(OSError):  # some network file systems have no locks
             fcntl.flock(lock, fcntl.LOCK_EX)
-        owner = {"machine": _machine(), "pid": os.getpid(), "started": _started(os.getpid())}
-        os.write(lock, json.dumps(owner).encode())
+        os.write(lock, f"{_machine()}\n{os.getpid()}\n{_started(os.getpid())}".encode())
         if is_lost(path):  # others took and released the next claims, and removed this number, since we looked
             path.unlink(missing_ok=True)
             os.close(lock)
@@ -100,16 +98,12 @@ def _stale(path: Path) -> bool:
         renewed, text = path.stat().st_mtime, path.read_text()
     except OSError:
         return False  # gone because a newer one exists
-    try:
-        owner = json.loads(text)
-    except ValueError:
-        owner = {}  # being written, or its owner died over that
-    owner = owner if isinstance(owner, dict) else {}
-    if renewed and owner.get("machine") == _machine():
+    machine, pid, started = [*text.splitlines(), "", "", ""][:3]  # empty: being written, or its owner died over that
+    if renewed and machine == _machine():
         if _locked(path):
             return False
-        if owner.get("started"):
-            return owner["started"] != _started(owner["pid"])
+        if started:
+            return started != _started(pid)
     return not renewed or _now(path.parent) - renewed > STALE
 
 
@@ -143,13 +137,13 @@ def _machine() -> str:
     return f"{socket.gethostname()} {boot} {space}"
 
 
-def _started(pid: int) -> str | None:
-    """When process `pid` of this machine started, by which a reused number is told apart; None if it is gone.
+def _started(pid: int | str) -> str:
+    """When process `pid` of this machine started, by which a reused number is told apart; empty if it is gone.
 
     In clock ticks since boot: psutil's times are those of a clock that may be set meanwhile.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] == "Z" else fields[19]
+        return "" if fields[0] == "Z" else fields[19]
     except OSError:
-        return None
+        return ""

@@ -10,10 +10,10 @@ from pathlib import Path
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
-class SignalContext:
-    """Within the context, SIGNALS call the subclass's `_on_signal(number, frame)`; nohup still means what it says."""
+class StopSignals:
+    """Within the context SIGNALS call `request`, and Ctrl-C after that `break_off`; nohup still means what it says."""
 
-    before = {}
+    requested, before = False, {}
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():  # only there may handlers be set
@@ -24,6 +24,16 @@ class SignalContext:
     def __exit__(self, *exception) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+
+    def _on_signal(self, number, frame) -> None:
+        if self.requested and number == signal.SIGINT:
+            self.break_off()
+        else:
+            self.request()
+
+    def request(self) -> None:
+        self.requested = True
+        drop_closed_output()
 
 
 def drop_closed_output() -> None:
@@ -40,24 +50,24 @@ def drop_closed_output() -> None:
             os.close(nowhere)
 
 
-class StopRequest(SignalContext):
-    """Within the context, one of SIGNALS or the appearance of `file` sets `requested` and breaks nothing off.
+class StopRequest(StopSignals):
+    """Within the context, one of SIGNALS or the appearance of `file` makes a stop `due` and breaks nothing off.
 
     A second Ctrl-C breaks off at once.
     """
 
     def __init__(self, file: Path | None):
-        self.file, self.signalled = file, False
+        self.file = file
 
     @property
-    def requested(self) -> bool:
-        return self.signalled or bool(self.file and self.file.exists())
+    def due(self) -> bool:
+        return self.requested or bool(self.file and self.file.exists())
 
-    def _on_signal(self, number, frame):
-        if self.signalled and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signalled = True
-        drop_closed_output()
+    def break_off(self):
+        raise KeyboardInterrupt
+
+    def request(self):
+        super().request()
         print("stopping after this epoch; interrupt again to stop at once and lose it", flush=True)
 
     def __exit__(self, *exception) -> None:

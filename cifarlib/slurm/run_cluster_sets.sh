@@ -13,8 +13,7 @@
 #   sbatch --time=12:00:00 cifarlib/slurm/run_cluster_sets.sh 7
 # SBATCH_OPTIONS override the lines above; OPTIONS go to `python -m cifarlib grid`.
 # Called without sbatch, it checks its arguments and then submits itself.
-# Two minutes before its time is up (or at a preemption that sends the signal) the job ends its epoch, is requeued and
-# goes on from there. Epochs that take longer need an earlier warning: --signal=B:USR1@SECONDS. See README.md here.
+# What happens when its time is up, and all else: README.md here.
 
 script=run_cluster_sets.sh
 # sbatch runs a copy of this script, so the project is found from the folder of submission.

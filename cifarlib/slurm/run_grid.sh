@@ -15,8 +15,7 @@
 # SBATCH_OPTIONS override the lines above (here 50 tasks, 8 at a time); OPTIONS go to `python -m cifarlib grid`.
 # Submit it again, with any --array, and it does what is left. Called without sbatch, it checks its arguments and
 # then submits itself.
-# Two minutes before its time is up (or at a preemption that sends the signal) the job ends its epoch, is requeued and
-# goes on from there. Epochs that take longer need an earlier warning: --signal=B:USR1@SECONDS. See README.md here.
+# What happens when its time is up, and all else: README.md here.
 
 script=run_grid.sh
 # sbatch runs a copy of this script, so the project is found from the folder of submission.

@@ -55,7 +55,7 @@ def fit(model: nn.Module, splits: Splits, config: Config, folder: Path | str | N
         model.prepare(augment.normalize(train.images[:PREPARING], train))
     trainer, tested = Trainer(model, optimizer, train, config, precision), tested_model(model, optimizer)
     with StopRequest(store.stop_file) as stop, torch.random.fork_rng([device] if device.type == "cuda" else []):
-        while not (history.finished(config) or stop.requested or 0 < pause_after <= len(history.rows)):
+        while not (history.finished(config) or stop.due or 0 < pause_after <= len(history.rows)):
             started = time.perf_counter()
             epoch = len(history.rows)
             scores = trainer.train_epoch(epoch)

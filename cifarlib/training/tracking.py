@@ -49,8 +49,6 @@ class Tracker:
         import wandb
 
         self.id = self._id()
-        if mode in ("auto", "online"):
-            mode = self._online_or_offline(wandb, mode)
         with suppress(OSError):  # a folder that can't be made is for the run to report
             self.kept.mkdir(parents=True, exist_ok=True)
         start = partial(
@@ -61,14 +59,18 @@ class Tracker:
             settings=wandb.Settings(silent=True, console="off", disable_git=True, init_timeout=SECONDS_TO_START,
                                     finish_timeout=SECONDS_TO_FINISH, finish_timeout_raises=True),
         )
-        try:
+        if mode not in ("auto", "online"):
             self.run = start(mode=mode)
-        except Exception as error:
-            if mode != "online":
-                raise
+            return
+        try:
+            if wandb.login(prompt=False):
+                self.run = start(mode="online")
+            elif mode == "online":
+                self._say_offline("nobody is logged in: `wandb login`")
+        except Exception as error:  # such as a malformed key, or no network
             self._say_offline(_line(error))
             wandb.teardown()  # or the run's id would be in use
-            self.run = start(mode="offline")
+        self.run = self.run or start(mode="offline")
 
     def _asked(self) -> str:
         """The mode that the options ask for; with `auto` the environment's, if it asks for any."""
@@ -76,17 +78,6 @@ class Tracker:
             return self.options.wandb_mode
         off = os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "on")
         return "disabled" if off else os.environ.get("WANDB_MODE") or "auto"
-
-    def _online_or_offline(self, wandb, asked: str) -> str:
-        """`online` for whoever is logged in, if W&B confirms the key; else `offline`."""
-        try:
-            if wandb.login(prompt=False):
-                return "online"
-            if asked == "online":
-                self._say_offline("nobody is logged in: `wandb login`")
-        except Exception as error:  # such as a malformed key, or no network
-            self._say_offline(_line(error))
-        return "offline"
 
     def _id(self) -> str:
         """The run's id at W&B: one for all starts of a run that was interrupted, a new one if it is trained anew."""
