@@ -15,7 +15,7 @@ import results_tables as made
 from cifarlib import parts, words
 from cifarlib.config import Config
 from cifarlib.parts import CIFAR10_CLASSES as CLASSES
-from cifarlib.results import knobs, ranking, sentences, statistics, table as tables
+from cifarlib.results import knobs, markdown, ranking, sentences, statistics, table as tables
 from cifarlib.results.figures import best as best_charts, knobs as knob_charts, one_run as run_charts, write
 from cifarlib.results.figures import studies as study_charts
 
@@ -74,6 +74,19 @@ def test_charts_name_what_differs_and_acts():
     assert knobs.short_labels(table, table.rows.query("gamma == 0.95")) == ["CNN", "ResNet"]
     apart = rows.query("scheduler == 'cosine'").assign(experiment=["a", "b"])
     assert knobs.short_labels(table, apart) == apart["name"].tolist(), "what the table has no column for"
+
+
+def test_a_value_that_nearly_all_of_many_configurations_have_is_not_named():
+    noise = np.random.default_rng(0)
+    changes = [{}, {"flip": "none"}, {"crop": 0}, {"padding": "reflect"}, {"cutout": 8}, {"rotation": 0.0},
+               {"label_smoothing": 0.2}]
+    configs = [Config(model="cnn", augmentation=True, seed=seed, **change) for change in changes for seed in (1, 2)]
+    table = tables.check_table(pd.DataFrame([made.row(config, 0.8, noise) for config in configs]))
+    again = markdown.repeats_table(table)
+    assert sorted(again["Configuration"]) == ["as most", "cutout 8", "flip none", "label smoothing 0.2",
+                                              "padding reflect", "rotation 0", "translation 0"]
+    assert again["Test accuracy from the first, points"][0] == "+0.00"
+    assert "| as most |" in markdown.readme_section(table) and "finalists.png" in markdown.readme_section(table)
 
 
 def test_nothing_is_best_where_budgets_differ():

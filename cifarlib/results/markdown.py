@@ -8,12 +8,12 @@ import pandas as pd
 from ..errors import InputError
 from ..files import NOTEBOOK, replacing
 from ..words import duration, percent, signed, value_text
-from .knobs import compare
-from .ranking import overall, top
+from .knobs import compare, short_labels
+from .ranking import finalists, overall, top
 from .sentences import conditions, observations, overall_observations, score_text
 from .table import Table, label, shown
 
-MOST_RUNS = 25  # that a README lists one by one
+MOST_RUNS = 30  # that a README lists one by one
 
 
 def comparison_table(first: Table, second: Table, n: int = 20) -> pd.DataFrame:
@@ -127,14 +127,33 @@ def every_run_section(table: Table, folder: str) -> str:
     return f"### Every run\n\n{markdown(every)}\n\n{together}"
 
 
+def repeats_table(table: Table) -> pd.DataFrame:
+    """Each configuration that was run several times, its means and their distance from the first one's, as texts."""
+    again = finalists(table).head(MOST_RUNS).reset_index()
+    return texts([{
+        "Configuration": name,
+        f"{table.score.capitalize()}, mean": score_text(table, row["score"]) if table.rank_by != table.tested else "",
+        "Test accuracy, mean ± SD (runs)": spread(row["test"], row["sd"], row["runs"]),
+        "With views, mean ± SD (runs)": spread(row["views_mean"], row["views_sd"], row["runs"]),
+        "Test accuracy from the first, points": signed(row["test"] - again["test"][0]),
+    } for name, (_, row) in zip(short_labels(table, again), again.iterrows())])
+
+
+def repeats_section(table: Table, figures: str) -> str:
+    """`repeats_table` as Markdown, with its chart; empty for one or two, which the models' sections have."""
+    again = repeats_table(table)
+    chart = f"![Repeated configurations]({figures}/finalists.png)"
+    return f"### Repeated configurations\n\n{chart}\n\n{markdown(again)}" if len(again) > 2 else ""
+
+
 def readme_section(table: Table, figures: str = "figures", folder: str = ".") -> str:
-    """The results as Markdown: conditions, each model, all models, each run.
+    """The results as Markdown: conditions, each model, all models, repeated configurations, each run.
 
     figures, folder: those of the charts and of the runs, as a README sees them.
     """
     notes = ["What this report assumes or leaves out:", bullets(table.notes)] if table.notes else []
     models = [model_section(table, model, figures) for model in table.looks]
-    every = [overall_section(table, figures), every_run_section(table, folder)]
+    every = [overall_section(table, figures), repeats_section(table, figures), every_run_section(table, folder)]
     return "\n\n".join(filter(None, [f"**Conditions:** {conditions(table)}", *notes, *models, *every]))
 
 

@@ -35,8 +35,8 @@ def label(field: str) -> str:
 
 
 def shown(field: str, value) -> str:
-    """A field's value in charts and texts; a whole number of 0 sets no limit."""
-    return "all" if field in FIELDS and FIELDS[field].type is int and value == 0 else value_text(value)
+    """A field's value in charts and texts; a limit of 0 is none."""
+    return "all" if field.startswith("limit_") and value == 0 else value_text(value)
 
 
 def idle_when(knob: str) -> dict[str, tuple[str, ...]]:
