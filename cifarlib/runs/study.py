@@ -163,7 +163,12 @@ def overview(folder: Path) -> str:
 def standing(folders: Iterable[Path]) -> str:
     """How many runs have which status."""
     counts = Counter(map(status_of, folders))
-    return ", ".join(f"{counts[name]} {name}" for name in STATUSES)
+    return ", ".join(f"{counts[name]} {name}" for name in _told(counts))
+
+
+def _told(there) -> list[str]:
+    """The statuses that a text counts: `dropped` only where it is `there`, since most grids drop nothing."""
+    return [name for name in STATUSES if name != "dropped" or name in there]
 
 
 def configs_of(study: Path, reader: Reader | None = None) -> dict[str, Config | None]:
@@ -233,7 +238,7 @@ def summary(study: Path, reader: Reader | None = None) -> str:
     states = {name: run_state(study / name, config, reader) for name, config in configs.items()}
     models = [short_name(config.model) if config else "unknown" for config in configs.values()]
     counts = pandas.crosstab(models, [state.status for state in states.values()])
-    counts = counts.reindex(columns=STATUSES, fill_value=0)
+    counts = counts.reindex(columns=_told(counts), fill_value=0)
     counts.loc["all"] = counts.sum()
     lines = [counts.rename_axis(index=None, columns=None).to_string()]
     known = {name: config for name, config in configs.items() if config}
