@@ -244,7 +244,10 @@ def grid(arguments: argparse.Namespace) -> int:
     slots = Slots.of_this_machine(arguments.jobs, [run.config for run in left] or [Config()])
     check_runs(runs, options)
     if arguments.halving:
-        check_halving(runs, options)
+        if arguments.chunk != "1/1":
+            raise InputError("--halving compares all runs of a grid, of which --chunk has a part; let several runners "
+                             "share the grid instead")
+        check_halving(runs, options, arguments.halving)
     if arguments.dry_run:
         print(forecast(runs, left, options, slots.jobs))
         if arguments.halving:
@@ -278,7 +281,12 @@ def status(arguments: argparse.Namespace) -> int:
     folder, reader = project_path(arguments.executed_dir), Reader()
     try:
         while True:
-            text = summary(folder / arguments.study, reader) if arguments.study else overview(folder)
+            try:
+                text = summary(folder / arguments.study, reader) if arguments.study else overview(folder)
+            except InputError as error:
+                if not arguments.watch:
+                    raise
+                text = str(error)  # perhaps the first run has not begun
             print("\033[H\033[J" + text if arguments.watch and sys.stdout.isatty() else text, flush=True)
             if not arguments.watch:
                 return 0
@@ -334,6 +342,9 @@ def table_of(given: str, executed_dir: str) -> str:
 
 
 def predict(arguments: argparse.Namespace) -> int:
+    for image in arguments.images:  # before torch is imported
+        if not project_path(image).is_file():
+            raise InputError(f"{image}: no such file; expected a picture such as a PNG or JPEG")
     from . import trained
 
     model = trained.load_model(arguments.run)
@@ -354,8 +365,8 @@ def export(arguments: argparse.Namespace) -> int:
     from .export import export
 
     model = trained.load_model(arguments.run)
-    suffix = {"torchscript": "pt"}.get(arguments.format, arguments.format)
-    print(export(model, arguments.format, arguments.output or f"{short_name(model.config.model)}.{suffix}"))
+    path = arguments.output or f"{short_name(model.config.model)}.{arguments.format}"
+    print(export(model, arguments.format, path))
     return 0
 
 

@@ -71,6 +71,8 @@ def export(trained: Trained, format: str, path: str | Path) -> Path:
     Raises InputError if a library is missing, or the model can't be written so.
     """
     path, name = project_path(path), trained.config.model
+    if path.is_dir() or not path.parent.is_dir():
+        raise InputError(f"output: expected a file in a folder that is there, got {path}")
     facts = {"classes": list(trained.classes), "mean": trained.mean.tolist(), "std": trained.std.tolist(),
              "config": trained.config.to_dict()}
     facts = {name: json.dumps(value) for name, value in facts.items()}
@@ -87,6 +89,7 @@ def export(trained: Trained, format: str, path: str | Path) -> Path:
             raise
         except Exception as error:  # whatever a model of the user's own, or a library, raises
             raise InputError(f"format: {name} can't be written as {format} ({reason(error, name)})") from None
+        part.chmod(0o644)  # safetensors' are for their owner alone
         if not torch.allclose(written, model(images), atol=CLOSE):
             raise InputError(f"format: {name} written as {format} gives other outputs than the model; nothing is kept")
     return path

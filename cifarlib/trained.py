@@ -66,8 +66,10 @@ def load_model(run: str | Path, device: str = "cpu") -> Trained:
         model.load_state_dict({name: value.float() if value.is_floating_point() else value
                                for name, value in saved["weights"].items()})
         mean, std = (torch.tensor(saved[name], device=place) for name in ("mean", "std"))
+        if not len(mean) == len(std) == 3 or len(saved["classes"]) != len(config.classes):
+            raise ValueError
         return Trained(model.eval().to(place), config, tuple(saved["classes"]), mean, std)
-    except (KeyError, TypeError, RuntimeError, AttributeError):
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError):
         raise InputError(f"{path} holds no weights of this version; train the run anew with resume False "
                          "(--no-resume)") from None
 
@@ -113,11 +115,13 @@ def as_tensor(image) -> Tensor:
         pixels = F.pil_to_tensor(_opened(image))
     if pixels.dtype != torch.uint8 or pixels.ndim != 3 or len(pixels) != 3:
         raise InputError(f"image: expected uint8 of shape (3, H, W), got {pixels.dtype} of shape {tuple(pixels.shape)}")
-    return F.center_crop(F.resize(pixels, [SIDE], antialias=True), [SIDE])
+    middle = F.center_crop(pixels, [min(pixels.shape[1:])])  # first: resized, a long strip would be enormous
+    return F.resize(middle, [SIDE, SIDE], antialias=True)
 
 
 def _opened(image) -> Image.Image:
     """A path, a file's bytes, an array or a PIL image, as a PIL image in RGB."""
+    name = image if isinstance(image, (str, Path)) else "image"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -127,13 +131,14 @@ def _opened(image) -> Image.Image:
                 image = Image.open(io.BytesIO(image))
             elif isinstance(image, np.ndarray):
                 image = Image.fromarray(image)
+            if image.mode.startswith("I"):  # grey in 16 bits, which Pillow would cut off at 255
+                image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
             image = image.convert("RGBA")
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise InputError(f"{image}: too large; expected at most {Image.MAX_IMAGE_PIXELS:,} pixels") from None
+        raise InputError(f"{name}: too large; expected at most {Image.MAX_IMAGE_PIXELS:,} pixels") from None
     except (OSError, SyntaxError, ValueError, TypeError, AttributeError) as error:
-        reason = getattr(error, "strerror", None) or "not a picture that Pillow reads"
-        raise InputError(f"{image if isinstance(image, (str, Path)) else 'image'}: {reason}; "
-                         "expected a picture such as a PNG or JPEG") from None
+        reason = getattr(error, "strerror", None) or "not a picture that Pillow reads, or a part of one"
+        raise InputError(f"{name}: {reason}; expected a picture such as a PNG or JPEG") from None
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 

@@ -90,6 +90,13 @@ def uninterrupted(tmp_path_factory):
     return run_folder(folder)
 
 
+def test_a_grid_goes_on_when_nobody_reads_what_it_prints(tmp_path):
+    process = grid(tmp_path, FIXED + "rows: [{seed: [1, 2]}]\n", "--jobs", "1", wait=False)
+    process.stdout.close()
+    assert process.wait(300) == 0
+    assert len(pandas.read_csv(tmp_path / "executed" / "g" / "runs.csv").query("status == 'done'")) == 2
+
+
 def test_a_grid_shares_runs_isolates_failures_and_resumes(tmp_path):
     text = FIXED + """
 rows:

@@ -108,7 +108,8 @@ def test_a_dry_run_estimates_from_runs_of_the_same_model_and_size(tmp_path, caps
     folder = tmp_path / "g" / stopped.run_name  # what was cut off has only its rest to go: 30 - 24 epochs
     folder.mkdir()
     (folder / "last.pt").touch()
-    History([{"epoch": epoch, "train_loss": 1.0} for epoch in range(1, 25)]).write(folder / "history.csv")
+    rows = [{"epoch": epoch, "train_loss": 1.0, "train_accuracy": 0.5, "seconds": 9.0} for epoch in range(1, 25)]
+    History(rows).write(folder / "history.csv")
     assert estimate() == text.format("2 min", 1)
     assert estimate("--no-resume") == text.format("12 min", 2)
 

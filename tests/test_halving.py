@@ -7,11 +7,14 @@ import pandas
 import pytest
 from conftest import TINY
 
+from cifarlib.batch import halving
+from cifarlib.batch.grid import distinct_runs
 from cifarlib.batch.halving import choose, score_at
 from cifarlib.cli import main
-from cifarlib.config import Config
-from cifarlib.batch.grid import distinct_runs
+from cifarlib.config import Config, Options
 from cifarlib.runs.halving import rungs, survivors
+from cifarlib.runs.history import History
+from cifarlib.runs.record import recorded, write_failure
 
 GRID = """
 fixed: {dataset: synthetic, limit_train: 96, limit_val: 64, limit_test: 64, batch_size: 16, epochs: 4, device: cpu,
@@ -76,7 +79,57 @@ def test_a_halved_grid_trains_as_the_whole_one_does_and_is_finished_without_it(g
     pandas.testing.assert_frame_equal(finished[numbers], whole[numbers], check_exact=True)
 
 
+@pytest.fixture
+def rungs_of(tmp_path, monkeypatch):
+    """Halves three runs whose epochs are made up: `ends(run, epochs)` says how a run ends at a rung."""
+    def halve(ends):
+        runs = distinct_runs([Config(model="resnet", epochs=4, seed=seed) for seed in (1, 2, 3)])
+        options, trained = Options(study="s", executed_dir=str(tmp_path)), []
+
+        def run_all(competing, options, slots, stopping, **how):
+            trained.append([run.config.seed for run in competing])
+            for run in competing:
+                folder, epochs = options.run_folder(run.config), options.pause_after or 4
+                if not recorded(folder, "status") or recorded(folder, "status") == "preempted":
+                    ends(run, folder, epochs, stopping)
+            return 75
+
+        monkeypatch.setattr(halving, "run_all", run_all)
+        code = halving.run_halving(runs, options, None, 2)
+        return code, trained, {run.config.seed: recorded(options.run_folder(run.config), "status") for run in runs}
+
+    return halve
+
+
+def train(folder, epochs, accuracy):
+    folder.mkdir(parents=True, exist_ok=True)
+    History([{"epoch": epoch, "train_loss": 1.0, "train_accuracy": 0.5, "val_loss": 1.0, "val_accuracy": accuracy,
+              "seconds": 1.0} for epoch in range(1, epochs + 1)]).write(folder / "history.csv")
+
+
+def test_a_stop_at_a_rung_drops_nothing(rungs_of):
+    def ends(run, folder, epochs, stopping):
+        train(folder, epochs, run.config.seed / 10)
+        stopping.request()
+
+    assert rungs_of(ends) == (75, [[1, 2, 3]], {1: None, 2: None, 3: None})
+
+
+def test_what_failed_stays_failed_and_is_not_tried_again(rungs_of):
+    def ends(run, folder, epochs, stopping):
+        train(folder, epochs, run.config.seed / 10)
+        if run.config.seed == 3:
+            write_failure(folder, run.config, "boom")
+        elif epochs == 4:
+            write_failure(folder, run.config, "", status="done")
+
+    code, trained, statuses = rungs_of(ends)
+    assert trained == [[1, 2, 3], [2], [2]] and statuses == {1: "dropped", 2: "done", 3: "failed"} and code == 1
+
+
 @pytest.mark.parametrize("arguments, text, problem", [
+    (["--halving", "2", "--chunk", "1/2"], GRID, "let several runners share"),
+    (["--halving", "9"], GRID, "expected at most the number of epochs, 4"),
     (["--halving", "1"], GRID, "expected a whole number from 2"),
     (["--halving", "2", "--no-resume"], GRID, "--no-resume forbids"),
     (["--halving", "2"], GRID.replace("product: {", "product: {epochs: [2, 4], "), "equally many"),

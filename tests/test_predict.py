@@ -68,6 +68,9 @@ def test_every_kind_of_picture(study, tmp_path):
     torch.testing.assert_close(found, middle)  # but for the edge, into which the black sides reach
     grey = trained.preprocess(np.full((5, 9), 51, np.uint8)) * trained.std[:, None, None] + trained.mean[:, None, None]
     torch.testing.assert_close(grey, torch.full((1, 3, 32, 32), 0.2))
+    deep = Image.fromarray(np.full((32, 32), 257 * 51, np.uint16))  # grey in 16 bits
+    torch.testing.assert_close(trained.preprocess(deep), trained.preprocess(np.full((32, 32), 51, np.uint8)))
+    assert trained.preprocess(Image.new("RGB", (1, 900_000))).shape == (1, 3, 32, 32), "and no gigabyte on the way"
     clear = trained.preprocess(Image.new("RGBA", (32, 32), (0, 0, 0, 0))) * trained.std[:, None, None]
     torch.testing.assert_close(clear + trained.mean[:, None, None], torch.ones(1, 3, 32, 32))
 
@@ -82,7 +85,8 @@ def test_the_command(study, tmp_path, capsys):
     assert main(["predict", str(folder), str(tmp_path / "picture.png"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)[str(tmp_path / "picture.png")]
     assert list(found.values()) == pytest.approx(chances.tolist(), abs=1e-6)
-    assert main(["predict", "nothing", "picture.png"]) == 2
+    assert main(["predict", "nothing", "no.png"]) == 2 and "no.png: no such file" in capsys.readouterr().err
+    assert main(["predict", "nothing", str(tmp_path / "picture.png")]) == 2
     assert capsys.readouterr().err.startswith("cifarlib: nothing: no such run; expected")
 
 
@@ -94,7 +98,7 @@ def broken(tmp_path, name, content):
 NO_PICTURE = {
     "not there": (lambda path: path / "no.png", "No such file"),
     "no picture": (lambda path: broken(path, "a.png", b"text"), "not a picture"),
-    "half a picture": (lambda path: broken(path, "b.png", PNG[:200]), "not a picture"),
+    "half a picture": (lambda path: broken(path, "b.png", PNG[:200]), "b.png: not a picture"),
     "folder": (lambda path: path, "Is a directory"),
     "floats": (lambda path: torch.zeros(3, 32, 32), "expected uint8"),
     "number": (lambda path: 5, "not a picture"),
@@ -126,8 +130,13 @@ def test_no_weights_are_one_line_and_no_code(study, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "record.json").write_text("{}")
+    (tmp_path / "text.pt").write_text("hello")
+    flipped = bytearray(next(study[0].glob("*/terminal.pt")).read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    (tmp_path / "flipped.pt").write_bytes(flipped)
     (tmp_path / "half.pt").write_bytes(next(study[0].glob("*/terminal.pt")).read_bytes()[:5000])
-    for run, message in (("evil.pt", "damaged"), ("half.pt", "damaged"), ("other.pt", "no weights of this version"),
+    for run, message in (("evil.pt", "damaged"), ("half.pt", "damaged"), ("text.pt", "damaged"),
+                         ("flipped.pt", "damaged"), ("other.pt", "no weights of this version"),
                          ("bare", "keeps no weights"), ("nothing", "no such run"), ("empty", "no run with weights")):
         with pytest.raises(InputError, match=message) as caught:
             load_model(tmp_path / run)

@@ -34,7 +34,7 @@ PATHS = r"(?<![\w.:/])/(home|root|tmp|work|Users|usr|mnt|data)/"
 def test_results_draws_the_charts_writes_html_and_the_readme_section(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("CIFAR10_DIR", "gone")  # which only the chart with images needs
     study, readme = tmp_path / "executed" / "equal_compute", tmp_path / "README.md"
-    figures = study / "figures"
+    figures, report = study / "figures", study / "beside_others"  # a study's own report stays
     table = made.table(models=("cnn", "resnet"), learning_rate=(0.001, 0.0001), weight_decay=(0.001,), gamma=(0.97,))
     made.write_study(study, table, images=200, runs=12)
     lower = table.assign(test_accuracy_best_val_acc=table["test_accuracy_best_val_acc"] - 0.01)
@@ -42,21 +42,21 @@ def test_results_draws_the_charts_writes_html_and_the_readme_section(tmp_path, c
     readme.write_text("before\n<!-- results:begin -->\nold\n<!-- results:end -->\nafter\n")
     arguments = ["results", str(study / "runs.csv"), str(other), "--readme", str(readme)]
     assert cli.main(arguments) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == str(study / "results.html")
+    assert capsys.readouterr().out.splitlines()[-1] == str(report / "results.html")
     images = {path.name: path.read_bytes() for path in figures.iterdir()}
     assert {"cnn_top5.png", "cnn_top5.svg", "resnet_top5.png", "overall_top5.png", "comparison.png"} <= images.keys()
     assert "vit_top5.png" not in images
-    page = (study / "results.html").read_text()
+    page = (report / "results.html").read_text()
     assert "<img" in page and "<title>Results of equal_compute</title>" in page
     contents = re.findall(r'<a class="h\d" href="#([^"]+)">', page)
     assert {"The-best-runs", "Results-ResNet"} <= set(contents)
     assert all(f" id=\"{anchor}\"" in page for anchor in contents)
-    executed = (study / "results.ipynb").read_bytes()
+    executed = (report / "results.ipynb").read_bytes()
     assert b"From the first to the second the median difference is +1.00 points" in executed, "from the other to ours"
     assert b"Left out: cnn_wrong, resnet_wrong ($CIFAR10_DIR: no CIFAR-10 in gone;" in executed
     assert cli.main(["results", str(study / "runs.csv"), "typo.csv"]) == 2
     assert cli.main([*arguments, "--x", "epoch"]) == 2 and "did you mean epochs?" in capsys.readouterr().err
-    assert (study / "results.ipynb").read_bytes() == executed
+    assert (report / "results.ipynb").read_bytes() == executed
     first = readme.read_text()
     assert first.startswith("before\n") and first.endswith("after\n") and "old" not in first
     parts = ("### Results ResNet", "](executed/equal_compute/figures/cnn_top5.png)", "### Every run")

@@ -404,6 +404,9 @@ def test_histories_and_predictions_are_found_beside_the_table_and_damaged_ones_a
         (tmp_path / run / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\n,\n")
         with pytest.raises(InputError, match=f"{run}/{name} is damaged"):
             read(table, run)
+    np.savez(tmp_path / run / "predictions.npz", labels=np.full(5, 77), best_val_acc=np.zeros((5, 10)))
+    with pytest.raises(InputError, match="predictions.npz is damaged"):
+        ranking.read_predictions(table, run)
 
 
 def test_only_best_runs_on_the_same_test_images_are_paired(tmp_path):

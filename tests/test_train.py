@@ -570,6 +570,9 @@ def test_finished_run_is_only_read_back(kept, finished, no_training):
 
 @pytest.mark.parametrize("name, content", [
     ("plan.json", b""), ("record.json", b"[1]"), ("record.json", b"null"), ("record.json", b"<<<<<<< HEAD"),
+    ("record.json", b'{"status": "weird"}'), ("record.json", b'{"status": "done", "metrics": null}'),
+    ("record.json", b'{"status": "failed", "error": 5}'), ("history.csv", b"epoch\n1\n"),
+    ("history.csv", b"epoch,train_loss,train_accuracy,seconds\ninf,1,1,1\n"), ("history.csv", b"\0" * 300_000),
     ("last.pt", b""), ("terminal.pt", b"PK half of it"), ("history.csv", b"epoch;train_loss\n1;2.0\n"),
     ("last.pt", {"model": {}, "optimizer": [], "rows": [], "best": {}}),
 ])

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from ..config import Config, check_names, from_text, names_apart
+from ..config import Config, Options, check_names, from_text, names_apart
 from ..data.cifar import available
 from ..errors import InputError
 from ..files import project_path, replacing
@@ -85,6 +85,8 @@ def read_grid(path: str | Path, overrides: dict | None = None) -> list[Config]:
     if empty := empty or [name for values in (product, *rows) for name, value in values.items() if value == []]:
         raise InputError(f"{path}: {empty[0]} is a list without values; give it one, or leave it out")
     cells = [{**fixed, **cell} for row in rows or [{}] for cell in _combinations({**product, **row})]
+    if option := next((name for name in Options.among(cells[0])), None):
+        raise InputError(f"{path}: {option} is an option for the whole grid; give it as --{option}")
     return [Config.from_dict({**cell, **(overrides or {})}) for cell in cells]
 
 

@@ -8,41 +8,59 @@ from pathlib import Path
 
 from ..config import Options
 from ..errors import InputError
+from ..runs.claim import Claim
 from ..runs.halving import rungs, survivors
 from ..runs.record import epochs_of, is_finished, status_of, write_failure
 from ..words import counted
 from .grid import Run
+from .kernel import FAILED
 from .resources import Slots
-from .runner import run_all
+from .runner import ALIKE, Stopping, run_all
 
 
-def run_halving(runs: list[Run], options: Options, slots: Slots, rate: int, **how) -> int:
+def run_halving(runs: list[Run], options: Options, slots: Slots, rate: int, fail_fast: bool = False, **how) -> int:
     """As run_all, with whose arguments `how`, but at each rung only the best `rate`th of each model's runs goes on.
 
     By the validation accuracy at that epoch, which the histories keep: several runners, and the same line again, choose
-    alike. The others are recorded as dropped; run_all takes them to their end, as if they had never stopped. Raises
-    InputError for runs of different lengths, and where nothing validates.
+    alike. The others are recorded as dropped; run_all takes them to their end, as if they had never stopped. What
+    failed neither goes on nor is dropped. Raises InputError for runs that can't be halved.
     """
-    check_halving(runs, options)
-    competing = runs
-    for epochs in rungs(runs[0].config.epochs, rate):
-        print(f"halving: {counted(len(competing), 'run')} to epoch {epochs}", file=sys.stderr)
-        code = run_all(competing, dataclasses.replace(options, pause_after=epochs), slots, **how)
-        scores = {run.name: score_at(options.run_folder(run.config), epochs) for run in competing}
-        if None in scores.values():  # stopped before the rung
-            return code
-        chosen = choose(competing, scores, rate)
-        for run in competing:
-            if run not in chosen and not is_finished(options.run_folder(run.config)):
-                write_failure(options.run_folder(run.config), run.config, status="dropped",
+    check_halving(runs, options, rate)
+    competing, failed = runs, False
+    with Stopping(1 if fail_fast else ALIKE) as stopping:
+        for epochs in [*rungs(runs[0].config.epochs, rate), 0]:
+            print(f"halving: {counted(len(competing), 'run')} to {f'epoch {epochs}' if epochs else 'the end'}",
+                  file=sys.stderr)
+            paused = dataclasses.replace(options, pause_after=epochs)
+            code = run_all(competing, paused, slots, stopping=stopping, **how)
+            scores = {run.name: score_at(options.run_folder(run.config), epochs) for run in competing}
+            if stopping.requested or None in scores.values():
+                return code
+            failed = failed or any(status_of(options.run_folder(run.config)) == "failed" for run in competing)
+            if epochs:
+                competing = go_on(competing, options, scores, rate, epochs)
+    return FAILED if failed else code
+
+
+def go_on(runs: list[Run], options: Options, scores: dict[str, float], rate: int, epochs: int) -> list[Run]:
+    """The runs that go on after so many epochs; the others are recorded as dropped, unless somebody trains them."""
+    runs = [run for run in runs if status_of(options.run_folder(run.config)) != "failed"]
+    chosen = choose(runs, scores, rate)
+    for run in runs:
+        folder = options.run_folder(run.config)
+        if run not in chosen and (claim := Claim.take(folder)):
+            if not is_finished(folder):
+                write_failure(folder, run.config, status="dropped",
                               error=f"dropped by halving after epoch {epochs}; without --halving it is trained on")
-        competing = chosen
-    return run_all(competing, options, slots, **how)
+            claim.release()
+    return chosen
 
 
-def check_halving(runs: list[Run], options: Options) -> None:
+def check_halving(runs: list[Run], options: Options, rate: int) -> None:
     """Raise InputError for runs that can't be compared at the same epochs, or can't go on."""
     lengths = sorted({run.config.epochs for run in runs})
+    if max(lengths) < rate:
+        raise InputError(f"--halving: expected at most the number of epochs, {max(lengths)}, got {rate}")
     if len(lengths) > 1:
         raise InputError(f"--halving compares runs of equally many epochs; these have {lengths}; choose some by --only")
     if not options.resume:
@@ -61,14 +79,16 @@ def choose(runs: list[Run], scores: dict[str, float], rate: int) -> list[Run]:
 
 
 def score_at(folder: Path, epochs: int) -> float | None:
-    """A run's validation accuracy after so many epochs, or after its last one if it had ended by then.
+    """A run's validation accuracy after so many epochs (0: at its end), or after its last one if it had ended by then.
 
     NaN for what failed or diverged; None for what has not come as far.
     """
     rows = epochs_of(folder)
-    if len(rows) < epochs and not is_finished(folder):
-        return math.nan if status_of(folder) == "failed" else None
-    return rows[:epochs][-1].get("val_accuracy", math.nan)
+    if status_of(folder) == "failed":
+        return math.nan
+    if not is_finished(folder) and not 0 < epochs <= len(rows):
+        return None
+    return rows[:epochs or len(rows)][-1].get("val_accuracy", math.nan)
 
 
 def halving_text(runs: list[Run], rate: int) -> str:

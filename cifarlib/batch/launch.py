@@ -116,6 +116,11 @@ class Warm:
         reason = answer or "the warm process was killed"
         tqdm.write(f"no warm start ({reason}): a cold one takes longer", file=sys.stderr)
 
+    def kill(self) -> None:
+        """End the warm process, even if it hangs in an import; the next start begins another one."""
+        if process := self.process:
+            process.kill()
+
     def _begin(self, environment: dict[str, str]) -> None:
         prctl(PR_SET_CHILD_SUBREAPER, 1)  # this process adopts what the warm one forks twice
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -26,7 +26,7 @@ from ..parts import DATASETS, load
 from ..runs.claim import Claim
 from ..runs.record import (FINISHED, check_plan, epochs_of, is_finished, precision_of, read_record, recorded, status_of,
                            write_failure)
-from ..runs.stop import StopSignals
+from ..runs.stop import StopSignals, drop_closed_output
 from ..runs.study import note_planned, remove_stale_parts, write_table
 from ..words import counted
 from .grid import Run
@@ -51,6 +51,7 @@ class Stopping(StopSignals):
 
     def __init__(self, most: int = ALIKE):
         self.most, self.alike, self.running, self.killed, self.progress = most, [], {}, False, False
+        self.warm = None  # the process from which runs are forked
 
     @property
     def given_up(self) -> bool:
@@ -77,6 +78,8 @@ class Stopping(StopSignals):
         self.killed = True
         for process in list(self.running.values()):
             process.kill()  # which passes over one that has just ended; its kernel ends with it
+        if self.warm:
+            self.warm.kill()  # a start that waits for it goes on
 
 
 def execute_run(run: Run, options: Options, stopping: Stopping, threads: int = 0, gpu: str | None = None,
@@ -153,15 +156,18 @@ def _outcome(code: int, folder: Path, config: Config, lines: list[str]) -> int:
 
 
 def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bool = False, fail_fast: bool = False,
-            wait_for_others: bool = True, echo: Callable[[str], None] | None = None, warm: bool = True) -> int:
+            wait_for_others: bool = True, echo: Callable[[str], None] | None = None, warm: bool = True,
+            stopping: Stopping | None = None) -> int:
     """Train what is pending of `runs`, print a line for each that ends, rebuild the table, and return the exit code.
 
     0 if all are finished, 1 if some failed, 2 if none could start for bad input, 75 if some were stopped before their
     end, 76 if they were so before any ended or finished an epoch. Runs that another runner trains are waited for (it
-    may die) unless told otherwise. warm: whether runs are forked, which gains nothing for one alone. Raises InputError,
-    before anything starts, for what check_runs finds and if the study holds a run of another version.
+    may die) unless told otherwise. warm: whether runs are forked, which gains nothing for one alone; stopping: a
+    context that is entered already. Raises InputError, before anything starts, for what check_runs finds and if the
+    study holds a run of another version.
     """
     study = project_path(options.executed_dir) / options.study
+    drop_closed_output()
     check_runs(runs, options)
     remove_stale_parts(study)
     note_planned(study, [cell for run in runs for cell in run.cells])
@@ -191,20 +197,25 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
     def train(run: Run, claim: Claim, gpu: str | None) -> None:
         """Train what is claimed, report how it ended and let others claim it."""
         started = time.monotonic()
-        code = codes[run.name] = execute_run(run, options, stopping, slots.threads, gpu, echo, claim, source)
-        with turn:
-            if claim.lost:
-                waiting.append(run)
-            else:  # before the release: a runner that tries a failed run again removes its record
-                failure = _report(bar, run, options, code, time.monotonic() - started, echo is None)
-                stopping.note(failure if code in (FAILED, BAD_INPUT) else None)
+        try:
+            code = codes[run.name] = execute_run(run, options, stopping, slots.threads, gpu, echo, claim, source)
+            with turn:
+                if claim.lost:
+                    waiting.append(run)
+                else:  # before the release: a runner that tries a failed run again removes its record
+                    failure = _report(bar, run, options, code, time.monotonic() - started, echo is None)
+                    stopping.note(failure if code in (FAILED, BAD_INPUT) else None)
+        finally:
             claim.release()
 
-    with (Stopping(1 if fail_fast else ALIKE) as stopping, Warm(warm) as source, ThreadPoolExecutor(slots.jobs) as pool,
+    entered = nullcontext(stopping) if stopping else Stopping(1 if fail_fast else ALIKE)
+    with (entered as stopping, Warm(warm) as source, ThreadPoolExecutor(slots.jobs) as pool,
           _grid_bar(runs, options, echo is None) as bar):
+        stopping.warm = source
         cards = [slots.gpus[number % len(slots.gpus)] if slots.gpus else None for number in range(slots.jobs)]
         for worker in as_completed(pool.submit(work, card) for card in cards):
-            stopping.requested |= worker.exception() is not None  # the others end after the run that they train
+            if worker.exception():
+                stopping.request()  # the others, too, end after their epoch
             worker.result()
     write_table(study)  # what it may have said on the way is an error in the end
     return _exit_code(runs, options, codes, stopping)
@@ -217,7 +228,7 @@ def _exit_code(runs: list[Run], options: Options, codes: dict[str, int], stoppin
         return FAILED  # what it was to replace may still be there, finished
     statuses = {status_of(options.run_folder(run.config)) for run in runs}
     # A run that somebody else trains is left to them, unless this runner was stopped while it waited for them.
-    unfinished = statuses & {"preempted", "pending", *(["running"] if stopping.requested else [])}
+    unfinished = statuses & {"preempted", "pending", "dropped", *(["running"] if stopping.requested else [])}
     if "failed" in statuses and (stopping.given_up or not unfinished):
         return FAILED
     if not unfinished:
@@ -250,7 +261,7 @@ def wanted(run: Run, options: Options, retry_failed: bool) -> bool:
     status = recorded(folder, "status")
     if status in FINISHED:
         return not options.resume
-    if 0 < options.pause_after <= len(epochs_of(folder)):
+    if options.resume and 0 < options.pause_after <= len(epochs_of(folder)):
         return False
     return status != "failed" or retry_failed
 
@@ -279,6 +290,7 @@ def _grid_bar(runs: list[Run], options: Options, shown: bool) -> tqdm:
 
 def _report(bar: tqdm, run: Run, options: Options, code: int, seconds: float, shown: bool) -> str:
     """A run that ended: the table anew and, where the bar is `shown`, a line of it; return its error's last line."""
+    drop_closed_output()
     try:
         write_table(options.run_folder(run.config).parent)
     except InputError as error:  # of another run's record that came meanwhile: no reason to stop training

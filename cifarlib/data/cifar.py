@@ -117,7 +117,8 @@ class Archive:
         try:
             with np.load(folder / CACHE) as kept:  # whose checksums are compared as it is read
                 images, labels = kept["images"], kept["labels"]
-                fresh = np.array_equal(kept["stamp"], stamp)
+                as_written = images.dtype == np.uint8 and images.shape == (len(labels), 3, 32, 32)
+                fresh = as_written and np.array_equal(kept["stamp"], stamp)
         except Exception:  # there is none, or it is damaged, which zipfile and numpy say in ten ways
             fresh = False
         if not fresh:

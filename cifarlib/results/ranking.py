@@ -173,7 +173,10 @@ def predictions_in(path: Path, *checkpoints: str) -> tuple[np.ndarray, np.ndarra
         with np.load(path) as stored:
             for checkpoint in checkpoints:
                 if checkpoint in stored:
-                    return stored["labels"].astype(int), stored[checkpoint].astype(float)
+                    labels, logits = stored["labels"].astype(int), stored[checkpoint].astype(float)
+                    if logits.ndim != 2 or labels.shape != logits.shape[:1] or (labels >= logits.shape[1]).any():
+                        raise ValueError
+                    return labels, logits
     except FileNotFoundError:
         return None
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):

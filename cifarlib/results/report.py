@@ -25,7 +25,10 @@ def make_report(parameters: dict, folder: str) -> Path:
     table = read_table(parameters["runs"], parameters["rank_by"], parameters["study"])
     for other in parameters["compare_with"]:
         compare(read_table(other), table)
-    notebook = execute_notebook("results.ipynb", parameters, project_path(folder) if folder else table.folder)
+    for place in filter(None, [parameters.get("thesis"), parameters["figures"]]):
+        project_path(place).mkdir(parents=True, exist_ok=True)  # else it would be known in the end
+    usual = table.folder / "beside_others" if parameters["compare_with"] else table.folder
+    notebook = execute_notebook("results.ipynb", parameters, project_path(folder) if folder else usual)
     page = notebook.with_suffix(".html")
     with replacing(page) as part:
         part.write_text(as_html(notebook, f"Results of {escape(table.name)}"), encoding="utf-8")

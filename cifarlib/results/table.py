@@ -285,6 +285,8 @@ def _ranking_column(rows: pd.DataFrame, rank_by: str, notes: list[str]) -> str:
             notes.append(f"The table lacks {default}, so runs rank by {rank_by} as in the published report: the "
                          "winners' test accuracies are biased upward.")
     scores = [column for column in metrics(rows) if not column.startswith("train_")]
+    if rank_by == default and rank_by not in scores:
+        raise InputError("nothing to report: no run has a validation or a test accuracy")
     if rank_by not in scores:
         near = nearest(rank_by, scores) or default
         raise InputError(f"rank_by: no column of scores named {rank_by!r}; did you mean {near}?")

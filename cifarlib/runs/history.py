@@ -12,6 +12,9 @@ from ..errors import InputError
 from ..files import replacing
 
 
+NEEDED = {"train_loss", "train_accuracy", "seconds"}  # of every epoch
+
+
 @dataclass
 class History:
     """One row an epoch: the published column names, learning rate, seconds and images per second.
@@ -79,6 +82,8 @@ class History:
             with path.open(newline="") as handle:
                 rows = [{name: float(value) for name, value in row.items() if value != ""}  # None: the row is cut off
                         for row in csv.DictReader(handle)]
+            if [row["epoch"] for row in rows] != [*range(1, len(rows) + 1)] or any(NEEDED - row.keys() for row in rows):
+                raise ValueError
             return cls([{**row, "epoch": int(row["epoch"])} for row in rows])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, csv.Error):
             raise InputError(f"{path} is damaged; restore it, or train anew with resume False (--no-resume)") from None

@@ -17,12 +17,21 @@ from .claim import is_claimed
 from .history import History
 
 FINISHED = ("done", "diverged")
+RECORDED = (*FINISHED, "failed", "dropped", "preempted")
 
 
 def read_record(folder: Path) -> dict | None:
     """The record in a run folder; None if there is none. Raises InputError for a damaged one."""
     record = _read_json(folder / RECORD)
-    return record if "status" in record else None
+    if not record:
+        return None
+    numbers = [record.get("epochs_run", 0), record.get("seconds", 0)]
+    metrics = record.get("metrics", {})
+    if not (record.get("status") in RECORDED and isinstance(metrics, dict) and isinstance(record.get("error", ""), str)
+            and all(isinstance(value, (int, float)) for value in numbers)
+            and all(value is None or isinstance(value, (int, float)) for value in metrics.values())):
+        raise _damaged(folder / RECORD)
+    return record
 
 
 def recorded(folder: Path, name: str):
@@ -41,8 +50,12 @@ def _read_json(path: Path) -> dict:
     except ValueError:
         content = None
     if not isinstance(content, dict):
-        raise InputError(f"{path} is damaged, so nothing says what it held; restore it, or remove it to train anew")
+        raise _damaged(path)
     return content
+
+
+def _damaged(path: Path) -> InputError:
+    return InputError(f"{path} is damaged, so nothing says what it held; restore it, or remove it to train anew")
 
 
 def status_of(folder: Path) -> str:

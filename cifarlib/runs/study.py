@@ -243,8 +243,8 @@ def summary(study: Path, reader: Reader | None = None) -> str:
     lines = [counts.rename_axis(index=None, columns=None).to_string()]
     known = {name: config for name, config in configs.items() if config}
     labels = {name: name for name in configs} | dict(zip(known, names_apart([*known.values()])))
-    scores = {name: score for name, state in states.items() if state.status != "running"
-              and (score := state.metrics.get("val_accuracy_best_val_acc")) is not None}
+    scores = {name: score for name, state in states.items()
+              if (score := state.metrics.get("val_accuracy_best_val_acc")) is not None}
     if best := max(scores, key=scores.get, default=None):
         lines.append(f"best so far: {labels[best]}, validation accuracy {scores[best]:.4f}")
     lines += [f"running: {labels[name]}, {progress(states[name])}"

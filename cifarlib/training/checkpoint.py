@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import zipfile
 import shutil
 import time
 from pathlib import Path
@@ -27,10 +28,13 @@ SPACING = 10  # a writing that took longer is followed by at least so many times
 def load_weights(path: Path, device: torch.device) -> dict:
     """What torch saved in `path`. Raises InputError for a damaged file."""
     try:
+        with zipfile.ZipFile(path) as file:
+            if file.testzip():  # torch doesn't compare the checksums
+                raise zipfile.BadZipFile
         return torch.load(path, map_location=device, weights_only=True)
     except torch.OutOfMemoryError:
         raise
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError):
+    except (OSError, EOFError, LookupError, ValueError, RuntimeError, zipfile.BadZipFile, pickle.UnpicklingError):
         raise InputError(f"{path} is damaged; restore it, or train anew with resume False (--no-resume)") from None
 
 

@@ -5,10 +5,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ...parts import architectures
-from ...words import counted, duration, listed, percent, points, signed
+from ...words import counted, duration, listed, percent, points, signed, value_text
 from .. import knobs, ranking
 from ..sentences import beside_noise, chance_sentence, gap_sentence, range_sentence
-from ..table import Table
+from ..table import Table, label
 from .style import (GREY, LIGHT, jitter, legend, legend_above, log_ticks, look_of, new_figure, percent_ticks, styled,
                     titled, whiskers)
 
@@ -131,7 +131,7 @@ def all_runs(table: Table) -> Figure:
 @styled
 def accuracy_by_minutes(tables: list[Table]) -> Figure:
     """Every run of several studies: test accuracy against minutes of training, beside the best published accuracies."""
-    runs = pd.concat([table.runs[["model", "epochs"]].assign(
+    runs = pd.concat([table.runs[["model", "epochs", "model_args"]].assign(
         tested=table.runs[table.tested], views=table.runs[table.views], minutes=table.runs["seconds"] / 60)
         for table in tables])
     runs["shown"] = runs["views"].fillna(runs["tested"])
@@ -140,8 +140,12 @@ def accuracy_by_minutes(tables: list[Table]) -> Figure:
     published = [look.published_best for look in looks.values() if look.published_best]
     for model, look in looks.items():
         mine = runs[runs["model"] == model]
-        axis.plot(mine["minutes"], mine["shown"], linestyle="none", markersize=7, alpha=0.8, label=look.label,
-                  **look_of(look))
+        usual = mine["model_args"] == value_text({})
+        for chosen, fill in ((mine[usual], "full"), (mine[~usual], "none")):
+            if chosen.empty:
+                continue
+            axis.plot(chosen["minutes"], chosen["shown"], linestyle="none", markersize=7, alpha=0.8, fillstyle=fill,
+                      label=look.label if fill == "full" or not usual.any() else None, **look_of(look))
         if look.published_best:
             axis.axhline(look.published_best, color=look.colour, linestyle="--", linewidth=1)
             below = any(0 < other - look.published_best < 0.02 for other in published)
@@ -155,7 +159,8 @@ def accuracy_by_minutes(tables: list[Table]) -> Figure:
     best = runs.groupby(["model", "epochs"])[["shown", "minutes"]].mean().sort_values("shown").iloc[-1]
     name = looks[best.name[0]].label
     several = runs.dropna(subset=["views"])
-    note = "Points: runs of several studies, on different processors, some of them with one thread. "
+    note = ("Points: runs of several studies, on different processors, some of them with one thread; hollow: models "
+            "made smaller. ")
     if len(several):
         note += (f"Accuracies of {listed(look.label for look in architectures(several['model']).values())} are by six "
                  f"views of each test image, by single ones {points((several['shown'] - several['tested']).mean())} "
@@ -218,4 +223,9 @@ def comparison(first: Table, second: Table) -> Figure | str:
     percent_ticks(axis.xaxis, axis.yaxis)
     legend_above(axis)
     title = f"'{second.name}' against '{first.name}', median difference in points: {listed(heads)}"
-    return titled(figure, title, f"{counted(len(both), 'experiment')} in both tables. Dashed: equal.", first)
+    note = f"{counted(len(both), 'experiment')} in both tables. Dashed: equal."
+    unlike = [name for name in ("epochs", "limit_train", "protocol")
+              if {*first.rows[name].unique()} != {*second.rows[name].unique()}]
+    if unlike:
+        note += f" Not like for like: {listed(map(label, unlike))} differ."
+    return titled(figure, title, note, first)
