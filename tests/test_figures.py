@@ -86,6 +86,7 @@ def test_a_value_that_nearly_all_of_many_configurations_have_is_not_named():
     assert sorted(again["Configuration"]) == ["as most", "cutout 8", "flip none", "label smoothing 0.2",
                                               "padding reflect", "rotation 0", "translation 0"]
     assert again["Test accuracy from the first, points"][0] == "+0.00"
+    assert not isinstance(knob_charts.scores_by_knob(table, "cnn"), str), "also of knobs that a switch idles"
     assert "| as most |" in markdown.readme_section(table) and "finalists.png" in markdown.readme_section(table)
 
 

@@ -89,7 +89,8 @@ def shared_knobs(table: Table, rows: pd.DataFrame) -> str:
         if len(values) < len(rows):
             those = f"the {in_words(len(values))} where it acts"
         if values.empty:
-            why = " or ".join(f"the {listed(kinds, 'or')} {label(other)}" for other, kinds in idle_when(knob).items())
+            why = " or ".join(f"the {listed((shown(other, kind) for kind in kinds), 'or')} {label(other)}"
+                              for other, kinds in idle_when(knob).items())
             text = f"{name} does nothing under {why}"
         elif len(counts) == 1:
             text = f"{name}: {shown(knob, counts.index[0])}" + (f" in {those}" if those else "")

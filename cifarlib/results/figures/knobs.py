@@ -53,8 +53,9 @@ def scores_by_knob(table: Table, model: str) -> Figure | str:
     note = f"A point a {'configuration, by one seed' if len(ranking.finalists(table)) else 'run'}; bars: medians; "
     note += "numbers: the best" + ("." if table.lower_is_better else ", in percent.")
     for knob in groups:
-        if where := [value for values in idle_when(knob).values() for value in values]:
-            note += f" {label(knob).capitalize()}: without {' and '.join(where)} runs, where it does nothing."
+        if where := [f"{label(field)} {shown(field, value)}" for field, values in idle_when(knob).items()
+                     for value in values if (rows[field] == value).any()]:
+            note += f" {label(knob).capitalize()}: without the runs of {listed(where)}, where it does nothing."
     if len(cells := knobs.cells(table, model)) < (full := math.prod(map(len, groups.values()))):
         note += f" {len(cells)} of the {full} cells of these values were run, so they are not compared like for like."
     title = f"{look.label}: {table.score} by knob, the highest is {score_text(table, rows[table.rank_by].iloc[0])}"
