@@ -23,7 +23,7 @@ from cifarlib.results.sentences import range_sentence
 from cifarlib.results.table import check_table, read_table
 
 ROOT = Path(__file__).parent.parent
-STUDIES = re.search(r"^STUDIES := (.+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
+STUDIES = " ".join(re.findall(r"^(?:STUDIES|OTHERS) := (.+)", (ROOT / "Makefile").read_text(), re.MULTILINE)).split()
 # what git keeps, whatever else was trained here
 KEPT = re.findall(r"^!/executed/(\w+)/$", (ROOT / ".gitignore").read_text(), re.MULTILINE)
 EXECUTED = [path for name in KEPT for pattern in ("*.ipynb", "*/experiment.ipynb")
