@@ -31,7 +31,7 @@ class Chart(Figure):
 
     def _repr_png_(self) -> bytes:
         with io.BytesIO() as file:
-            self.savefig(file, format="png", bbox_inches="tight")
+            self.savefig(file, format="png")  # whose layout fits already
             return file.getvalue()
 
 
