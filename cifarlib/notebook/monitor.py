@@ -24,7 +24,8 @@ from ..config import Config, check_names, from_text, setting
 from ..errors import InputError
 from ..files import HISTORY, PREDICTIONS, project_path
 from ..parts import DATASETS, short_name
-from ..results.figures.one_run import COLOURS, curves_together
+from ..results.figures.one_run import curves_together
+from ..results.figures.style import COLOURS
 from ..results.ranking import predictions_in
 from ..results.statistics import mcnemar, softmax
 from ..runs.history import History

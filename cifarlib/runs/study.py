@@ -15,7 +15,7 @@ import pandas
 
 from ..config import Config, names_apart, nearest
 from ..errors import InputError
-from ..files import HISTORY, LOG, PLANNED, RECORD, STATE, TABLE, replacing
+from ..files import HISTORY, LOG, PLANNED, RECORD, TABLE, replacing
 from ..parts import short_name
 from ..words import duration
 from .claim import STALE
@@ -305,12 +305,6 @@ def rest(folders: dict[str, Path], left: list[Config], study: Path, jobs: int, r
     return [*lines, time_left(left, study, jobs, resume, reader)] if left or not failed else lines
 
 
-def epochs_left(folder: Path, config: Config) -> int:
-    """Epochs that a run may still take; those after which it can go on are done."""
-    resumable = (folder / STATE).exists() and (folder / HISTORY).exists()
-    return config.epochs - (len(History.read(folder / HISTORY).rows) if resumable else 0)
-
-
 def time_left(left: list[Config], study: Path, jobs: int, resume: bool = True, reader: Reader | None = None) -> str:
     """The time that the runs `left` of a study may take, so many of them at a time.
 
@@ -318,10 +312,12 @@ def time_left(left: list[Config], study: Path, jobs: int, resume: bool = True, r
     """
     if not left:
         return "nothing is left to do"
-    an_epoch, sizes = epoch_seconds(study.parent, reader or Reader()), [_size(config) for config in left]
+    reader = reader or Reader()
+    an_epoch, sizes = epoch_seconds(study.parent, reader), [_size(config) for config in left]
     if unknown := sorted({short_name(model) for model, *_ in set(sizes) - an_epoch.keys()}):
         return f"no estimate: no run of {', '.join(unknown)} of this size is recorded in {study.parent} yet"
     jobs = min(jobs, len(left))
-    epochs = [epochs_left(study / config.run_name, config) if resume else config.epochs for config in left]
+    epochs = [config.epochs - (run_state(study / config.run_name, config, reader).epochs if resume else 0)
+              for config in left]
     total = sum(number * an_epoch[size] for number, size in zip(epochs, sizes))
     return f"about {duration(total / jobs)} for the rest, {jobs} at a time, if none stops early"

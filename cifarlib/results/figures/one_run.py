@@ -11,7 +11,8 @@ from ...words import counted, listed, percent, points
 from .. import ranking, statistics
 from ..knobs import short_labels
 from ..table import Table
-from .style import GREY, TRAIN, VALIDATION, legend_above, look_of, new_figure, percent_ticks, styled, titled, whiskers
+from .style import (COLOURS, GREY, TRAIN, VALIDATION, legend_above, look_of, new_figure, percent_ticks, styled, titled,
+                    whiskers)
 
 
 @styled
@@ -35,9 +36,6 @@ def learning_curves(*histories: pd.DataFrame, names=("",), whose: str = "", tabl
     message = f"{whose}{_curve_message(histories[0], reached)}"
     stars = any(_best_epoch(history) is not None for history in histories)
     return titled(figure, message, "Stars: the epoch with the best validation accuracy." * stars, table)
-
-
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B")  # Okabe and Ito's
 
 
 @styled

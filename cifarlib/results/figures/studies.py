@@ -13,9 +13,8 @@ from ...words import listed, percent
 from .. import ranking
 from ..knobs import is_number
 from ..table import Table, label, shown
-from .style import legend_above, log_ticks, new_figure, percent_ticks, styled, titled
+from .style import COLOURS, legend_above, log_ticks, new_figure, percent_ticks, styled, titled
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # a study's, in turn
 # What is measured of a run beside its fields: the table's column, how many of it are one, and the axis's label.
 MEASURES = {"minutes": ("seconds", 60, "minutes of training"),
             "parameters": ("parameters", 1, "weights"),
