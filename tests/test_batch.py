@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -185,6 +186,16 @@ def test_where_no_process_can_be_forked_runs_start_cold_and_give_the_same_number
     assert cold.returncode == 0
     assert cold.output.count("no warm start (RuntimeError: an import has started a thread)") == 1
     assert not differences(run_folder(tmp_path), uninterrupted)
+
+
+def test_a_warm_process_whose_runner_was_killed_meanwhile_ends_without_a_word():
+    runner, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with open(os.devnull) as nothing, theirs:
+        socket.send_fds(runner, [b"1"], [nothing.fileno()] * 2)
+        runner.close()  # nobody waits for the answer
+        ended = subprocess.run([sys.executable, "-m", "cifarlib.batch.warm", str(theirs.fileno())], cwd=PROJECT,
+                               pass_fds=[theirs.fileno()], capture_output=True, text=True, timeout=120)
+    assert ended.stdout + ended.stderr == ""
 
 
 def test_code_that_is_edited_while_a_grid_runs_is_not_the_code_of_its_runs(tmp_path):

@@ -41,7 +41,10 @@ def main(descriptor: str) -> None:
         runner.recv(1)  # or it would lose the answer
         runner.send(f"{type(error).__name__}: {error}".encode())
         return
-    if files := serve(runner):
+    files = []
+    with suppress(ConnectionError):  # the runner was killed while it waited for an answer
+        files = serve(runner)
+    if files:
         codes.append(run(*files))
 
 

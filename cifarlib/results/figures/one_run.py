@@ -47,18 +47,14 @@ def curves_together(histories: dict[str, pd.DataFrame]) -> Figure:
     figure, axes = new_figure(3.9 + 0.18 * len(histories), 1, 2)
     bests = []
     for (name, history), colour in zip(histories.items(), COLOURS):
-        look = dict(marker="o" if len(history) < 15 else None, markersize=3, color=colour)
-        if (best := _best_epoch(history)) is not None:
+        best = _best_epoch(history)
+        if best is not None:
             bests.append(best)
             name += f": {percent(best['val_accuracy'])} in epoch {best['epoch']:.0f}"
-            axes[1].plot(best["epoch"], best["val_accuracy"], "*", color=colour, markersize=11, markeredgewidth=0.5,
-                         markeredgecolor="black")
-        for axis, metric in zip(axes, ("loss", "accuracy")):
-            for split, style in (("train", dict(linestyle=":", linewidth=1)), ("val", dict(label=name))):
-                line = history.reindex(columns=["epoch", f"{split}_{metric}"]).dropna()
-                axis.plot(*line.to_numpy().T, **style, **look)
-            axis.set(ylabel=metric, xlabel="epoch")
-            axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+        training = dict(color=colour, linestyle=":", linewidth=1, label=name if best is None else None)
+        _lines(axes, history, training, dict(color=colour, label=name))
+    for axis in axes:
+        axis.set_xlabel("epoch")
     percent_ticks(axes[1].yaxis)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", alignment="left", title_fontsize=8,
                   title="Solid: validation; dotted: training. Stars: the epoch with the best validation accuracy.")
@@ -80,26 +76,34 @@ def curves_of_best(table: Table, model: str) -> Figure | str:
 
 
 def _curves(axes, history: pd.DataFrame) -> None:
-    marker = dict(marker="o" if len(history) < 15 else None, markersize=3)
-    for axis, metric in zip(axes, ("loss", "accuracy")):
-        for split, name, style in (("train", "training", dict(color=TRAIN)),
-                                   ("val", "validation", dict(color=VALIDATION, linestyle="--"))):
-            line = history.reindex(columns=["epoch", f"{split}_{metric}"]).dropna()
-            if split == "train" or len(line):
-                axis.plot(*line.to_numpy().T, label=name, **style, **marker)
-        axis.set_ylabel(metric)
-    if (best := _best_epoch(history)) is not None:
-        axes[1].plot(best["epoch"], best["val_accuracy"], "*", color=VALIDATION, markersize=11, markeredgecolor="black",
-                     markeredgewidth=0.5)
+    look = _lines(axes, history, dict(color=TRAIN, label="training"),
+                  dict(color=VALIDATION, linestyle="--", label="validation"))
     rates = history.reindex(columns=["epoch", "learning_rate"]).dropna()
-    axes[2].plot(*rates.to_numpy().T, color="black", drawstyle="steps-mid", **marker)
+    axes[2].plot(*rates.to_numpy().T, color="black", drawstyle="steps-mid", **look)
     axes[2].set_ylabel("learning rate")
     # 0.00005, not 5e-05 beside 0.0001; and powers of ten would start mathtext, for 0.3 s.
     axes[2].yaxis.set_major_formatter(lambda value, _: np.format_float_positional(float(f"{value:g}"), trim="-"))
-    for axis in axes:
+    if len(history) == 1:  # else the axes, which share x, are a tenth of an epoch wide
+        axes[2].set_xlim(0.5, 1.5)
+
+
+def _lines(axes, history: pd.DataFrame, train: dict, val: dict) -> dict:
+    """Loss and accuracy by epoch on two axes, with a star at the best; returns the look of points.
+
+    train, val: how the lines of the two splits look.
+    """
+    look = dict(marker="o" if len(history) < 15 else None, markersize=3)
+    for axis, metric in zip(axes, ("loss", "accuracy")):
+        for split, style in (("train", train), ("val", val)):
+            line = history.reindex(columns=["epoch", f"{split}_{metric}"]).dropna()
+            if split == "train" or len(line):
+                axis.plot(*line.to_numpy().T, **style, **look)
+        axis.set_ylabel(metric)
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-        if len(history) == 1:  # else the axis is a tenth of an epoch wide
-            axis.set_xlim(0.5, 1.5)
+    if (best := _best_epoch(history)) is not None:
+        axes[1].plot(best["epoch"], best["val_accuracy"], "*", color=val["color"], markersize=11, markeredgewidth=0.5,
+                     markeredgecolor="black")
+    return look
 
 
 def _best_epoch(history: pd.DataFrame) -> pd.Series | None:
