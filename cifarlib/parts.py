@@ -150,7 +150,7 @@ PROTOCOLS["published"] = PROTOCOLS["corrected"] | {
 }
 PROTOCOLS["modern"] = PROTOCOLS["corrected"] | {
     "epochs": 10, "batch_size": 500, "scheduler": "linear", "lr_by_step": True, "augmentation": True,
-    "optimizer": "muon", "learning_rate": 0.01, "weight_decay": 0.1, "momentum": 0.6, "label_smoothing": 0.2,
+    "optimizer": "muon", "learning_rate": 0.02, "weight_decay": 0.1, "momentum": 0.6, "label_smoothing": 0.2,
     "flip": "alternating", "rotation": 0.0, "crop": 2, "padding": "reflect", "tta": "flip_shift",
 }
 
