@@ -342,22 +342,24 @@ def table_of(given: str, executed_dir: str) -> str:
 
 
 def predict(arguments: argparse.Namespace) -> int:
-    for image in arguments.images:  # before torch is imported
-        if not project_path(image).is_file():
-            raise InputError(f"{image}: no such file; expected a picture such as a PNG or JPEG")
     from . import trained
 
-    model = trained.load_model(arguments.run)
-    answers = [dict(zip(model.classes, chances.tolist()))
-               for chances in trained.predict(model, arguments.images, arguments.tta)]
+    model, pictures, code = trained.load_model(arguments.run), {}, OK
+    for image in arguments.images:
+        try:
+            pictures[image] = trained.as_tensor(image)
+        except InputError as error:  # the others are answered
+            print(f"cifarlib: {error}", file=sys.stderr)
+            code = BAD_INPUT
+    rows = trained.predict(model, pictures.values(), arguments.tta).tolist() if pictures else []
+    answers = {image: dict(zip(model.classes, row)) for image, row in zip(pictures, rows)}
     if arguments.json:
-        print(json.dumps(dict(zip(arguments.images, answers)), indent=1))
-        return 0
-    width = max(map(len, arguments.images))
-    for image, chances in zip(arguments.images, answers):
+        print(json.dumps(answers, indent=1))
+        return code
+    for image, chances in answers.items():
         likeliest = sorted(chances, key=chances.get, reverse=True)[:3]
-        print(f"{image:{width}}", *(f"{name} {chances[name]:.1%}" for name in likeliest), sep="  ")
-    return 0
+        print(f"{image:{max(map(len, answers))}}", *(f"{name} {chances[name]:.1%}" for name in likeliest), sep="  ")
+    return code
 
 
 def export(arguments: argparse.Namespace) -> int:

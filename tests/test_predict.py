@@ -85,7 +85,13 @@ def test_the_command(study, tmp_path, capsys):
     assert main(["predict", str(folder), str(tmp_path / "picture.png"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)[str(tmp_path / "picture.png")]
     assert list(found.values()) == pytest.approx(chances.tolist(), abs=1e-6)
-    assert main(["predict", "nothing", "no.png"]) == 2 and "no.png: no such file" in capsys.readouterr().err
+    (tmp_path / "text.png").write_bytes(b"text")
+    assert main(["predict", str(folder), "no.png", str(tmp_path / "picture.png"), str(tmp_path / "text.png")]) == 2
+    answered, refused = capsys.readouterr()
+    assert answered.count("\n") == 1 and f"picture.png  {name} " in answered
+    missing, unread = refused.splitlines()
+    assert missing.startswith("cifarlib: no.png: No such file") and "text.png: not a picture" in unread
+    assert main(["predict", str(folder), "no.png"]) == 2 and capsys.readouterr().out == ""
     assert main(["predict", "nothing", str(tmp_path / "picture.png")]) == 2
     assert capsys.readouterr().err.startswith("cifarlib: nothing: no such run; expected")
 
