@@ -2,9 +2,11 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 from threading import BrokenBarrierError
 
+import papermill
 import pytest
 import torch
 from conftest import tiny
@@ -13,7 +15,7 @@ from cifarlib import machine
 from cifarlib.bench import measure, report as bench_report
 from cifarlib.bench.reference import Reference, _loader
 from cifarlib.batch.launch import ALLOCATOR
-from cifarlib.cli import main
+from cifarlib.cli import main, make_parser
 from cifarlib.errors import InputError
 from cifarlib.models.layers import Conv2d
 
@@ -128,6 +130,13 @@ def test_bench_executes_its_notebook_and_rewrites_the_readme(tmp_path, capfd):
     assert (tmp_path / "figures" / "throughput.png").exists() and "| `resnet` |" in readme.read_text()
     before = readme.read_text()
     assert main([*arguments, "--no-measure"]) == 0 and readme.read_text() == before
+
+
+def test_by_default_no_committed_measurements_are_overwritten():
+    folder = make_parser().parse_args(["bench"]).folder
+    notebook = papermill.inspect_notebook(str(ROOT / "notebooks" / "throughput.ipynb"))
+    assert notebook["output"]["default"] == f'"{folder}/throughput.json"'
+    assert subprocess.run(["git", "ls-files", folder], cwd=ROOT, capture_output=True).stdout == b""
 
 
 @pytest.mark.parametrize("arguments, message", [

@@ -1,5 +1,6 @@
 """CIFAR-10 and CIFAR-100: verified, split, normalized, found or downloaded; the stand-in; another dataset."""
 
+import errno
 import hashlib
 import io
 import multiprocessing
@@ -338,6 +339,11 @@ def packed(archive, batches, tmp_path, monkeypatch):
 
 @BOTH
 def test_download(archive, packed, batches, tmp_path, monkeypatch, capfd):
+    """Also on a file system without locks."""
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(cifar.fcntl, "flock", no_locks)
     (content, theirs), before = packed, socket.getdefaulttimeout()
     with server(sends(content)) as (url, _):
         monkeypatch.setattr(theirs, "url", url)

@@ -165,6 +165,18 @@ def test_a_living_owner_of_this_machine_needs_no_heartbeat(tmp_path):
     owner.release()
 
 
+def test_without_locks_a_claim_counts_while_its_owner_lives(tmp_path, monkeypatch):
+    def none(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(claim.fcntl, "flock", none)
+    owner = Claim.take(tmp_path)
+    assert Claim.take(tmp_path) is None
+    monkeypatch.setattr(claim, "_started", lambda pid: "")  # as if it were gone
+    assert not claim.is_claimed(tmp_path)
+    owner.release()
+
+
 def test_who_was_slow_to_claim_has_not_got_it(tmp_path, monkeypatch):
     """Between the look at claim 1 and the creation of claim 2 others take and release 2, take 3 and so remove 2."""
     Claim.take(tmp_path).release()
