@@ -1,11 +1,16 @@
-"""Successive halving: which runs go on, and that these, and those that were dropped, end as if never stopped."""
+"""Successive halving: which runs go on, and that they, dropped ones and killed ones end as if never stopped."""
 
 import math
 import re
+import subprocess
+import sys
 
 import pandas
+import psutil
 import pytest
 from conftest import TINY
+from services import until
+from torture import kill
 
 from cifarlib.batch import halving
 from cifarlib.batch.grid import distinct_runs
@@ -24,15 +29,20 @@ product: {learning_rate: [0.01, 0.003, 0.001]}
 
 
 @pytest.fixture
-def grid(tmp_path, capsys):
-    """`python -m cifarlib grid` on GRID, in this process; (exit code, what it printed)."""
-    def run(*arguments, text=GRID, study="halved"):
+def line(tmp_path):
+    """The arguments of `python -m cifarlib` for a grid, by default GRID."""
+    def write(*arguments, text=GRID, study="halved"):
         (tmp_path / "g.yaml").write_text(text)
-        code = main(["grid", str(tmp_path / "g.yaml"), "--study", study, "--executed_dir", str(tmp_path / "executed"),
-                     "--wandb_mode", "disabled", "--jobs", "2", *arguments])
-        return code, "".join(capsys.readouterr())
+        return ["grid", str(tmp_path / "g.yaml"), "--study", study, "--executed_dir", str(tmp_path / "executed"),
+                "--wandb_mode", "disabled", "--jobs", "2", *arguments]
 
-    return run
+    return write
+
+
+@pytest.fixture
+def grid(line, capsys):
+    """`python -m cifarlib grid` in this process; (exit code, what it printed)."""
+    return lambda *arguments, **how: (main(line(*arguments, **how)), "".join(capsys.readouterr()))
 
 
 @pytest.mark.parametrize("epochs, rate, expected", [(8, 2, [1, 2, 4]), (80, 3, [2, 8, 26]), (1, 2, []), (5, 8, [])])
@@ -53,11 +63,15 @@ def test_each_model_and_size_keeps_its_own_best():
     assert [scores[run.name] for run in choose(runs, scores, 2)] == [0.9, 0.2]
 
 
-def test_a_halved_grid_trains_as_the_whole_one_does_and_is_finished_without_it(grid, tmp_path):
+def test_a_halved_grid_trains_as_the_whole_one_does_and_is_finished_without_it(grid, line, tmp_path):
     assert grid(study="whole")[0] == 0
     code, said = grid("--halving", "2", "--dry-run")
     assert code == 0 and "3 to epoch 1, 2 to epoch 2, 1 to epoch 4; 58% of the grid's epochs" in said
-    code, said = grid("--halving", "2")
+    killed = subprocess.Popen([sys.executable, "-m", "cifarlib", *line("--halving", "2")])
+    until(lambda: any((tmp_path / "executed" / "halved").glob("*/last.pt")))
+    kill([runner := psutil.Process(killed.pid), *runner.children(recursive=True)])
+    killed.wait()
+    code, said = grid("--halving", "2")  # the same line goes on
     assert code == 0 and "three runs to epoch 1" in said and "two runs to epoch 2" in said
     studies = {study: tmp_path / "executed" / study for study in ("whole", "halved")}
     table = pandas.read_csv(studies["halved"] / "runs.csv").set_index("run")
