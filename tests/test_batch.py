@@ -179,6 +179,17 @@ def test_what_a_second_interrupt_kills_has_not_failed(tmp_path):
     until(lambda: status_of(folder) == "preempted")
 
 
+def test_two_interrupts_end_a_grid_whose_warm_process_hangs_in_an_import(tmp_path):
+    (tmp_path / "torch.py").write_text(f"import time\nopen({str(tmp_path / 'begun')!r}, 'w')\ntime.sleep(600)")
+    process = grid(tmp_path, LONG, wait=False, env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{PROJECT}"})
+    until((tmp_path / "begun").exists)
+    process.send_signal(signal.SIGINT)
+    until(lambda: "stopping:" in process.stdout.readline())
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 76 and status_of(run_folder(tmp_path)) == "pending", output
+
+
 def test_where_no_process_can_be_forked_runs_start_cold_and_give_the_same_numbers(tmp_path, uninterrupted):
     (tmp_path / "sitecustomize.py").write_text(
         "import threading, time\nthreading.Thread(target=time.sleep, args=[600], daemon=True).start()")

@@ -124,6 +124,8 @@ def execute_run(run: Run, options: Options, stopping: Stopping, threads: int = 0
     if notebook and process.returncode != OK and read_record(folder) == finished:
         (folder / NOTEBOOK).write_bytes(notebook)
     code = process.returncode
+    if stopping.killed and code < 0:
+        code = PREEMPTED  # the user killed the run: nothing has failed
     if code in (FAILED, BAD_INPUT) and any(sign in line for line in lines for sign in NO_ROOM):
         code = PREEMPTED  # neither has this run failed, nor need the others
         stopping.request(f"no room is left on a disk or in a quota; the same line goes on when there is: {lines[-1]}")
@@ -132,8 +134,6 @@ def execute_run(run: Run, options: Options, stopping: Stopping, threads: int = 0
     if claim and claim.lost:
         return PREEMPTED  # the folder is another runner's now
     (folder / STOP).unlink(missing_ok=True)  # a killed run leaves it, and the next one, by hand, would stop at once
-    if stopping.killed and code < 0:
-        return PREEMPTED  # the user killed the run: nothing has failed
     return _outcome(code, folder, run.config, list(lines))
 
 
