@@ -136,6 +136,7 @@ def test_every_field_is_an_option_and_help_shows_its_default(capsys):
     ("train -l x", "expected a number, got"), ("train -l nan", "finite"), ("train --study ../x", "letters, digits"),
     ("train --model_args {depth:1}", "as JSON, got '{depth:1}'"), ("train --model_args [1]", "expected a mapping"),
     ("train --dataset synthetic --executed_dir file", "file/single/planned: Not a directory; it can't be written"),
+    *((f"train --dataset synthetic --executed_dir taken{end}", "can't be written") for end in ("", " --dry-run")),
     ("", "required: COMMAND"), ("nothing", "invalid choice: 'nothing'"), ("grid", "required: file"),
     ("grid none.yaml", "none.yaml can't be read"), ("status s --lr", "--lr; see"), ("status", "no studies in executed"),
     *((f"{name} none", "no runs in executed/none; train one there first") for name in ("status", "runs", "results")),
@@ -153,7 +154,10 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, ar
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runner, "execute_run", lambda *arguments: pytest.fail("a run was started"))
     Path("file").write_text("in a folder's place")
-    Path("damaged").mkdir()
+    taken = Path("taken", "single", Config(dataset="synthetic").run_name)
+    for folder in (Path("damaged"), taken.parent):
+        folder.mkdir(parents=True)
+    taken.touch()  # as a run folder that may only be read, which root may write
     (Path("damaged") / next(iter(CIFAR10.md5))).write_text("no batch")
     Path("g.yaml").write_text("product: {model: [cnn, resnet]}\n")
     assert run(*arguments.split()) == 2 and not Path("executed").exists()
@@ -328,6 +332,9 @@ def test_a_study_that_is_not_there_is_told_with_those_that_are(command, tmp_path
     assert run(command, "dmeo", "--executed_dir", str(tmp_path)) == 2
     assert capsys.readouterr().err == (f"cifarlib: no runs in {tmp_path / 'dmeo'}; did you mean demo? "
                                        "the studies there are demo, published\n")
+    shutil.rmtree(tmp_path / "published")
+    assert run("runs", "demo", "--executed_dir", str(tmp_path)) == 2
+    assert capsys.readouterr().err == f"cifarlib: no runs in {tmp_path / 'demo'}; train one there first\n"
 
 
 @pytest.mark.parametrize("folder", [".", "notebooks", "parameters", "executed/s"])

@@ -240,12 +240,16 @@ def check_runs(runs: list[Run], options: Options) -> None:
     """Raise InputError for what can be known to fail before a kernel starts.
 
     That is a notebook that takes no parameters, a folder named for the data that holds none, and a run folder that
-    holds another run, or one in another precision than asked for.
+    can't be written, or holds another run, or one in another precision than asked for.
     """
     check_notebook(notebook_path(NOTEBOOK), {**Config().to_dict(), **dataclasses.asdict(options)})
     for run in runs:
-        locate = DATASETS[run.config.dataset].locate
-        if locate and not (options.resume and is_finished(options.run_folder(run.config))):
+        folder, locate = options.run_folder(run.config), DATASETS[run.config.dataset].locate
+        if options.resume and is_finished(folder):
+            continue
+        if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
+            raise InputError(f"{folder} can't be written; is it a folder of yours? else use another study")
+        if locate:
             load(locate)(run.config.data_dir)
     for run in runs if options.resume else ():
         folder, asked = options.run_folder(run.config), run.config.precision

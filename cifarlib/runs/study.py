@@ -146,7 +146,7 @@ def studies(folder: Path) -> list[str]:
 
 def no_runs(study: Path) -> InputError:
     """The error for a study without any: which there are instead."""
-    if not (known := studies(study.parent)):
+    if not (known := [name for name in studies(study.parent) if name != study.name]):
         return InputError(f"no runs in {study}; train one there first")
     near = nearest(study.name, known)
     meant = f"did you mean {near}? " if near else ""

@@ -44,7 +44,7 @@ def finish_run(model: nn.Module, splits: Splits, config: Config, folder: Path, h
         write_json(folder / RECORD, record)
     if record["status"] == "preempted":
         raise Preempted(f"stopped after epoch {len(history.rows)} of {config.epochs}; the same command goes on from "
-                        "there (in a notebook: Run All), unless it says --no-resume (resume False)")
+                        "there (in a notebook: Run All), unless it says --no-resume (resume False) or pause_after")
     best = "best_val_acc" if "best_val_acc" in record["confusion"] else "terminal"
     for name in CHECKPOINTS if checkpoints != "all" else ():
         if (checkpoints, name) != ("best", best):
