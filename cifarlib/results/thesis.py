@@ -31,7 +31,7 @@ PAGE = r"""\documentclass[a4paper]{{article}}
 FIGURE = r"""
 \begin{{figure}}[htbp]
   \centering
-  \includegraphics[scale=0.61]{{figures/{name}.pdf}}
+  \includegraphics[scale=0.85]{{figures/{name}.pdf}}
   \caption{{{caption}}}
   \label{{fig:{name}}}
 \end{{figure}}"""

@@ -170,7 +170,7 @@ def per_class(accuracies: dict[str, list[float]], n_per_class, classes: tuple[st
                       label=look.label, **look_of(look))
         worst = np.nanargmin(values)
         heads.append(f"{look.label} at {classes[shown[worst]]} ({percent(values[worst])})")
-    slanted = dict(rotation=60, ha="right", rotation_mode="anchor") if len(shown) > 10 else {}
+    slanted = dict(rotation=60 if len(shown) > 10 else 30, ha="right", rotation_mode="anchor")
     axis.set_xticks(range(len(shown)), [classes[i] for i in shown], **slanted)
     axis.set(ylabel="test accuracy of the class", xlim=(-0.5, len(shown) - 0.3))
     axis.grid(axis="x", visible=False)
@@ -274,8 +274,7 @@ def mistakes(name: str, classes: tuple[str, ...], pixels, labels, probabilities,
         axis.axis("off")
     for axis, i in zip(axes.flat, chosen):
         axis.imshow(pixels[i].transpose(1, 2, 0), interpolation="nearest")
-        axis.set_title(f"is {classes[labels[i]]}\ntaken for {classes[predicted[i]]}\n{100 * confidence[i]:.1f}% sure",
-                       fontsize=8)
+        axis.set_title(f"{classes[labels[i]]}\n→ {classes[predicted[i]]}\n{100 * confidence[i]:.1f}% sure", fontsize=8)
     sure, mistakes = (confidence > 0.9).sum(), counted((confidence > 0).sum(), "mistake")
     title = f"{name}: {sure} of {mistakes} {'is' if sure == 1 else 'are'} made with more than 90% confidence"
-    return titled(figure, title, table=table)
+    return titled(figure, title, "Arrows: from an image's class to what it is taken for.", table)
