@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -200,20 +201,33 @@ def test_each_kept_study_has_its_command():
     assert {study(words) for words in TRAINED} == set(KEPT)
 
 
+@pytest.fixture
+def committed(tmp_path):
+    """A function that copies a study's committed records to a folder of studies, those of its archive too."""
+    def copied(name):
+        for record in ROOT.glob(f"executed/{name}/*/record.json"):
+            (tmp_path / name / record.parent.name).mkdir(parents=True)
+            shutil.copy(record, tmp_path / name / record.parent.name)
+        if (archive := ROOT / "executed" / name / "finished.tar.xz").exists():
+            with tarfile.open(archive) as runs:
+                runs.extractall(tmp_path / name, filter="data")
+        return str(tmp_path)
+    return copied
+
+
 @pytest.mark.parametrize("words", TRAINED, ids=" ".join)
-def test_committed_runs_count_as_done(words, monkeypatch, capsys):
+def test_committed_runs_count_as_done(words, committed, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    assert cli.main([*words[3:], "--dry-run"]) == 0
+    command = [*words[3:], "--dry-run", "--executed_dir", committed(study(words))]
+    assert cli.main(command) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "nothing is left to do"
-    assert cli.main([*words[3:], "--dry-run", "--study", "never_trained"]) == 0
-    assert " 0 done," in capsys.readouterr().out and not (ROOT / "executed" / "never_trained").exists()
+    assert cli.main([*command, "--study", "never_trained"]) == 0
+    assert " 0 done," in capsys.readouterr().out and not Path(command[-1], "never_trained").exists()
 
 
 @pytest.mark.parametrize("name", KEPT)
-def test_the_committed_table_is_what_the_committed_records_give(name, tmp_path, capsys):
-    for record in ROOT.glob(f"executed/{name}/*/record.json"):
-        (tmp_path / name / record.parent.name).mkdir(parents=True)
-        shutil.copy(record, tmp_path / name / record.parent.name)
+def test_the_committed_table_is_what_the_committed_records_give(name, committed, tmp_path, capsys):
+    committed(name)
     assert cli.main(["runs", name, "--executed_dir", str(tmp_path)]) == 0
     table = tmp_path / name / "runs.csv"
     assert capsys.readouterr().out.splitlines()[-1] == str(table)
