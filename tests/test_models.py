@@ -16,7 +16,7 @@ from torchvision.models.vgg import cfgs, make_layers
 
 from cifarlib import Config, InputError, build_model
 from cifarlib.parts import ARCHITECTURES as MODELS, load
-from cifarlib.models import count_parameters, predict_proba
+from cifarlib.models import count_parameters
 from cifarlib.models.cnn import CNN
 from cifarlib.models.layers import Conv2d
 from cifarlib.models.resnet import ResNet
@@ -61,12 +61,9 @@ def test_logits_are_not_rounded_to_bf16(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_logits_and_probabilities(name):
-    model, images = build_model(tiny(name)).eval(), torch.randn(5, 3, 32, 32)
-    logits, chances = model(images), predict_proba(model, images)
+def test_models_give_logits(name):
+    logits = build_model(tiny(name)).eval()(torch.randn(5, 3, 32, 32))
     assert logits.min() < 0  # not probabilities
-    torch.testing.assert_close(chances, logits.exp() / logits.exp().sum(dim=1, keepdim=True))
-    assert not chances.requires_grad
 
 
 @pytest.mark.parametrize("name", sorted({*MODELS} - {"speednet"}))

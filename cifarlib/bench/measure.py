@@ -15,14 +15,12 @@ from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
-import nbformat
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..batch.launch import ALLOCATOR, Warm, notebook_path, start_notebook
 from ..config import Config
-from ..data import augment
 from ..data.splits import Splits, load_cifar10
 from ..device import autocast, describe, pick_device, pick_precision
 from ..files import NOTEBOOK
@@ -67,8 +65,7 @@ def measure(config: Config, rounds: int) -> dict:
     """Ours against the reference, taken in turn `rounds` times after a round of warming up.
 
     images_per_second: training images by the seconds of training on and validating; ratio: ours over the reference, of
-    each round; loader_share: the fraction of the training that goes into the images. The reference has a process of
-    its own, without what our runs set for the allocator of theirs.
+    each round. The reference has a process of its own, without what our runs set for the allocator of theirs.
     """
     splits = load_cifar10(config)
     ours, count = Ours(splits, config), len(splits.train)
@@ -78,8 +75,7 @@ def measure(config: Config, rounds: int) -> dict:
     speeds = {"reference": [count / theirs for theirs, _ in taken], "ours": [count / mine for _, mine in taken]}
     return {"images": count, "batch_size": config.batch_size, "precision": ours.trainer.precision,
             "images_per_second": speeds, "ratio": [theirs / mine for theirs, mine in taken],
-            "gflop_per_image": flops(config) / 1e9, "loader_share": _loader_share(ours),
-            "waits_per_epoch": _waits(ours)}
+            "gflop_per_image": flops(config) / 1e9, "waits_per_epoch": _waits(ours)}
 
 
 def flops(config: Config, count: int = 16) -> float:
@@ -99,17 +95,11 @@ def flops(config: Config, count: int = 16) -> float:
 
 
 def limits(device: torch.device) -> dict:
-    """The machine's own best: matrix products in GFLOP/s, by precision, and copies in GB/s (read and written).
-
-    Each is tried for a second.
-    """
+    """The machine's own best: matrix products in GFLOP/s, by precision, each tried for a second."""
     size = 8192 if device.type == "cuda" else 1024
     a, b = torch.randn(2, size, size, device=device)
-    block = torch.zeros(2**28 if device.type == "cuda" else 2**26, device=device)  # larger than any cache
-    other = torch.empty_like(block)
     return {"fp32": 2 * size**3 / _best(lambda: a @ b, device, 1.0) / 1e9,
-            "bf16": 2 * size**3 / _best(partial(torch.matmul, a.bfloat16(), b.bfloat16()), device, 1.0) / 1e9,
-            "copy": 2 * block.nbytes / _best(lambda: other.copy_(block), device, 1.0) / 1e9}
+            "bf16": 2 * size**3 / _best(partial(torch.matmul, a.bfloat16(), b.bfloat16()), device, 1.0) / 1e9}
 
 
 def at_once(config: Config, ways: list[tuple[int, int]], seconds: float) -> list[dict]:
@@ -136,27 +126,20 @@ def usual_ways(device: torch.device) -> list[tuple[int, int]]:
 
 
 def start_up(rounds: int, **settings) -> dict:
-    """Seconds of process, papermill and kernel, in turn: of imports alone, of a tiny run, and of one that is forked.
+    """Seconds of a tiny run through papermill: from a cold start, and in turn forked from a warm process.
 
-    The last, `warm`, is missing where runs can't be forked.
+    The latter, `warm`, is missing where runs can't be forked.
     """
-    imports = nbformat.read(notebook_path(NOTEBOOK), 4)
-    lines = [line for cell in imports.cells if cell.cell_type == "code" for line in cell.source.splitlines()]
-    kept = "\n".join(line for line in lines if line.startswith(("import ", "from ")))
-    imports.cells = [nbformat.v4.new_code_cell(kept)]
     tiny = {"model_args": {"widths": [8, 8, 8, 8]}, "epochs": 1, "batch_size": 32, "limit_train": 64, "limit_val": 64,
             "limit_test": 64, "wandb_mode": "disabled", **settings}
-    seconds = {"imports": [], "tiny_run": [], "warm": []}
+    seconds = {"tiny_run": [], "warm": []}
     with tempfile.TemporaryDirectory() as folder, Warm() as warm:
-        nbformat.write(imports, f"{folder}/imports.ipynb")
-        experiment, output = notebook_path(NOTEBOOK), Path(folder, "out.ipynb")
-        _execute(experiment, output, {"executed_dir": folder, **tiny}, warm)  # with it the warm process begins
+        run = partial(_execute, notebook_path(NOTEBOOK), Path(folder, "out.ipynb"))
+        run({"executed_dir": folder, **tiny}, warm)  # with it the warm process begins
         for number in range(rounds):
-            run = {"executed_dir": f"{folder}/{number}", **tiny}
-            for name, notebook, parameters, source in (
-                    ("imports", Path(folder, "imports.ipynb"), {}, None), ("tiny_run", experiment, run, None),
-                    ("warm", experiment, {**run, "study": "warm"}, warm)):
-                seconds[name].append(_seconds(partial(_execute, notebook, output, parameters, source)))
+            for name, source in (("tiny_run", None), ("warm", warm)):
+                parameters = {"executed_dir": f"{folder}/{name}_{number}", **tiny}
+                seconds[name].append(_seconds(partial(run, parameters, source)))
     if not warm.possible:
         del seconds["warm"]
     return seconds
@@ -219,21 +202,6 @@ def _best(work, device: torch.device, seconds: float) -> float:
     while not times or time.perf_counter() < end:
         times.append(_seconds(finished))
     return min(times)
-
-
-def _loader_share(ours: Ours) -> float:
-    """The fraction of an epoch of training that goes into the images: drawing, augmenting, normalizing."""
-    trainer = ours.trainer
-
-    def images():
-        trainer.begin(0)
-        for start in range(0, len(trainer.order), trainer.config.batch_size):
-            batch = slice(start, start + trainer.config.batch_size)
-            pixels = augment.augmented(trainer.packed, trainer.order[batch], trainer.augmentations[batch],
-                                       trainer.config)
-            augment.normalize(augment.unpack(pixels), trainer.split)
-
-    return _best(images, trainer.device, 0.5) / _seconds(lambda: trainer.train_epoch(0))
 
 
 def _waits(ours: Ours) -> int | None:

@@ -1,8 +1,7 @@
-"""What the measurements say, as tables, Markdown and a chart."""
+"""What the measurements say, as Markdown and a chart."""
 
 import statistics
 
-import pandas
 from matplotlib.figure import Figure
 
 from ..files import project_path, write_json
@@ -66,34 +65,18 @@ def limit_share(results: dict, model: str) -> float:
     return reached / results["limits"][found["precision"]]
 
 
-def machine_table(results: dict) -> pandas.DataFrame:
-    """What the measurements were taken on, and its limits."""
-    where, machine = results["conditions"], results["limits"]
-    rows = {**where, "fp32, GFLOP/s": f"{machine['fp32']:,.0f}", "bf16, GFLOP/s": f"{machine['bf16']:,.0f}",
-            "copy, GB/s": f"{machine['copy']:.1f}"}
-    return pandas.DataFrame.from_dict(rows, orient="index", columns=["this machine"])
-
-
-def table(results: dict) -> pandas.DataFrame:
-    """A row a model: images per second of both ways, ratio, fraction of the machine's limit, loader's part, waits."""
-    rows = {model: {"reference, img/s": spread(found["images_per_second"]["reference"], 1),
-                    "ours, img/s": spread(found["images_per_second"]["ours"], 1), "ratio": spread(found["ratio"]),
-                    "of the matrix rate": f"{limit_share(results, model):.0%}",
-                    "loader": f"{found['loader_share']:.1%}",
-                    "waits an epoch": "" if found["waits_per_epoch"] is None else str(found["waits_per_epoch"])}
-            for model, found in results["models"].items()}
-    frame = pandas.DataFrame.from_dict(rows, orient="index")
-    return frame.loc[:, (frame != "").any()]
-
-
 def readme_section(results: dict) -> str:
     """The measurements as Markdown, with their conditions."""
-    frame, where, machine = table(results), results["conditions"], results["limits"]
-    models = markdown([{"model": f"`{model}`", **row} for model, row in frame.to_dict("index").items()])
+    where, machine, start = results["conditions"], results["limits"], results["start_up"]
+    rows = [{"Model": f"`{model}`",
+             "Reference, images/s": spread(found["images_per_second"]["reference"], 1),
+             "Ours, images/s": spread(found["images_per_second"]["ours"], 1),
+             "Ratio": spread(found["ratio"]),
+             "Of the matrix rate": f"{limit_share(results, model):.0%}",
+             "Waits an epoch": "" if found["waits_per_epoch"] is None else str(found["waits_per_epoch"])}
+            for model, found in results["models"].items()]
     together = "; ".join(f"{way['runs']} x {way['threads']}: {way['images_per_second']:,.0f}"
                          for way in results["at_once"]["ways"])
-    start = results["start_up"]
-    ratio = statistics.median(start["tiny_run"]) / statistics.median(start["imports"])
     forked = (f" Forked from a warm process, as a grid's are, it takes {spread(start['warm'], 1)} s, "
               f"{statistics.median(start['warm']) / statistics.median(start['tiny_run']):.0%} of that."
               if "warm" in start else "")
@@ -101,17 +84,14 @@ def readme_section(results: dict) -> str:
                    for model, found in results["models"].items())
     return "\n".join([
         f"**Conditions:** {where['device']}, {where['cores']} cores, torch {where['torch']}, {where['dataset']}, ours "
-        f"in {listed(precisions(results))}; {where['date']}, commit {where['commit']}. Its limits: "
-        f"{machine['fp32']:,.0f} GFLOP/s in fp32, {machine['bf16']:,.0f} in bf16, copies at {machine['copy']:.1f} "
-        "GB/s.", "", models, "",
+        f"in {listed(precisions(results))}; {where['date']}, commit {where['commit']}. Products of large matrices: "
+        f"{machine['fp32']:,.0f} GFLOP/s in fp32, {machine['bf16']:,.0f} in bf16.", "", markdown(rows), "",
         "Images per second: training images divided by the seconds of training and validation, median of the rounds "
         "(lowest to highest). The share of the matrix rate counts only multiplications that are carried out, not those "
-        "that our convolutions save. Loader: the share of a training epoch spent on drawing, augmenting and "
-        f"normalizing the images. A round trains {sizes}.", "",
+        f"that our convolutions save. A round trains {sizes}.", "",
         f"- **Runs at a time x threads of each**, {results['at_once']['model']}, images per second together: "
         f"{together}.",
-        f"- **Start-up:** a tiny run through papermill takes {spread(start['tiny_run'], 1)} s, a notebook that only "
-        f"imports {spread(start['imports'], 1)} s: {ratio:.2f} times.{forked}",
+        f"- **Start-up:** a tiny run through papermill takes {spread(start['tiny_run'], 1)} s.{forked}",
     ])
 
 

@@ -58,12 +58,6 @@ def _problem(model: nn.Module, classes: int, config: Config) -> str | None:
         outputs[-1].float().sum().backward()
 
 
-@torch.no_grad()
-def predict_proba(model: nn.Module, images: Tensor) -> Tensor:
-    """Class probabilities (B, classes) of normalized images (B, 3, 32, 32), in the mode that `model` is in."""
-    return model(images).softmax(dim=1)
-
-
 def count_parameters(model: nn.Module) -> int:
     """Number of trained weights."""
     return sum(p.numel() for p in model.parameters())

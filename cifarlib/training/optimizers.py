@@ -9,27 +9,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 from ..config import Config
 from ..device import pick_precision
-
-
-class AdamW(torch.optim.AdamW):
-    """torch's, which sees kernels (out, in, k, k) that are stored channels last in the order of memory.
-
-    Its CPU code would copy them and their states in every step otherwise: 3% to 5% of a step of the ResNet.
-    """
-
-    _warned_capturable_if_run_uncaptured = True  # so that it doesn't: the first steps on CUDA are not captured
-
-    def _init_group(self, group: dict, params: list, *states: list) -> bool:
-        has_complex = super()._init_group(group, params, *states)
-        channels_last = [i for i, p in enumerate(params) if p.ndim == 4 and not p.is_contiguous()]
-        for tensors in (params, *states[:-1]):  # the last are the numbers of steps
-            for i in channels_last:
-                tensors[i] = tensors[i].permute(0, 2, 3, 1)
-        return has_complex
 
 
 def adamw(groups: list[dict], config: Config) -> AdamW:
