@@ -201,28 +201,19 @@ def test_learning_curves_from_the_first_epoch_on(count):
     assert run_charts.learning_curves(pd.DataFrame(columns=["epoch", "train_loss", "train_accuracy"]))
 
 
-def test_curves_of_several_runs_share_one_pair_of_axes():
-    longer, shorter = epochs(30), epochs(5).assign(val_accuracy=0.5)
+def test_curves_of_several_runs_share_their_axes():
+    longer, shorter = epochs(30).assign(train_accuracy=1.0), epochs(5).assign(val_accuracy=0.5)
     without = epochs(3).drop(columns=["val_accuracy", "val_loss"])
-    figure = run_charts.curves_together({"one": shorter, "two": longer, "three": without})
-    assert len(figure.axes) == 2
-    solid = [line for line in figure.axes[0].lines if line.get_linestyle() == "-"]
-    assert [len(line.get_xdata()) for line in solid] == [5, 30]
+    figure = run_charts.learning_curves({"one": [shorter], "two": [longer], "three": [without]})
+    loss, accuracy, _, below, *_ = figure.axes
+    solid = [line for line in loss.lines if line.get_linestyle() == "-"]
+    assert [len(line.get_xdata()) for line in solid] == [5, 30, 0]
     assert solid[1].get_ydata() == pytest.approx(longer["val_loss"])
+    assert len({line.get_color() for line in loss.lines}) == 3 and accuracy.get_ylim()[1] == 1
     best = longer.loc[longer["val_accuracy"].idxmax()]
-    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    names = [text.get_text() for text in below.get_legend().get_texts()]
     assert names == ["one: 50.00% in epoch 1", f"two: {best['val_accuracy']:.2%} in epoch {best['epoch']:.0f}", "three"]
-    assert len({line.get_color() for line in figure.axes[0].lines}) == 3
-    assert f"validation accuracy {best['val_accuracy']:.2%}" in figure.get_suptitle()
-
-
-def test_curves_of_several_runs_are_on_one_scale():
-    perfect = epochs(30).assign(train_accuracy=1.0, learning_rate=0.1)
-    upper, lower = np.split(np.array(run_charts.learning_curves(perfect, epochs(20), names=("a", "b")).axes), 2)
-    for one, other in zip(upper, lower):
-        assert (one.get_xlim(), one.get_ylim()) == (other.get_xlim(), other.get_ylim())
-    assert upper[1].get_ylim()[1] == 1 and upper[2].get_ylim()[1] > 0.1, "accuracy ends at 100%"
-    assert upper[1].get_ylim()[0] < epochs(20)["train_accuracy"].min()
+    assert f"Two: validation accuracy {best['val_accuracy']:.2%}" in figure.get_suptitle()
 
 
 def test_a_heatmap_that_is_mostly_not_run_is_none():
@@ -362,12 +353,12 @@ def test_several_studies_are_laid_over_each_other(x, at):
         assert high - low == pytest.approx(2 * runs.std()) and high > low
 
 
-def test_curves_of_several_studies_share_their_scale(study, tmp_path):
-    few = made.table(("cnn",), **ONE).assign(epochs=40)
-    made.write_study(tmp_path, few, images=20, runs=5)
-    figure = study_charts.curves([study, tables.read_table(tmp_path)], "minutes")
-    left, right = figure.axes
-    assert left.get_ylim() == right.get_ylim() and len(right.lines) == len(study.looks) + 1
-    last = right.lines[-1]
-    assert last.get_xdata()[-1] == pytest.approx(few["seconds"].iloc[0] / 60) and len(last.get_xdata()) == 40
-    assert isinstance(study_charts.curves([one_cell("cnn")], "epochs"), str)
+def test_curves_of_several_studies_are_means_over_the_seeds_of_their_best(study, tmp_path):
+    frame = made.table(("cnn",), seeds=(1, 2), **ONE).assign(epochs=40)
+    made.write_study(tmp_path, frame, images=20, runs=5)
+    table = tables.read_table(tmp_path)
+    loss = study_charts.curves([study, table]).axes[0]
+    assert len(loss.lines) == 2 * (len(study.looks) + 1)
+    seeds = [ranking.read_history(table, run)["val_loss"] for run in table.rows["run"]]
+    assert len(seeds) == 2 and loss.lines[-1].get_ydata() == pytest.approx(np.mean(seeds, axis=0))
+    assert isinstance(study_charts.curves([one_cell("cnn")]), str)

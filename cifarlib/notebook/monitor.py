@@ -24,7 +24,7 @@ from ..config import Config, check_names, from_text, setting
 from ..errors import InputError
 from ..files import HISTORY, PREDICTIONS, project_path
 from ..parts import DATASETS, short_name
-from ..results.figures.one_run import curves_together
+from ..results.figures.one_run import learning_curves
 from ..results.figures.style import COLOURS
 from ..results.ranking import predictions_in
 from ..results.statistics import mcnemar, softmax
@@ -369,7 +369,8 @@ class Monitor:
         self.no_figure.value = f"the first {len(few)} of {len(found)}" if len(few) < len(found) else (
             "" if found else "no epoch is trained yet")
         if few and not same(few, self.drawn):
-            self.figure.value, self.drawn = curves_together(few)._repr_png_(), few
+            figure = learning_curves({name: [history] for name, history in few.items()})
+            self.figure.value, self.drawn = figure._repr_png_(), few
 
     def _show_comparison(self, offered: pandas.DataFrame) -> None:
         tested = offered[offered["test"].notna()]

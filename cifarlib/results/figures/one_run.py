@@ -1,5 +1,7 @@
 """Charts of single runs: epochs, confusion, classes, calibration, mistakes."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 from matplotlib.colors import PowerNorm
@@ -11,58 +13,59 @@ from ...words import counted, listed, percent, points
 from .. import ranking, statistics
 from ..knobs import short_labels
 from ..table import Table
-from .style import (COLOURS, GREY, TRAIN, VALIDATION, legend_above, look_of, new_figure, percent_ticks, styled, titled,
-                    whiskers)
+from .style import COLOURS, GREY, legend_above, look_of, new_figure, percent_ticks, styled, titled, whiskers
+
+
+METRICS = ("train_loss", "val_loss", "train_accuracy", "val_accuracy", "learning_rate")
 
 
 @styled
-def learning_curves(*histories: pd.DataFrame, names=("",), whose: str = "", table: Table | None = None,
+def learning_curves(runs: pd.DataFrame | dict[str, list[pd.DataFrame]], whose: str = "", table: Table | None = None,
                     reached: str = "") -> Figure:
-    """Loss, accuracy (training and validation) and learning rate by epoch, a row a run on the same axes.
+    """Loss, accuracy and learning rate by epoch on the same axes, a colour a run. Works from the first epoch on.
 
-    names: of the runs; whose: what the title's numbers, those of the first run, are of; reached: how far it came, as
-    History.reached says it. Works from the first epoch on.
+    runs: the history of a single one, or the histories of each by what to call it, of which the mean is drawn and the
+    SD shaded; whose: what the title's numbers, those of the run with the best epoch, are of; reached: how far that
+    came, as History.reached says it.
     """
-    figure, axes = new_figure(0.7 + 2 * len(histories), len(histories), 3, sharex=True, sharey="col", squeeze=False)
-    for row, history, name in zip(axes, histories, names):
-        _curves(row, history)
-        title = row[0].set_title(name, loc="left", fontsize=min(8, 700 / max(1, len(name))))
-        title.set_in_layout(False)
-    for axis in axes[-1]:
-        axis.set_xlabel("epoch")
-    percent_ticks(axes[0, 1].yaxis)  # after all runs: they share the axis
-    axes[0, 2].set_ylim(0)
-    axes[0, 0].legend()
-    message = f"{whose}{_curve_message(histories[0], reached)}"
-    stars = any(_best_epoch(history) is not None for history in histories)
-    return titled(figure, message, "Stars: the epoch with the best validation accuracy." * stars, table)
-
-
-@styled
-def curves_together(histories: dict[str, pd.DataFrame]) -> Figure:
-    """Loss and accuracy of several runs by epoch on one pair of axes, a colour a run.
-
-    histories: by what to call the runs, at most as many as there are COLOURS.
-    """
-    figure, axes = new_figure(3.9 + 0.18 * len(histories), 1, 2)
-    bests = []
-    for (name, history), colour in zip(histories.items(), COLOURS):
-        best = _best_epoch(history)
-        if best is not None:
-            bests.append(best)
-            name += f": {percent(best['val_accuracy'])} in epoch {best['epoch']:.0f}"
-        training = dict(color=colour, linestyle=":", linewidth=1, label=name if best is None else None)
-        _lines(axes, history, training, dict(color=colour, label=name))
-    for axis in axes:
-        axis.set_xlabel("epoch")
+    runs = {"": [runs]} if isinstance(runs, pd.DataFrame) else runs
+    named = [name for name in runs if name]
+    figure, (axes, below) = new_figure(2.9 + 0.2 * len(named), 2, 3, sharex="row",
+                                       height_ratios=(2.4, 0.02 + 0.2 * len(named)))
+    types = {"epoch": int} | dict.fromkeys(METRICS, float)
+    means = {name: pd.concat(histories).reindex(columns=[*types]).astype(types).groupby("epoch").agg(["mean", "std"])
+             for name, histories in runs.items()}
+    bests = {name: _best_epoch(epochs) for name, epochs in means.items()}
+    for (name, epochs), colour in zip(means.items(), itertools.cycle(COLOURS)):
+        look = dict(marker="o" if len(epochs) < 15 else None, markersize=3, color=colour)
+        for metric, axis, style in zip(METRICS, axes.repeat(2), (":", "-", ":", "-", "-")):
+            line = epochs[metric].dropna(subset="mean")
+            axis.plot(line["mean"], style, drawstyle="steps-mid" if axis is axes[2] else None, **look)
+            axis.fill_between(line.index, line["mean"] - line["std"], line["mean"] + line["std"], color=colour,
+                              alpha=0.2, linewidth=0)
+        if (best := bests[name]) is not None:
+            axes[1].plot(best.name, best["val_accuracy", "mean"], "*", color=colour, markersize=11,
+                         markeredgecolor="black", markeredgewidth=0.5)
+            name += f": {percent(best['val_accuracy', 'mean'])} in epoch {best.name}" * bool(name)
+        axes[2].plot([], [], color=colour, linewidth=2, label=name)
+    for axis, metric in zip(axes, ("loss", "accuracy", "learning rate")):
+        axis.set(xlabel="epoch", ylabel=metric)
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     percent_ticks(axes[1].yaxis)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", alignment="left", title_fontsize=8,
-                  title="Solid: validation; dotted: training. Stars: the epoch with the best validation accuracy.")
-    message = f"{counted(len(histories), 'run')} without a validation"
-    if bests:
-        first = max(bests, key=lambda best: best["val_accuracy"])
-        message = f"best validation accuracy {percent(first['val_accuracy'])}, in epoch {first['epoch']:.0f}"
-    return titled(figure, message)
+    axes[2].set_ylim(0)
+    # 0.00005, not 5e-05 beside 0.0001; and powers of ten would start mathtext, for 0.3 s.
+    axes[2].yaxis.set_major_formatter(lambda value, _: np.format_float_positional(float(f"{value:g}"), trim="-"))
+    if max(map(len, means.values())) == 1:  # else the axes are a tenth of an epoch wide
+        axes[0].set_xlim(0.5, 1.5)
+    for axis in below:
+        axis.axis("off")
+    if named:  # wider than the axes in whose place it stands
+        below[0].legend(*axes[2].get_legend_handles_labels(), loc="upper left", borderaxespad=0).set_in_layout(False)
+    first = max(means, key=lambda name: -1 if bests[name] is None else bests[name]["val_accuracy", "mean"])
+    note = "Solid: validation; dotted: training. Stars: the epoch with the best validation accuracy."
+    note += " Means over seeds, shaded: their SD." * any(len(histories) > 1 for histories in runs.values())
+    whose = whose or (f"{first}: " if first else "")
+    return titled(figure, whose + _curve_message(means[first], bests[first], reached), note, table)
 
 
 def curves_of_best(table: Table, model: str) -> Figure | str:
@@ -71,55 +74,26 @@ def curves_of_best(table: Table, model: str) -> Figure | str:
     if not found:
         return f"no history of {name}'s best run beside the table"
     rows, histories = zip(*found)
-    whose = f"{name}'s {ranking.first_word(table)} run with a history: "
-    return learning_curves(*histories, names=short_labels(table, pd.DataFrame(rows)), whose=whose, table=table)
+    names = short_labels(table, pd.DataFrame(rows))
+    return learning_curves({name: [history] for name, history in zip(names, histories)}, f"{name}: ", table)
 
 
-def _curves(axes, history: pd.DataFrame) -> None:
-    look = _lines(axes, history, dict(color=TRAIN, label="training"),
-                  dict(color=VALIDATION, linestyle="--", label="validation"))
-    rates = history.reindex(columns=["epoch", "learning_rate"]).dropna()
-    axes[2].plot(*rates.to_numpy().T, color="black", drawstyle="steps-mid", **look)
-    axes[2].set_ylabel("learning rate")
-    # 0.00005, not 5e-05 beside 0.0001; and powers of ten would start mathtext, for 0.3 s.
-    axes[2].yaxis.set_major_formatter(lambda value, _: np.format_float_positional(float(f"{value:g}"), trim="-"))
-    if len(history) == 1:  # else the axes, which share x, are a tenth of an epoch wide
-        axes[2].set_xlim(0.5, 1.5)
+def _best_epoch(epochs: pd.DataFrame) -> pd.Series | None:
+    """The row of the best validation accuracy; None where nothing was validated."""
+    validated = epochs.dropna(subset=[("val_accuracy", "mean")])
+    return validated.loc[validated["val_accuracy", "mean"].idxmax()] if len(validated) else None
 
 
-def _lines(axes, history: pd.DataFrame, train: dict, val: dict) -> dict:
-    """Loss and accuracy by epoch on two axes, with a star at the best; returns the look of points.
-
-    train, val: how the lines of the two splits look.
-    """
-    look = dict(marker="o" if len(history) < 15 else None, markersize=3)
-    for axis, metric in zip(axes, ("loss", "accuracy")):
-        for split, style in (("train", train), ("val", val)):
-            line = history.reindex(columns=["epoch", f"{split}_{metric}"]).dropna()
-            if split == "train" or len(line):
-                axis.plot(*line.to_numpy().T, **style, **look)
-        axis.set_ylabel(metric)
-        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-    if (best := _best_epoch(history)) is not None:
-        axes[1].plot(best["epoch"], best["val_accuracy"], "*", color=val["color"], markersize=11, markeredgewidth=0.5,
-                     markeredgecolor="black")
-    return look
-
-
-def _best_epoch(history: pd.DataFrame) -> pd.Series | None:
-    validated = history.reindex(columns=["epoch", "val_accuracy", "train_accuracy"]).dropna(subset=["val_accuracy"])
-    return validated.loc[validated["val_accuracy"].idxmax()] if len(validated) else None
-
-
-def _curve_message(history: pd.DataFrame, reached: str) -> str:
-    if (best := _best_epoch(history)) is None:
-        accuracy = f", training accuracy {percent(history['train_accuracy'].iloc[-1])}" if len(history) else ""
-        return f"{reached or counted(len(history), 'epoch')} without a validation{accuracy}"
-    last = history["epoch"].max()
-    start, of_all = (f"{reached}: ", "") if reached else ("", f" of {last:.0f}")
-    end = f", {percent(history['train_accuracy'].iloc[-1])} at the end" if best["epoch"] < last else ""
-    return (f"{start}validation accuracy {percent(best['val_accuracy'])} in epoch {best['epoch']:.0f}{of_all};"
-            f" training accuracy {percent(best['train_accuracy'])} there{end}")
+def _curve_message(epochs: pd.DataFrame, best: pd.Series | None, reached: str) -> str:
+    train = epochs["train_accuracy", "mean"]
+    if best is None:
+        at_the_end = f", training accuracy {percent(train.iloc[-1])}" if len(epochs) else ""
+        return f"{reached or counted(len(epochs), 'epoch')} without a validation{at_the_end}"
+    last = epochs.index[-1]
+    start, of_all = (f"{reached}: ", "") if reached else ("", f" of {last}")
+    end = f", {percent(train.iloc[-1])} at the end" if best.name < last else ""
+    return (f"{start}validation accuracy {percent(best['val_accuracy', 'mean'])} in epoch {best.name}{of_all};"
+            f" training accuracy {percent(train[best.name])} there{end}")
 
 
 @styled

@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter
@@ -13,6 +12,7 @@ from ...words import listed, percent
 from .. import ranking
 from ..knobs import is_number
 from ..table import Table, label, shown
+from .one_run import learning_curves
 from .style import COLOURS, legend_above, log_ticks, new_figure, percent_ticks, styled, titled
 
 # What is measured of a run beside its fields: the table's column, how many of it are one, and the axis's label.
@@ -21,7 +21,6 @@ MEASURES = {"minutes": ("seconds", 60, "minutes of training"),
             "flop": ("flop", 1e12, "TFLOP of training")}
 READING = {"minutes": " Times: as they were, on whatever machine.",
            "flop": " FLOP: of three forward passes for each image and epoch, counted on the model."}
-ACCURACIES = ("train_accuracy", "val_accuracy")  # of a history
 KNOWN = [*MEASURES, *Config.names_of("knob", "condition")]
 
 
@@ -97,47 +96,14 @@ def _scale(axis, x: str, values: pd.Series) -> None:
         axis.set_xticks(ticks, [shown(x, tick) for tick in ticks])
 
 
-@styled
-def curves(tables: list[Table], x: str) -> Figure | str:
-    """Training and validation accuracy of the best configuration of each model in each table, on one scale.
-
-    Means over seeds, by epoch, or by what the epochs cost where x is `minutes` or `flop`.
-    """
-    figure, axes = new_figure(4.2, 1, 2, sharex=True, sharey=True)
-    cost = x if x in ("minutes", "flop") else "epochs"
-    heads = []
-    for table, colour in zip(tables, COLOURS * len(tables)):
+def curves(tables: list[Table]) -> Figure | str:
+    """Learning curves of the best configuration of each model in each table, means over its seeds."""
+    runs = {}
+    for table in tables:
         for model, look in table.looks.items():
-            epochs = _epochs(table, model, cost)
-            for axis, column in zip(axes, ACCURACIES):
-                line = epochs.dropna(subset=["x", column]).groupby("epoch")
-                if len(line):
-                    at, mean, sd = line["x"].mean(), line[column].mean(), line[column].std()
-                    axis.plot(at, mean, color=colour, marker=look.marker, markevery=0.2, markersize=5,
-                              label=f"{table.name}: {look.label}")
-                    axis.fill_between(at, mean - sd, mean + sd, color=colour, alpha=0.2, linewidth=0)
-                    if axis is axes[1]:
-                        heads.append(f"{percent(mean.iloc[-1])} ({table.name}, {look.label})")
-    if not axes[0].lines:
-        return "no history of a best run beside these tables"
-    for axis, split in zip(axes, ("training", "validation")):
-        axis.set(title=split, xlabel=MEASURES[cost][2] if cost in MEASURES else "epoch")
-        percent_ticks(axis.yaxis)
-    axes[0].set_ylabel("accuracy")
-    axes[0].legend(loc="lower right")
-    note = "Each study's best configuration of each model, mean over its seeds; shaded: SD between seeds."
-    title = f"validation accuracy at the end: {listed(heads)}" if heads else "nothing validated these runs"
-    return titled(figure, title, note)
-
-
-def _epochs(table: Table, model: str, cost: str) -> pd.DataFrame:
-    """The histories of all seeds of a model's best configuration, with `x`: the epoch, or what all so far have cost."""
-    best, found = ranking.ranked(table, model).head(1), []
-    for _, run in table.runs[table.runs["experiment"].isin(best["experiment"])].iterrows():
-        history = ranking.read_history(table, run.get("run", ""))
-        if history is not None and len(history):
-            column, unit, _ = MEASURES.get(cost, ("", 1, ""))
-            an_epoch = run.get(column, np.nan) / unit / history["epoch"].max() if column else 1
-            found.append(history.assign(x=history["epoch"] * an_epoch))
-    epochs = pd.concat(found) if found else pd.DataFrame()
-    return epochs.reindex(columns=["epoch", "x", *ACCURACIES])
+            best = ranking.ranked(table, model).head(1)
+            seeds = table.runs[table.runs["experiment"].isin(best["experiment"])].get("run", [])
+            found = [history for run in seeds if (history := ranking.read_history(table, run)) is not None]
+            if found:
+                runs[f"{table.name}, {look.label}"] = found
+    return learning_curves(runs) if runs else "no history of a best run beside these tables"

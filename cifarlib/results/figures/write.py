@@ -56,8 +56,8 @@ def _drawn(table: Table, kind: str, images=None, others: Sequence[Table] = (),
         for number, other in enumerate(others, 2):
             yield kind if len(others) == 1 else f"{kind}_{number}", best.comparison(other, table)
     elif kind in OF_SEVERAL:
-        draw = studies.accuracy_by if kind == "accuracy_by" else studies.curves
-        yield kind, draw([table, *others], x)
+        every = [table, *others]
+        yield kind, studies.accuracy_by(every, x) if kind == "accuracy_by" else studies.curves(every)
     elif kind in PER_TABLE:
         yield kind, PER_TABLE[kind](table) if len(ranking.ranked(table)) else "no run in this table can be ranked"
     else:
