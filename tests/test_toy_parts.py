@@ -108,7 +108,7 @@ def test_charts_and_texts(project):
     command(project, "results", "--runs", "executed/toy_study/runs.csv")
     folder = project / "executed/toy_study"
     page = (folder / "results.html").read_text()
-    assert all(words in page for words in ("TOYS", "Toy Net", "Toy firmness", "toyopt"))
+    assert all(words in page for words in ("TOYS", "Toy Net", "toy firmness", "toyopt"))
     charts = {path.stem: path.read_text() for path in (folder / "figures").glob("*.svg")}
     assert "#123456" in charts["toy_top5"] and "Toy Net" in charts["toy_top5"]
     assert "toy firmness" in charts["importance"].lower() and "optimizer" in charts["importance"].lower()

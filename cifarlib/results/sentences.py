@@ -8,7 +8,7 @@ from .knobs import compare, edges, is_number, is_switch, pairs, varying
 from .ranking import (BUDGETS, Noise, experiments, finalists, first_word, identical_experiments, margin_of_means,
                       noise_floor, overall, paired_tests, ranked, top, unequal_budgets)
 from .statistics import selection_bias
-from .table import CONDITIONS, FIELDS, Table, idle_when, label, shown
+from .table import CONDITIONS, FIELDS, Table, label, shown
 
 ALWAYS = ("protocol", "split", "epochs", "batch_size")  # said of every table; of other fields what is not the default
 # How the conditions say a field; others are said as `label: value`.
@@ -80,28 +80,13 @@ def chance_sentence(table: Table) -> str:
 
 
 def shared_knobs(table: Table, rows: pd.DataFrame) -> str:
-    """What the given runs share and how they vary, a sentence a knob."""
-    lines = []
+    """The knobs' values among the given runs, each with the number of runs that have it unless all do."""
+    parts = []
     for knob in table.knobs:
-        values, name = rows[knob].dropna(), label(knob).capitalize()
-        counts = values.value_counts()
-        those = {1: "", 2: "both"}.get(len(rows), f"all {in_words(len(rows))}")
-        if len(values) < len(rows):
-            those = f"the {in_words(len(values))} where it acts"
-        if values.empty:
-            why = " or ".join(f"the {listed((shown(other, kind) for kind in kinds), 'or')} {label(other)}"
-                              for other, kinds in idle_when(knob).items())
-            text = f"{name} does nothing under {why}"
-        elif len(counts) == 1:
-            text = f"{name}: {shown(knob, counts.index[0])}" + (f" in {those}" if those else "")
-        elif is_number(values):
-            text = f"{name}: from {shown(knob, values.min())} to {shown(knob, values.max())}"
-            if counts.iloc[0] > counts.iloc[1]:
-                text += f", most often {shown(knob, counts.index[0])} ({counts.iloc[0]} of {len(values)})"
-        else:
-            text = f"{name}: " + listed(f"{shown(knob, value)} in {in_words(n)}" for value, n in counts.items())
-        lines.append(f"{text}.")
-    return " ".join(lines)
+        counts = rows[knob].value_counts()  # without the runs in which it does nothing
+        values = [shown(knob, value) + f" ({count})" * (count < len(rows)) for value, count in counts.items()]
+        parts += [f"{label(knob)} {listed(values)}"] if values else []
+    return "; ".join(parts) + "."
 
 
 def observations(table: Table, model: str) -> list[str]:

@@ -76,14 +76,16 @@ def holm(p_values) -> np.ndarray:
 
 
 def decompose(grid: pd.DataFrame, knobs: list[str]) -> pd.Series:
-    """Fractions of variance by functional ANOVA of a full factorial, exact; Hutter et al., ICML 2014."""
-    values = grid.sort_values(knobs)["score"].to_numpy().reshape([grid[knob].nunique() for knob in knobs])
-    effect, fractions = {(): values.mean()}, {}
-    for axes in (*itertools.combinations(range(len(knobs)), 1), *itertools.combinations(range(len(knobs)), 2)):
-        marginal = values.mean(axis=tuple(set(range(len(knobs))) - set(axes)), keepdims=True)
-        smaller = [part for size in range(len(axes)) for part in itertools.combinations(axes, size)]
-        effect[axes] = marginal - sum(effect[part] for part in smaller)
-        fractions[" x ".join(knobs[axis] for axis in axes)] = float((effect[axes] ** 2).mean() / values.var())
+    """Fractions of variance by functional ANOVA of a full factorial, exact; Hutter et al., ICML 2014.
+
+    Of a pair of knobs: what both explain together beyond what each does alone.
+    """
+    def explained(*by: str) -> float:
+        return grid.groupby(list(by))["score"].transform("mean").var() / grid["score"].var()
+
+    fractions = {knob: explained(knob) for knob in knobs}
+    fractions |= {f"{one} x {other}": explained(one, other) - fractions[one] - fractions[other]
+                  for one, other in itertools.combinations(knobs, 2)}
     return pd.Series(fractions | {"rest": max(0.0, 1 - sum(fractions.values()))})
 
 
