@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from .batch.kernel import BAD_INPUT, BROKEN, OK, is_broken
-from .config import VIEWS, Config, Options, from_text, nearest
+from .config import VIEWS, Config, Options, checked, nearest
 from .errors import InputError, Stated
 from .files import RECORD, TABLE, project_path
 from .parts import short_name
@@ -190,7 +190,7 @@ def add_fields(parser: Parser, cls: type, skip: tuple[str, ...] = (), overrides:
             kind = {"action": argparse.BooleanOptionalAction}
         else:
             values = spec.metadata["choices"] or ["JSON" if spec.type is dict else spec.type.__name__.upper()]
-            kind = {"type": partial(from_text, spec=spec), "metavar": "|".join(values)}
+            kind = {"type": partial(checked, spec=spec), "metavar": "|".join(values)}
         flags = *PUBLISHED_FLAGS.get(spec.name, ()), f"--{spec.name}"
         group.add_argument(*flags, dest=spec.name, default=default, help=help, **kind)
         if spec.name == "checkpoints":

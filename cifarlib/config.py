@@ -47,8 +47,6 @@ def checked(value: Any, spec: dataclasses.Field) -> Any:
     if value is None and spec.default is None:
         return None
     name, limits, kind = spec.name, spec.metadata, spec.type
-    if isinstance(value, Path) and kind is str:
-        value = str(value)
     value = typed(name, value, kind)
     if kind is float and not math.isfinite(value):
         raise InputError(f"{name}: expected a finite number, got {value!r}")
@@ -69,55 +67,36 @@ def checked(value: Any, spec: dataclasses.Field) -> Any:
 
 
 def typed(name: str, value: Any, kind: type) -> Any:
-    """`value` as a `kind`, a whole number as a float too; or InputError with what was expected."""
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    """`value` as a `kind`, or InputError with what was expected.
+
+    Text is read as a command line gives it, since YAML reads 1e-4 as text, and papermill's -p all but plain numbers;
+    for a name that looks like a number or a date its text is taken.
+    """
+    try:
+        if isinstance(value, bool) or value is None:
+            pass
+        elif kind in (int, float) or (isinstance(value, str) and kind is not str):
+            value = _READ[kind](value)
+        elif kind is str and isinstance(value, (int, date, Path)):
+            value = str(value)
+    except (ValueError, TypeError, KeyError, OverflowError):
+        pass
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise InputError(f"{name}: expected {_EXPECTED[kind]}, got {value!r}{_type_hint(name, value, kind)}")
+        raise InputError(f"{name}: expected {_EXPECTED[kind]}, got {value!r}")
     return value
 
 
+def _whole(value: Any) -> int:
+    """A whole number, also of 1e2 and 3.0; ValueError for others."""
+    if (number := float(value)) != round(number):
+        raise ValueError
+    return round(number)
+
+
 _EXPECTED = {str: "text", int: "a whole number", float: "a number", bool: "true or false",
-             dict: "a mapping of names to values", list: "a list"}
-
-
-def _type_hint(name: str, value: Any, kind: type) -> str:
-    """What to write instead where YAML, or papermill's -p, read a value as another type than was meant."""
-    if kind is str and isinstance(value, (int, float, date)):
-        return f" (put it in quotes; with papermill -r {name} {value})"
-    if kind in (dict, list) and isinstance(value, str):
-        example = "{name: value}" if kind is dict else "[value, value]"
-        return f" (text: write it as {example}, without quotes; with papermill -y '{name}: {example}')"
-    if kind is bool and isinstance(value, str):
-        return " (text: write true or false, without quotes; with papermill's -p True or False)"
-    if kind in (int, float) and (number := _in_yaml(value, kind)):
-        return f" (text: YAML needs the number as {number}, without quotes)" if isinstance(value, str) else (
-            f" (write {number})")
-    return ""
-
-
-def _in_yaml(value: Any, kind: type) -> str:
-    """What YAML reads as the number of that kind that `value` stands for; "" if it stands for none."""
-    try:
-        number = float(value)
-        whole = number.is_integer() and abs(number) < 1e15
-    except (TypeError, ValueError):
-        return ""
-    if isinstance(value, bool) or not math.isfinite(number) or (kind is int and not whole):
-        return ""
-    text = str(int(number)) if whole else repr(number)
-    return text if whole or "." in text else text.replace("e", ".0e")  # YAML's numbers have a dot before an exponent
-
-
-def from_text(text: str, spec: dataclasses.Field) -> Any:
-    """The value of a field that `text` on a command line says, a mapping as JSON. Raises InputError if it says none."""
-    read = {int: int, float: float, bool: lambda text: {"true": True, "false": False}[text.lower()], dict: json.loads}
-    try:
-        value = read.get(spec.type, str)(text)
-    except (ValueError, KeyError):
-        as_json = " as JSON" if spec.type is dict else ""
-        raise InputError(f"{spec.name}: expected {_EXPECTED[spec.type]}{as_json}, got {text!r}") from None
-    return checked(value, spec)
+             dict: 'a mapping of names to values, such as {"name": 1}', list: 'a list, such as ["name"]'}
+_READ = {int: _whole, float: float, bool: lambda text: {"true": True, "false": False}[text.lower()], dict: json.loads,
+         list: json.loads}
 
 
 class _Fields:

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import re
 from pathlib import Path
 
 import pytest
@@ -47,11 +46,11 @@ def test_paths_are_text_and_whole_numbers_are_numbers(tmp_path):
 
 
 @pytest.mark.parametrize("name, value", [
-    ("learning_rate", "1e-4"), ("learning_rate", "0.1"), ("learning_rate", True),
+    ("learning_rate", "0,1"), ("learning_rate", True),
     ("learning_rate", [0.1]), ("learning_rate", math.nan), ("learning_rate", math.inf), ("learning_rate", 0.0),
-    ("weight_decay", -1e-9), ("gamma", 1.01), ("epochs", True), ("epochs", 1.0), ("epochs", "3"), ("epochs", 0),
-    ("augmentation", "false"), ("augmentation", "True"), ("augmentation", 1),
-    ("softmax_in_loss", "True"), ("batch_size", 1), ("seed", None), ("seed", 2**31 + 1), ("scheduler", "lin"),
+    ("weight_decay", -1e-9), ("gamma", 1.01), ("epochs", True), ("epochs", 1.5), ("epochs", "1e-4"), ("epochs", 0),
+    ("epochs", "nan"), ("epochs", math.inf), ("augmentation", "yes"), ("augmentation", 1), ("batch_size", 1),
+    ("seed", None), ("seed", 2**31 + 1), ("scheduler", "lin"),
     ("model", 1), ("model", "mlp"), ("model", "CNN"), ("model", "n.py"), ("model", "n.py:a b"), ("model", "a-b:Net"),
     ("protocol", ""), ("split", "auto"), ("data_dir", None), ("precision", "fp16"),
     ("device", "gpu"), ("device", "cuda:"), ("device", "cuda:x"), ("device", "cuda:01"), ("device", "cpu:0 "),
@@ -65,16 +64,15 @@ def test_wrong_value_is_one_line_that_names_the_field(name, value):
         (Config if hasattr(Config(), name) else Options)(**{name: value})
 
 
-@pytest.mark.parametrize("name, value, hint", [
-    ("weight_decay", "1e-4", "0.0001"), ("weight_decay", "1E-5", "1.0e-05"), ("weight_decay", "1.25e-7", "1.25e-07"),
-    ("weight_decay", "0.1", "0.1"), ("weight_decay", "+2e0", "2"), ("epochs", "1e2", "100"), ("epochs", "80", "80"),
-    ("epochs", 1e2, "100"), ("epochs", "1e-4", None), ("epochs", "nan", None), ("epochs", True, None),
+@pytest.mark.parametrize("name, text, value", [
+    ("weight_decay", "1e-4", 0.0001), ("epochs", "80", 80), ("epochs", "1e2", 100), ("epochs", 1e2, 100),
+    ("augmentation", "True", True), ("resume", "false", False), ("model_args", '{"stem": "3x3"}', {"stem": "3x3"}),
+    ("study", 2024, "2024"), ("study", yaml.safe_load("2024-01-05"), "2024-01-05"),
 ])
-def test_a_number_that_yaml_read_as_something_else_gets_a_hint_that_is_taken(name, value, hint):
-    with pytest.raises(InputError) as caught:
-        Config(**{name: value})
-    assert re.findall(r" (?:as|\(write) ([\d.e-]+)", str(caught.value)) == ([hint] if hint else [])
-    assert not hint or getattr(Config(**{name: yaml.safe_load(hint)}), name) == float(value)
+def test_values_are_read_from_text_and_names_from_numbers(name, text, value):
+    """YAML reads 1e-4 as text, and papermill's -p everything but plain numbers; 2024 it takes for a number."""
+    found = getattr((Config if hasattr(Config(), name) else Options)(**{name: text}), name)
+    assert (found, type(found)) == (value, type(value))
 
 
 @pytest.mark.parametrize("cls, name, near", [
@@ -208,4 +206,4 @@ def test_is_frozen_and_copies_are_checked():
         config.epochs = 3
     assert config.replace(epochs=3) == Config(model="cnn", epochs=3, model_args={"dropout": 0.1})
     with pytest.raises(InputError):
-        config.replace(epochs="3")
+        config.replace(epochs="three")

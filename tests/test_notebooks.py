@@ -158,8 +158,7 @@ def test_papermill_runs_the_experiment_and_publishes_no_path_of_the_machine(tmp_
 
 @pytest.mark.parametrize("arguments, message", [
     ("-p lr 0.1", "unknown parameter 'lr'; did you mean learning_rate?"), ("-p model ResNet", "did you mean resnet?"),
-    ("-p softmax_in_loss true", "papermill's -p True or False"), ('-y {"learning_rate":"1e-4"}', "as 0.0001"),
-    ("-p study 2024", "with papermill -r study 2024"), ("-p model_args {depth:1}", "with papermill -y 'model_args: {"),
+    ("-p softmax_in_loss yes", "true or false, got 'yes'"), ("-p model_args {depth:1}", "such as {\"name\": 1}, got"),
     ("-p model none.py:Net -p model_args None", "model_args: expected a mapping"),
     ("-p dataset cifar10 -p data_dir none", "no CIFAR-10 in none"), ("-p batch_size 65", "batch_size: 65"),
     ("-p device cuda:99", "device: cuda:99 is not there"), ("-p model vit", "vit has no 'widths'"),
@@ -277,9 +276,8 @@ def test_auto_is_decided_aloud_before_a_notebook_names_its_run(tmp_path, monkeyp
 @pytest.mark.parametrize("name, given, message", [
     ("results", {"run": "x"}, "unknown parameter 'run'; did you mean runs?"),
     ("explore", {"sed": 5}, "unknown parameter 'sed'; did you mean seed?"),
-    ("results", {"runs": 5}, "runs: expected text, got 5"), ("throughput", {"share": True}, "share: expected a number"),
+    ("results", {"runs": True}, "runs: expected text, got True"), ("throughput", {"share": True}, "share: expected a number"),
     ("throughput", {"models": "cnn"}, "models: expected a list"), ("monitor", {"shown": 1.5}, "shown: expected a w"),
-    ("throughput", {"models": "cnn"}, "models: expected a list"),
     ("predict", {"run": "nothing"}, "nothing: no such run"), ("predict", {"tta": "flp"}, "did you mean flip?"),
     ("predict", {"limit_test": -1}, "limit_test: expected at least 0"),
 ])

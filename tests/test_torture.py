@@ -10,10 +10,8 @@ import sys
 import tempfile
 import termios
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas
-import papermill
 import pytest
 import torch
 from services import until
@@ -347,24 +345,6 @@ def test_sockets_go_where_they_can(monkeypatch, tmp_path, capsys):
     assert kernel.main(job, []) == kernel.BAD_INPUT
     assert f"cifarlib: TMPDIR: no socket can be made in {tmp_path}" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("failures, begun, code, attempts", [
-    (0, False, OK, 1), (2, False, OK, 3), (3, False, FAILED, 3), (1, True, FAILED, 1)])
-def test_a_kernel_that_does_not_start_is_tried_again_one_that_began_is_not(
-        failures, begun, code, attempts, tmp_path, monkeypatch):
-    calls, output = [], tmp_path / "out.ipynb"
-
-    def start(notebook, output, *_, **__):
-        calls.append(notebook)
-        Path(output).write_text(json.dumps({"cells": [{"execution_count": 1 if begun else None}]}))
-        if len(calls) <= failures:
-            raise RuntimeError("Kernel died before replying to kernel_info")
-
-    monkeypatch.setattr(papermill, "execute_notebook", start)
-    monkeypatch.setattr(kernel, "time", SimpleNamespace(sleep=lambda seconds: None))
-    assert kernel.execute("n.ipynb", str(output), {}, str(tmp_path), []) == code
-    assert len(calls) == attempts
 
 
 @pytest.mark.parametrize("content", [{"config": {"lr": 1}}, {"config": []}, {"config": CONFIG.to_dict()}])

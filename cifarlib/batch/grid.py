@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from ..config import Config, Options, check_names, from_text, names_apart
+from ..config import Config, Options, check_names, checked, names_apart
 from ..data.cifar import available
 from ..errors import InputError
 from ..files import project_path, replacing
@@ -141,7 +141,7 @@ def select(cells: list[Config], wanted: str) -> list[Config]:
     conditions = [part.partition("=") for part in wanted.split(",") if part]
     specs = {spec.name: spec for spec in dataclasses.fields(Config)}
     check_names([name for name, _, _ in conditions], specs)
-    values = [(name, from_text(text, specs[name])) for name, _, text in conditions]
+    values = [(name, checked(text, specs[name])) for name, _, text in conditions]
     chosen = [cell for cell in cells if all(getattr(cell, name) == value for name, value in values)]
     if not chosen:
         there = {name: ", ".join(dict.fromkeys(str(getattr(cell, name)) for cell in cells)) for name, _ in values}

@@ -29,7 +29,6 @@ OK, FAILED, BAD_INPUT, PREEMPTED = 0, 1, 2, 75
 CODES = {InputError.__name__: BAD_INPUT, Preempted.__name__: PREEMPTED, OtherMachine.__name__: PREEMPTED}
 IMPORT_ERRORS = ("ImportError", "ModuleNotFoundError")
 BROKEN = "a package is missing or broken ({}); set the environment up by `make setup` or from environment.yml"
-START_ATTEMPTS = 3
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # options of Linux's prctl
 
 
@@ -60,23 +59,20 @@ def execute(notebook: str, output: str, parameters: dict, folder: str, locks: li
     # Ports can collide when many kernels start at once; sockets in a folder of their own can't (jupyter's default is
     # the working directory, where two kernels that start at once take the same names).
     traits = Traits({"KernelManager": {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}})
-    for attempt in range(START_ATTEMPTS):
-        try:
-            papermill.execute_notebook(_literal(notebook), _literal(output), parameters, kernel_name="python3",
-                                       start_timeout=300, progress_bar=False, stdout_file=sys.stdout,
-                                       stderr_file=sys.stderr, config=traits, kernel_manager_class=Kernel)
-            return OK
-        except PapermillExecutionError as error:
-            broken = is_broken(error.ename, error.evalue)
-            code = BAD_INPUT if broken else CODES.get(error.ename, FAILED)
-            text = BROKEN.format(error.evalue) if broken else error.evalue
-            print(f"{error.ename if code == FAILED else 'cifarlib'}: {text}", file=sys.stderr)
-            return code
-        except Exception as error:
-            if _begun(output) or attempt == START_ATTEMPTS - 1:
-                print(f"{type(error).__name__}: {error}", file=sys.stderr)
-                return FAILED
-            time.sleep(attempt + 1)
+    try:
+        papermill.execute_notebook(_literal(notebook), _literal(output), parameters, kernel_name="python3",
+                                   start_timeout=300, progress_bar=False, stdout_file=sys.stdout,
+                                   stderr_file=sys.stderr, config=traits, kernel_manager_class=Kernel)
+        return OK
+    except PapermillExecutionError as error:
+        broken = is_broken(error.ename, error.evalue)
+        code = BAD_INPUT if broken else CODES.get(error.ename, FAILED)
+        text = BROKEN.format(error.evalue) if broken else error.evalue
+        print(f"{error.ename if code == FAILED else 'cifarlib'}: {text}", file=sys.stderr)
+        return code
+    except Exception as error:  # the kernel didn't start, or it died
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return FAILED
 
 
 def is_broken(name: str, message: str) -> bool:
@@ -92,15 +88,6 @@ def is_broken(name: str, message: str) -> bool:
 def _literal(path: str) -> str:
     """A path for papermill, which would replace what stands in braces."""
     return path.replace("{", "{{").replace("}", "}}")
-
-
-def _begun(output: str) -> bool:
-    """Whether any cell was executed: only a kernel that failed to start is worth a second try."""
-    try:
-        cells = json.loads(Path(output).read_text())["cells"]
-    except (OSError, ValueError):
-        return False
-    return any(cell.get("execution_count") for cell in cells)
 
 
 def _end_without_owner(runner: int, claim: str, folder: str) -> None:

@@ -136,7 +136,7 @@ def forked_kernel(but_not: int) -> type:
 
     class Forked(LocalProvisioner):
         async def launch_kernel(self, cmd, **options):
-            if not waiting or "ipykernel_launcher" not in cmd:  # a second attempt, or another kernel: from cold
+            if not waiting or "ipykernel_launcher" not in cmd:  # another kernel: from cold
                 return await super().launch_kernel(cmd, **options)
             self.process = waiting.pop()
             self.pid = self.pgid = self.process.pid

@@ -20,7 +20,7 @@ import numpy as np
 import pandas
 from PIL import Image
 
-from ..config import Config, check_names, from_text, setting
+from ..config import Config, check_names, checked, setting
 from ..errors import InputError
 from ..files import HISTORY, PREDICTIONS, project_path
 from ..parts import DATASETS, short_name
@@ -132,7 +132,7 @@ def select(rows: pandas.DataFrame, wanted: str) -> pandas.DataFrame:
             raise InputError(f"{part.strip()!r} is no condition; expected NAME=VALUE, also with != < <= > >=")
         name, sign, text = found.groups()
         check_names([name], specs)
-        value = from_text(text, specs[name])
+        value = checked(text, specs[name])
         if sign[0] in "<>" and specs[name].type not in (int, float):
             raise InputError(f"{name} is no number, so {sign} says nothing of it; use = or !=")
         rows = rows[[not missing(each) and SIGNS[sign](each, value) for each in rows[name]]]

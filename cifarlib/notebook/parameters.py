@@ -22,7 +22,7 @@ def read_parameters(namespace: dict) -> tuple[Config, Options]:
 
 
 def check_parameters(namespace: dict, *names: str) -> None:
-    """Raise InputError unless the notebook's parameters are those of the `names`, of the types that its cell says.
+    """Raise InputError unless the notebook's parameters are those of the `names`; make them of the types its cell says.
 
     namespace: the notebook's globals().
     """
@@ -31,7 +31,7 @@ def check_parameters(namespace: dict, *names: str) -> None:
         if name not in values:
             raise InputError(f"parameter {name!r} is missing: the cell of parameters has to give it a value")
         if name in kinds:
-            typed(name, values[name], kinds[name])
+            namespace[name] = typed(name, values[name], kinds[name])
 
 
 def assigned(namespace: dict, known) -> dict:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..config import CHECKPOINTS, PUBLISHED_KNOBS, Config, from_text, nearest
+from ..config import CHECKPOINTS, PUBLISHED_KNOBS, Config, nearest
 from ..errors import InputError
 from ..files import TABLE, project_path
 from ..parts import ARCHITECTURES, DATASETS, Architecture, Dataset, architectures
@@ -229,9 +229,9 @@ def _configuration(row: dict) -> Config | str:
         if text.lower() in (spec.metadata["choices"] or ()):
             text = text.lower()
         if text and spec.metadata["role"] != "place":
-            values[name] = text.removesuffix(".0") if spec.type is int else text
+            values[name] = text
     try:
-        config = Config(**{name: from_text(text, FIELDS[name]) for name, text in values.items()})
+        config = Config(**values)
     except InputError as error:
         return str(error)
     missing = [label(name) for name in ("model", *KNOBS) if name not in {*values, *config.idle()}]
