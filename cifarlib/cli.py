@@ -276,13 +276,13 @@ def forecast(runs, left, options: Options, jobs: int) -> str:
 
 
 def status(arguments: argparse.Namespace) -> int:
-    from .runs.study import Reader, overview, summary
+    from .runs.study import overview, summary
 
-    folder, reader = project_path(arguments.executed_dir), Reader()
+    folder = project_path(arguments.executed_dir)
     try:
         while True:
             try:
-                text = summary(folder / arguments.study, reader) if arguments.study else overview(folder)
+                text = summary(folder / arguments.study) if arguments.study else overview(folder)
             except InputError as error:
                 if not arguments.watch:
                     raise

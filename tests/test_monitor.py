@@ -18,7 +18,7 @@ from cifarlib.notebook.monitor import Monitor, disagreements, look, ordered, sel
 from cifarlib.runs.claim import Claim
 from cifarlib.runs.history import History
 from cifarlib.runs.record import write_failure
-from cifarlib.runs.study import Reader, note_planned
+from cifarlib.runs.study import note_planned, remembered
 from cifarlib.training.finish import finish_run
 
 RATES = {"done": (0.01, 0.02), "failed": (0.03,), "running": (0.04,), "pending": (0.05,)}
@@ -64,7 +64,7 @@ def shown(watching):
 
 
 def test_a_row_for_each_run_with_what_its_folder_says(folder):
-    rows, damaged = look(folder, ["s"], Reader())
+    rows, damaged = look(folder, ["s"])
     assert damaged == [] and rows["state"].value_counts().to_dict() == {
         name: len(RATES.get(name, ())) for name in rows["state"].cat.categories}
     record = json.loads((folder / "s" / DONE.run_name / "record.json").read_text())
@@ -87,7 +87,7 @@ def test_a_row_for_each_run_with_what_its_folder_says(folder):
     ("model=resnet", []), ("gamma=0.97", []), ('model_args={"widths": [8, 8, 16]}, learning_rate>0.04', [0.05]),
 ])
 def test_conditions_on_any_knob(wanted, rates, folder):
-    assert sorted(select(look(folder, ["s"], Reader())[0], wanted)["learning_rate"]) == rates
+    assert sorted(select(look(folder, ["s"])[0], wanted)["learning_rate"]) == rates
 
 
 @pytest.mark.parametrize("wanted, message", [
@@ -109,27 +109,27 @@ def test_a_condition_that_makes_no_sense_is_one_line(wanted, message, folder):
     ("state", False, [0.04, None, None, 0.03, 0.05]), ("learning_rate", True, [0.05, 0.04, 0.03, 0.02, 0.01]),
     ("model_args", False, None), ("gamma", True, None), ("left", False, [0.05, 0.04])])
 def test_sorted_by_any_column_what_has_no_value_last(by, descending, rates, folder):
-    rows = ordered(look(folder, ["s"], Reader())[0], by, descending)
+    rows = ordered(look(folder, ["s"])[0], by, descending)
     pairs = zip(rates or [None] * 5, rows["learning_rate"])
     assert len(rows) == 5 and all(rate in (None, found) for rate, found in pairs)
 
 
 def test_only_files_that_changed_are_read_again(tmp_path):
-    path, read, reader = tmp_path / "x", [], Reader()
+    path, read = tmp_path / "x", []
 
     def content(path):
         read.append(path)
         return path.read_text()
 
-    assert reader(content, path) is None
+    assert remembered(content, path) is None
     for text in ("a", "a", "b", "b"):
         if not path.exists() or path.read_text() != text:
             (tmp_path / "part").write_text(text)
             (tmp_path / "part").replace(path)
-        assert reader(content, path) == text
+        assert remembered(content, path) == text
     assert len(read) == 2
     path.unlink()
-    assert reader(content, path) is None
+    assert remembered(content, path) is None
 
 
 def test_looking_writes_nothing_and_shows_at_most_so_many_rows(folder):
@@ -164,8 +164,8 @@ def test_runs_and_studies_may_go_between_two_looks(folder, monkeypatch):
     assert "<b>3 runs</b>" in watching.standing.value and watching.message.value == ""
     assert len(watching.runs.value) == 1 and watching.pair[0].value.parent.name != watching.pair[1].value.parent.name
 
-    def then_remove(study, reader, configs_of=monitor.configs_of):
-        found = configs_of(study, reader)
+    def then_remove(study, configs_of=monitor.configs_of):
+        found = configs_of(study)
         shutil.rmtree(study)
         return found
 

@@ -29,7 +29,7 @@ from ..results.figures.style import COLOURS
 from ..results.ranking import predictions_in
 from ..results.statistics import mcnemar, softmax
 from ..runs.history import History
-from ..runs.study import (STATUSES, Reader, RunState, configs_of, epoch_seconds, no_runs, run_state, seconds_left,
+from ..runs.study import (STATUSES, RunState, configs_of, epoch_seconds, no_runs, remembered, run_state, seconds_left,
                           studies)
 from ..words import duration, percent, value_text
 
@@ -66,21 +66,21 @@ OWN = {spec.name: spec for spec in dataclasses.fields(Columns)}
 FIELDS = {spec.name: spec for spec in dataclasses.fields(Config) if spec.metadata["role"] != "place"}
 
 
-def look(folder: Path, names: list[str], reader: Reader) -> tuple[pandas.DataFrame, list[str]]:
+def look(folder: Path, names: list[str]) -> tuple[pandas.DataFrame, list[str]]:
     """The runs of the studies of a folder, a row each, by their folders; and what can't be read, in lines.
 
     Columns: those of Columns, and the fields of a run, without a value where they are idle in it.
     """
-    states, damaged, an_epoch = [], [], epoch_seconds(folder, reader)
+    states, damaged, an_epoch = [], [], epoch_seconds(folder)
     for name in names:
         try:
-            configs = configs_of(folder / name, reader)
+            configs = configs_of(folder / name)
         except (InputError, OSError) as error:
             damaged.append(str(error))
             continue
         for run, config in configs.items():
             try:
-                states.append(run_state(folder / name / run, config, reader))
+                states.append(run_state(folder / name / run, config))
             except OSError:  # it went meanwhile
                 continue
             except InputError as error:  # perhaps it is being copied
@@ -259,7 +259,7 @@ class Monitor:
     def __init__(self, executed_dir: str = "executed", chosen: list | tuple = (), seconds: float = 5.0,
                  shown: int = 50, data_dir: str = ""):
         self.folder, self.seconds, self.shown, self.data_dir = project_path(executed_dir), seconds, shown, data_dir
-        self.reader, self.images, self.drawn, self.took, self.busy = Reader(), {}, {}, 0.0, False
+        self.images, self.drawn, self.took, self.busy = {}, {}, 0.0, False
         if unknown := [name for name in chosen if name not in studies(self.folder)]:
             raise no_runs(self.folder / str(unknown[0]))
         wide = widgets.Layout(width="auto")
@@ -321,7 +321,7 @@ class Monitor:
     def _read(self, read, path: Path):
         """What `read` makes of a file; None if it isn't there, or damaged, which is said."""
         try:
-            return self.reader(read, path)
+            return remembered(read, path)
         except InputError as error:
             self._say(str(error))
             return None
@@ -333,7 +333,7 @@ class Monitor:
         names = studies(self.folder)
         latest = sorted(names, key=lambda name: (self.folder / name).stat().st_mtime)[-1:]
         self._offer(self.studies, [(name, name) for name in names], self.studies.value or latest)
-        every, damaged = look(self.folder, list(self.studies.value), self.reader)
+        every, damaged = look(self.folder, list(self.studies.value))
         counts = Counter(every["state"])
         standing = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
         rows = ordered(select(every, self.filter.value), self.by.value, self.descending.value)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -25,22 +26,21 @@ from .record import metrics_of, read_record, recorded, status_now, status_of
 STATUSES = ("done", "diverged", "failed", "running", "dropped", "preempted", "pending")
 
 
-class Reader:
-    """Reads files and remembers what they gave until they change: whoever looks every few seconds reads little."""
+def remembered(read: Callable[[Path], Any], path: Path) -> Any:
+    """read(path), which nobody may change, until the file changes: who looks every few seconds reads little.
 
-    def __init__(self):
-        self._kept: dict[tuple, tuple] = {}
+    None without such a file.
+    """
+    try:
+        found = path.stat()
+        return _read(read, path, (found.st_mtime_ns, found.st_size, found.st_ino))
+    except OSError:  # perhaps it went between the two
+        return None
 
-    def __call__(self, read: Callable[[Path], Any], path: Path) -> Any:
-        """read(path), which nobody may change; None without such a file."""
-        try:
-            found = path.stat()
-            stamp = found.st_mtime_ns, found.st_size, found.st_ino
-            if self._kept.get((read, path), (None,))[0] != stamp:
-                self._kept[read, path] = stamp, read(path)
-        except OSError:  # perhaps it went between the two
-            return None
-        return self._kept[read, path][1]
+
+@lru_cache(maxsize=4096)
+def _read(read: Callable[[Path], Any], path: Path, stamp: tuple) -> Any:
+    return read(path)
 
 
 def remove_stale_parts(study: Path) -> None:
@@ -62,14 +62,14 @@ def note_planned(study: Path, cells: list[Config]) -> None:
         part.write_text(content)
 
 
-def planned_cells(study: Path, reader: Reader | None = None) -> dict[str, list[Config]]:
+def planned_cells(study: Path) -> dict[str, list[Config]]:
     """The cells that were asked for in a study, by the name of their run.
 
     Raises InputError if they are of another version.
     """
-    reader, runs = reader or Reader(), {}
+    runs = {}
     for path in sorted((study / PLANNED).glob("*.json")):
-        for run, name, cell in reader(_cells, path) or []:
+        for run, name, cell in remembered(_cells, path) or []:
             runs.setdefault(run, {})[name] = cell
     return {name: list(group.values()) for name, group in runs.items()}
 
@@ -171,15 +171,14 @@ def _told(there) -> list[str]:
     return [name for name in STATUSES if name != "dropped" or name in there]
 
 
-def configs_of(study: Path, reader: Reader | None = None) -> dict[str, Config | None]:
+def configs_of(study: Path) -> dict[str, Config | None]:
     """The runs of a study that were asked for or recorded, by name; None for a record of another version."""
-    reader = reader or Reader()
-    found: dict[str, Config | None] = {name: cells[0] for name, cells in planned_cells(study, reader).items()}
+    found: dict[str, Config | None] = {name: cells[0] for name, cells in planned_cells(study).items()}
     for path in study.glob(f"*/{RECORD}"):
         if path.parent.name not in found:
             found[path.parent.name] = None
             with suppress(InputError):
-                found[path.parent.name] = (reader(_outcome, path) or {}).get("config")
+                found[path.parent.name] = (remembered(_outcome, path) or {}).get("config")
     return dict(sorted(found.items()))
 
 
@@ -199,12 +198,12 @@ class RunState:
     metrics: dict = field(default_factory=dict)
 
 
-def run_state(folder: Path, config: Config | None, reader: Reader) -> RunState:
+def run_state(folder: Path, config: Config | None) -> RunState:
     """How the run in a folder stands. Raises InputError for damaged files."""
-    outcome = reader(_outcome, folder / RECORD)
+    outcome = remembered(_outcome, folder / RECORD)
     status = status_now(folder, outcome and outcome["status"])
     if not outcome or status in ("running", "preempted"):  # the record may be of an earlier session
-        outcome = reader(_so_far, folder / HISTORY) or outcome or {}
+        outcome = remembered(_so_far, folder / HISTORY) or outcome or {}
     told = {name: outcome[name] for name in ("epochs", "seconds", "metrics") if name in outcome}
     return RunState(folder, config, status, **told)
 
@@ -227,15 +226,14 @@ def _so_far(path: Path) -> dict:
             "metrics": metrics_of(history, {})}
 
 
-def summary(study: Path, reader: Reader | None = None) -> str:
+def summary(study: Path) -> str:
     """How a study stands: runs by model and status, the best so far, what runs, what failed, the time for the rest.
 
     Raises InputError if nothing is there, or if files are damaged.
     """
-    reader = reader or Reader()
-    if not (configs := configs_of(study, reader)):
+    if not (configs := configs_of(study)):
         raise no_runs(study)
-    states = {name: run_state(study / name, config, reader) for name, config in configs.items()}
+    states = {name: run_state(study / name, config) for name, config in configs.items()}
     models = [short_name(config.model) if config else "unknown" for config in configs.values()]
     counts = pandas.crosstab(models, [state.status for state in states.values()])
     counts = counts.reindex(columns=_told(counts), fill_value=0)
@@ -251,7 +249,7 @@ def summary(study: Path, reader: Reader | None = None) -> str:
               for name in known if states[name].status == "running"]
     failed = {labels[name]: state.folder for name, state in states.items() if state.status == "failed"}
     left = [known[name] for name in known if states[name].status in ("pending", "preempted", "running")]
-    return "\n".join([*lines, *rest(failed, left, study, max(1, int(counts.loc["all", "running"])), reader=reader)])
+    return "\n".join([*lines, *rest(failed, left, study, max(1, int(counts.loc["all", "running"])))])
 
 
 def progress(state: RunState) -> str:
@@ -272,12 +270,12 @@ def seconds_left(state: RunState, an_epoch: dict[tuple, float]) -> float | None:
     return None if each is None else (state.config.epochs - state.epochs) * each
 
 
-def epoch_seconds(folder: Path, reader: Reader) -> dict[tuple, float]:
+def epoch_seconds(folder: Path) -> dict[tuple, float]:
     """The mean seconds of an epoch of the recorded runs in all studies of a folder, by model and size."""
     found: dict[tuple, list[float]] = {}
     for path in folder.glob(f"*/*/{RECORD}"):
         with suppress(InputError):  # damaged it tells nothing
-            outcome = reader(_outcome, path)
+            outcome = remembered(_outcome, path)
             if outcome and outcome["config"] and outcome["epochs"]:
                 found.setdefault(_size(outcome["config"]), []).append(outcome["seconds"] / outcome["epochs"])
     return {size: mean(values) for size, values in found.items()}
@@ -290,8 +288,7 @@ def _size(config: Config) -> tuple:
 SHOWN = 5  # failed runs, of which a text says why
 
 
-def rest(folders: dict[str, Path], left: list[Config], study: Path, jobs: int, resume: bool = True,
-         reader: Reader | None = None) -> list[str]:
+def rest(folders: dict[str, Path], left: list[Config], study: Path, jobs: int, resume: bool = True) -> list[str]:
     """What is not finished, in lines: why runs failed, by what to call them, and the time that those `left` take."""
     failed = [(name, folder) for name, folder in folders.items() if status_of(folder) == "failed"]
     lines = []
@@ -302,22 +299,21 @@ def rest(folders: dict[str, Path], left: list[Config], study: Path, jobs: int, r
         lines.append(f"    and {len(failed) - SHOWN} more")
     if failed:
         lines.append("`grid` leaves what failed alone, unless it is given --retry-failed")
-    return [*lines, time_left(left, study, jobs, resume, reader)] if left or not failed else lines
+    return [*lines, time_left(left, study, jobs, resume)] if left or not failed else lines
 
 
-def time_left(left: list[Config], study: Path, jobs: int, resume: bool = True, reader: Reader | None = None) -> str:
+def time_left(left: list[Config], study: Path, jobs: int, resume: bool = True) -> str:
     """The time that the runs `left` of a study may take, so many of them at a time.
 
     From the seconds an epoch that runs of the same model and size took, in any study.
     """
     if not left:
         return "nothing is left to do"
-    reader = reader or Reader()
-    an_epoch, sizes = epoch_seconds(study.parent, reader), [_size(config) for config in left]
+    an_epoch, sizes = epoch_seconds(study.parent), [_size(config) for config in left]
     if unknown := sorted({short_name(model) for model, *_ in set(sizes) - an_epoch.keys()}):
         return f"no estimate: no run of {', '.join(unknown)} of this size is recorded in {study.parent} yet"
     jobs = min(jobs, len(left))
-    epochs = [config.epochs - (run_state(study / config.run_name, config, reader).epochs if resume else 0)
+    epochs = [config.epochs - (run_state(study / config.run_name, config).epochs if resume else 0)
               for config in left]
     total = sum(number * an_epoch[size] for number, size in zip(epochs, sizes))
     return f"about {duration(total / jobs)} for the rest, {jobs} at a time, if none stops early"
