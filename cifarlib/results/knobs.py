@@ -84,7 +84,10 @@ def importance(table: Table, model: str) -> tuple[pd.Series, str] | None:
 def edges(table: Table, model: str) -> list[str]:
     """A warning for each number whose best value is the smallest or largest one tried, if it can go further."""
     rows, best, warnings = candidates(table, model), ranked(table, model).iloc[0], []  # what diverged was tried too
-    for knob in varying(table, model):
+    knobs = varying(table, model)
+    if len(experiments(table, model)) < 3 and len(knobs) > 1:  # two that differ in all: nothing was tried by itself
+        return []
+    for knob in knobs:
         values = rows[knob].dropna()
         if not is_number(values) or best.name not in values.index or "all" in (shown(knob, value) for value in values):
             continue

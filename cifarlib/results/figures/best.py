@@ -158,13 +158,11 @@ def accuracy_by_minutes(tables: list[Table]) -> Figure:
     legend(axis, loc="lower left")
     best = runs.groupby(["model", "epochs"])[["shown", "minutes"]].mean().sort_values("shown").iloc[-1]
     name = looks[best.name[0]].label
-    several = runs.dropna(subset=["views"])
+    gain = (runs["views"] - runs["tested"]).mean()
     note = ("Points: runs of several studies, on different processors, some of them with one thread; hollow: models "
             "made smaller. ")
-    if len(several):
-        note += (f"Accuracies of {listed(look.label for look in architectures(several['model']).values())} are by six "
-                 f"views of each test image, by single ones {points((several['shown'] - several['tested']).mean())} "
-                 "lower. ")
+    if pd.notna(gain):
+        note += f"Six views of each test image where a run has them; by one view {points(gain)} lower on average."
     return titled(figure, f"{name} reaches {percent(best['shown'])} in {best['minutes']:.0f} minutes on average", note)
 
 
