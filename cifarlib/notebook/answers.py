@@ -19,7 +19,7 @@ from ..data.splits import Split
 from ..errors import InputError
 from ..parts import architecture
 from ..results.figures import one_run
-from ..results.figures.style import TRAIN, new_figure, percent_ticks, styled, titled
+from ..results.figures.style import COLOURS, new_figure, percent_ticks, styled, titled
 from ..trained import Trained, as_tensor, predict
 
 TELLING = 4  # pixels across of the smallest feature map that still tells one place from another
@@ -208,7 +208,7 @@ def answer_chart(trained: Trained, pixels: Tensor, names: list[str], tta: str = 
             _show(middle, pixels[number], seen[0])
             middle.imshow(seen[1][number], cmap="inferno", alpha=0.6, vmin=0, vmax=1)
         top = chances[number].topk(min(BARS, len(classes)))
-        bars = right.barh([classes[index] for index in top.indices], top.values, color=TRAIN)
+        bars = right.barh([classes[index] for index in top.indices], top.values, color=COLOURS[5])
         right.bar_label(bars, [f"{value:.1%}" for value in top.values], padding=2, fontsize=8)
         right.set(xlim=(0, 1.4), xticks=[])
         right.axis("on")

@@ -15,7 +15,7 @@ from ...parts import Architecture
 from .. import ranking
 from ..table import Table
 
-TRAIN, VALIDATION, GREY, LIGHT = "#56B4E9", "#D55E00", "#666666", "#DDDDDD"
+GREY, LIGHT = "#666666", "#DDDDDD"
 # Okabe and Ito's, of runs or studies in turn.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B")
 STYLE = {"font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8,
