@@ -121,8 +121,8 @@ def make_parser() -> Parser:
     command.add_argument("--figures", default="", metavar="DIR", help="folder for the charts; empty: beside the table")
     command.add_argument("--rank-by", default="auto", metavar="COLUMN", help="column that ranks; auto: by validation")
     command.add_argument("--study", default="", help="only the rows of this study")
-    command.add_argument("--x", default="epochs", metavar="NAME", help="what several tables' accuracies stand against: "
-                         "a field of the runs, minutes, parameters or flop")
+    command.add_argument("--x", default="minutes", metavar="NAME", help="what accuracies stand against in a chart: "
+                         "minutes, parameters, flop or a field of the runs")
     command.add_argument("--titles", action=argparse.BooleanOptionalAction, default=True,
                          help="have the charts' messages in the images")
     command.add_argument("--thesis", default="", metavar="DIR", help="write all charts as PDF and all tables as CSV "

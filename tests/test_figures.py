@@ -93,10 +93,10 @@ def test_a_value_that_nearly_all_of_many_configurations_have_is_not_named():
 def test_nothing_is_best_where_budgets_differ():
     equal, unequal = one_cell("cnn", "resnet"), one_cell("cnn", "resnet", limit_train=[640, 3840])
     for table, word in ((equal, "best"), (unequal, "top-ranked")):
-        text = " ".join([*texts(best_charts.overall_top5(table)), *texts(best_charts.cost(table)),
+        text = " ".join([*texts(best_charts.overall_top5(table)),
                          *sentences.overall_observations(table), *sentences.observations(table, "cnn")])
-        assert ("best" in text.replace("best_val_acc", "")) == (word == "best")
-        assert f"{word.capitalize()} model" in text and f"{word} run" in text
+        assert ("best" in text.lower().replace("best_val_acc", "")) == (word == "best")
+        assert f"{word.capitalize()} model" in text and f"{word.capitalize()} run" in text
         assert ("not all runs had as many training images" in " ".join(text.split())) == (word == "top-ranked")
 
 
@@ -112,7 +112,7 @@ def test_every_figure_fits_and_no_text_is_clipped_or_overlaps(study):
     labels, _ = ranking.read_predictions(study, ranking.ranked(study).iloc[0]["run"])
     images = np.zeros((300, 3, 32, 32), np.uint8), labels
     drawn = dict(pair for kind in write.KINDS for pair in write._drawn(study, kind, images, [other]))
-    assert len(drawn) == 3 * 6 + 11 and "SmallNet_top5" in drawn
+    assert len(drawn) == 3 * 6 + 10 and "SmallNet_top5" in drawn
     for name, figure in drawn.items():
         assert not isinstance(figure, str), f"{name}: {figure}"
         assert not _collisions(figure), f"{name}: {_collisions(figure)}"
@@ -258,11 +258,6 @@ def test_a_perfect_run_of_few_images_has_a_chart():
     assert "100.00%" in best_charts.top5(table, "cnn").get_suptitle()
 
 
-def test_cost_without_times_says_nothing_of_devices():
-    table = one_cell("cnn", "resnet", device=["cpu", "cuda"], seconds=np.nan)
-    assert best_charts.cost(table).get_supxlabel() == "Large: the best runs."
-
-
 def test_confidently_wrong_shows_the_surest_mistakes(tmp_path):
     frame = made.table(models=("cnn",), **ONE)
     made.write_study(tmp_path, frame, images=200)
@@ -351,6 +346,16 @@ def test_several_studies_are_laid_over_each_other(x, at):
         assert line.get_xdata()[0] == place and line.get_ydata() == pytest.approx(runs.mean())
         low, high = whisker.get_segments()[0][:, 1]
         assert high - low == pytest.approx(2 * runs.std()) and high > low
+
+
+def test_accuracies_of_one_table_have_the_colours_of_its_models():
+    table = one_cell("cnn", "resnet", seconds=[60.0, 120.0])
+    axis = study_charts.accuracy_by([table], "minutes").axes[0]
+    assert {text.get_text(): handle.get_color() for text, handle in zip(
+        axis.get_legend().get_texts(), axis.get_legend().legend_handles)} == {
+            look.label: look.colour for look in table.looks.values()}
+    assert sorted(x for line in axis.lines for x in line.get_xdata()) == [1] * 4 + [2] * 4  # points and whiskers
+    assert study_charts.accuracy_by([table], "epochs") == "no epochs there, or the same for all runs"
 
 
 def test_curves_of_several_studies_are_means_over_the_seeds_of_their_best(study, tmp_path):

@@ -38,7 +38,7 @@ FIGURE = r"""
 
 
 def write_thesis(table: Table, folder: str | Path, images=None, others: Sequence[Table] = (),
-                 x: str = "epochs") -> Path:
+                 x: str = "minutes") -> Path:
     """Write figures/NAME.pdf without titles, tables/NAME.csv and NAME.tex, and a document with all of them.
 
     Returns the document's path, in `folder`; the figures' messages are its captions. images, others, x: as for

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ...parts import architectures
-from ...words import counted, duration, listed, percent, points, signed, value_text
+from ...words import counted, listed, percent, points, signed, value_text
 from .. import knobs, ranking
 from ..sentences import beside_noise, chance_sentence, gap_sentence, range_sentence
 from ..table import Table, label
@@ -164,41 +164,6 @@ def accuracy_by_minutes(tables: list[Table]) -> Figure:
     if pd.notna(gain):
         note += f"Six views of each test image where a run has them; by one view {points(gain)} lower on average."
     return titled(figure, f"{name} reaches {percent(best['shown'])} in {best['minutes']:.0f} minutes on average", note)
-
-
-@styled
-def cost(table: Table) -> Figure | str:
-    """Test accuracy against training time and against the number of weights."""
-    rows = ranking.candidates(table).dropna(subset=[table.tested])
-    columns = {"seconds": (60, "training time, minutes (log scale)"),
-               "parameters": (1e6, "weights, millions (log scale)")}
-    columns = {column: shown for column, shown in columns.items() if column in rows and rows[column].nunique() > 1}
-    if not columns:
-        return "no training times and no numbers of weights tell its runs apart"
-    best = rows.loc[ranking.overall(table).index]
-    figure, axes = new_figure(3.6, 1, len(columns), sharey=True, squeeze=False)
-    point = dict(s=16, alpha=0.4) if len(rows) > 60 else dict(s=30, alpha=0.8)
-    for axis, (column, (unit, text)) in zip(axes[0], columns.items()):
-        for model, look in table.looks.items():
-            mine, first = rows[rows["model"] == model], best[best["model"] == model]
-            axis.scatter(mine[column] / unit, mine[table.tested], linewidths=0, **point, **look_of(look))
-            axis.scatter(first[column] / unit, first[table.tested], s=75, edgecolor="black", label=look.label, zorder=3,
-                         **look_of(look))
-        axis.set(xlabel=text)
-        axis.margins(x=0.12)
-        log_ticks(axis)
-    axes[0, 0].set_ylabel("test accuracy")
-    percent_ticks(axes[0, 0].yaxis)
-    legend_above(axes[0, -1])
-    heads, word = [], ranking.first_word(table)
-    for _, row in best.iterrows():
-        time = f" in {duration(row['seconds'])}" if "seconds" in columns and pd.notna(row["seconds"]) else ""
-        heads.append(f"{table.looks[row['model']].label}'s {word} run reaches {percent(row[table.tested])}{time}")
-    note = f"Large: the {word} run{'s' * (len(best) > 1)}."
-    if "seconds" in columns:
-        unlike = [f"different {name}s" for name in ("device", "precision") if name in rows and rows[name].nunique() > 1]
-        note += f" Times: as they were, with {listed(['other work beside them', *unlike])}."
-    return titled(figure, "; ".join(heads), note, table)
 
 
 @styled

@@ -1,4 +1,4 @@
-"""Charts of several tables of runs, laid over each other."""
+"""Charts that may lay several tables of runs over each other."""
 
 from functools import partial
 
@@ -36,29 +36,31 @@ def check_x(x: str) -> None:
 def accuracy_by(tables: list[Table], x: str) -> Figure | str:
     """Test accuracy of every configuration against a field of the runs or one of MEASURES, a colour a table.
 
-    Where x is a field, each table's best configurations are joined.
+    Where x is a field, each table's best configurations are joined. One table alone has the colours of its models.
     """
     found = [_configurations(table, x) for table in tables]
-    if all(rows.empty for rows in found):
-        return f"no run in these tables says its {label(x)}"
     values = pd.concat([rows["x"] for rows in found])
+    if values.empty or len(tables) == values.nunique() == 1:
+        return f"no {label(x)} there, or the same for all runs"
     if not is_number(values):
         found = [rows.assign(x=rows["x"].map(partial(shown, x))) for rows in found]
     figure, axis = new_figure(4.4)
-    heads, name = [], MEASURES[x][2] if x in MEASURES else label(x)
+    heads, against = [], MEASURES[x][2] if x in MEASURES else label(x)
     for table, rows, colour in zip(tables, found, COLOURS * len(tables)):
         for model, every in rows.groupby("model", sort=False):
             look = table.looks[model]
+            colour, name = (colour, f"{table.name}: {look.label}") if len(tables) > 1 else (look.colour, look.label)
             best = every.head(1) if x == "minutes" else every.drop_duplicates("x").sort_values("x")
-            axis.plot(every["x"], every["test"], look.marker, color=colour, alpha=0.3, markersize=4, markeredgewidth=0)
+            axis.plot(every["x"], every["test"], look.marker, color=colour, alpha=0.45, markersize=4.5)
             axis.errorbar(best["x"], best["test"], yerr=best["sd"], color=colour, marker=look.marker,
                           markersize=6, capsize=4, linewidth=1.2, linestyle="none" if x in MEASURES else "-",
-                          label=f"{table.name}: {look.label}")
-        for _, first in rows.head(1).iterrows():
+                          label=name)
+        for _, first in (rows.head(1) if len(tables) > 1 else rows.drop_duplicates("model")).iterrows():
             value = _number(first["x"]) if x in MEASURES else shown(x, first["x"])
-            heads.append(f"{percent(first['test'])} at {value} ({table.name}, {table.looks[first['model']].label})")
+            study = f"{table.name}, " * (len(tables) > 1)
+            heads.append(f"{percent(first['test'])} at {value} ({study}{table.looks[first['model']].label})")
     _scale(axis, x, values)
-    axis.set(xlabel=name, ylabel="test accuracy")
+    axis.set(xlabel=against, ylabel="test accuracy")
     axis.margins(x=0.08)
     percent_ticks(axis.yaxis)
     legend_above(axis)
@@ -66,8 +68,9 @@ def accuracy_by(tables: list[Table], x: str) -> Figure | str:
     note = (f"Points: configurations, mean over their seeds, of one view of each test image. Large: {at_each} that "
             f"its table ranks first; whiskers: SD between seeds, where several were run.{READING.get(x, '')}")
     if without := [table.name for table, rows in zip(tables, found) if rows.empty]:
-        note += f" Without {listed(without)}: no {name} there."
-    return titled(figure, f"Test accuracy by {name}: {listed(heads)}", note)
+        note += f" Without {listed(without)}: no {against} there."
+    return titled(figure, f"Test accuracy by {against}: {listed(heads)}", note,
+                  tables[0] if len(tables) == 1 else None)
 
 
 def _configurations(table: Table, x: str) -> pd.DataFrame:

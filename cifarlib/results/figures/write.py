@@ -17,18 +17,18 @@ PER_MODEL = {"top5": best.top5, "knobs": knobs.scores_by_knob, "heatmap": knobs.
              "learning_curves": one_run.curves_of_best, "confusion": one_run.confusion_of_best}
 PER_TABLE = {"overall_top5": best.overall_top5, "all_runs": best.all_runs, "finalists": best.finalists,
              "importance": knobs.importance, "expected_best": knobs.expected_best,
-             "per_class": one_run.class_accuracies, "calibration": one_run.calibration, "cost": best.cost}
-OF_SEVERAL = ("accuracy_by", "curves", "comparison")
-KINDS = (*PER_MODEL, "wrong", *PER_TABLE, *OF_SEVERAL)
+             "per_class": one_run.class_accuracies, "calibration": one_run.calibration}
+OF_SEVERAL = ("curves", "comparison")
+KINDS = (*PER_MODEL, "wrong", *PER_TABLE, "accuracy_by", *OF_SEVERAL)
 
 
 def write_figures(table: Table, folder: str | Path, *kinds: str, images=None, others: Sequence[Table] = (),
-                  x: str = "epochs", titles: bool = True) -> dict[Path, str]:
+                  x: str = "minutes", titles: bool = True) -> dict[Path, str]:
     """Write the figures of the given kinds (default: all of KINDS); returns their PNGs' paths, with their messages.
 
     Prints a line for figures that the table gives no ground for, and removes their files of an earlier table, those of
-    other architectures too. images: what confidently_wrong takes; others: tables to compare with; x: what their
-    accuracies stand against; titles: whether the messages are in the images.
+    other architectures too. images: what confidently_wrong takes; others: tables to compare with; x: what accuracies
+    stand against; titles: whether the messages are in the images.
     """
     written, left_out = {}, {}
     absent = [f"{model}_{kind}" for model in ARCHITECTURES.keys() - table.looks.keys() for kind in kinds or KINDS]
@@ -48,16 +48,17 @@ def write_figures(table: Table, folder: str | Path, *kinds: str, images=None, ot
 
 
 def _drawn(table: Table, kind: str, images=None, others: Sequence[Table] = (),
-           x: str = "epochs") -> Iterator[tuple[str, Figure | str]]:
+           x: str = "minutes") -> Iterator[tuple[str, Figure | str]]:
     """The figures of a kind, one by one: file name, and the figure or why there is none."""
     if kind in OF_SEVERAL and not others:
         yield kind, "no other table was given to compare with"
     elif kind == "comparison":
         for number, other in enumerate(others, 2):
             yield kind if len(others) == 1 else f"{kind}_{number}", best.comparison(other, table)
-    elif kind in OF_SEVERAL:
-        every = [table, *others]
-        yield kind, studies.accuracy_by(every, x) if kind == "accuracy_by" else studies.curves(every)
+    elif kind == "curves":
+        yield kind, studies.curves([table, *others])
+    elif kind == "accuracy_by":
+        yield kind, studies.accuracy_by([table, *others], x)
     elif kind in PER_TABLE:
         yield kind, PER_TABLE[kind](table) if len(ranking.ranked(table)) else "no run in this table can be ranked"
     else:
