@@ -394,9 +394,7 @@ def bench(arguments: argparse.Namespace) -> int:
 
 
 def pages(arguments: argparse.Namespace) -> int:
-    from .results.pages import rewrite_comparisons, rewrite_pages
+    from .results.pages import rewrite_pages
 
-    rewrite_pages(arguments.studies, PUBLISHED_FLAGS)
-    if arguments.compare_with:
-        rewrite_comparisons(arguments.studies, arguments.compare_with)
+    rewrite_pages(arguments.studies, PUBLISHED_FLAGS, arguments.compare_with)
     return 0

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import statistics
+from functools import partial
+from pathlib import Path
 
 from ..config import CHECKPOINTS, Config, Options
 from ..files import project_path
@@ -20,18 +22,14 @@ THROUGHPUT = ("executed/throughput/throughput.json", "executed/throughput/withou
 IMAGES, EPOCHS = 40_000, 80  # of a training split, and of a published run
 
 
-def rewrite_pages(studies: list[str], flags: dict[str, tuple[str, ...]]) -> None:
-    """Rewrite the tables on the front page and on those of parameters/ and cifarlib/, and redraw the front's chart.
+def rewrite_pages(studies: list[str], flags: dict[str, tuple[str, ...]], other: str = "") -> None:
+    """Rewrite the generated parts of all pages but the studies' results, and redraw the front page's chart.
 
-    studies: the folders in executed/ that the front page sums up; flags: a field's options beside the one of its name.
-    Raises InputError for a study without a table, and for a page without its markers.
+    studies: the folders in executed/ that the front page sums up; flags: a field's options beside the one of its name;
+    other: a table to compare studies with. Raises InputError for a study without a table, a page without its markers.
     """
     tables = [read_table(f"executed/{study}") for study in studies]
     save(accuracy_by_minutes(tables), project_path("figures"), "accuracy_by_minutes")
-    for table in tables:
-        page = project_path(f"executed/{table.name}/README.md")
-        if "<!-- first_epochs:begin -->" in page.read_text(encoding="utf-8") and (section := early_section(table)):
-            rewrite_between_markers(page, "first_epochs", section)
     parts = {(FRONT, "studies"): studies_section(tables),
              (FRONT, "times"): times_section(),
              (GRIDS, "fields"): fields_section(flags),
@@ -39,24 +37,28 @@ def rewrite_pages(studies: list[str], flags: dict[str, tuple[str, ...]]) -> None
              (PACKAGE, "protocols"): protocols_section()}
     for (page, name), text in parts.items():
         rewrite_between_markers(project_path(page), name, text)
+    for page in project_path("executed").glob("*/README.md"):
+        rewrite_study(page, other)
 
 
-def rewrite_comparisons(studies: list[str], other: str) -> None:
-    """Put the test accuracies of studies beside those of another table, where the studies' pages have room for it.
+def rewrite_study(page: Path, other: str) -> None:
+    """Rewrite those of these parts for which a study's page has markers, such as `<!-- first_epochs:begin -->`.
 
-    A page has a pair of markers for each checkpoint that it compares, such as `<!-- comparison_terminal:begin -->`, and
-    `<!-- prediction:begin -->` where the study is meant to predict the other table.
+    With another table, beside which the study stands, also `prediction` and `comparison_CHECKPOINT`.
     """
-    for study in studies:
-        page = project_path(f"executed/{study}/README.md")
-        if "<!-- prediction:begin -->" in page.read_text(encoding="utf-8"):
-            tables = read_table(f"executed/{study}"), read_table(other, "test_accuracy_best_val_acc")
-            rewrite_between_markers(page, "prediction", agreement(*tables))
-        for checkpoint in CHECKPOINTS:
-            name, column = f"comparison_{checkpoint}", f"test_accuracy_{checkpoint}"
-            if f"<!-- {name}:begin -->" in page.read_text(encoding="utf-8"):
-                tables = [read_table(path, column) for path in (other, f"executed/{study}")]
-                rewrite_between_markers(page, name, markdown(comparison_table(*tables)))
+    study = f"executed/{page.parent.name}"
+    parts = {"first_epochs": lambda: early_section(read_table(study))}
+    if other:
+        parts["prediction"] = lambda: agreement(read_table(study), read_table(other, f"test_accuracy_{CHECKPOINTS[0]}"))
+        parts |= {f"comparison_{checkpoint}": partial(_comparison, other, study, f"test_accuracy_{checkpoint}")
+                  for checkpoint in CHECKPOINTS}
+    for name, text in parts.items():
+        if f"<!-- {name}:begin -->" in page.read_text(encoding="utf-8"):
+            rewrite_between_markers(page, name, text())
+
+
+def _comparison(first: str, second: str, column: str) -> str:
+    return markdown(comparison_table(*(read_table(path, column) for path in (first, second))))
 
 
 def studies_section(tables: list[Table]) -> str:
