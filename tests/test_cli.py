@@ -318,7 +318,7 @@ def test_status_tells_of_runs_in_progress_and_of_failed_ones(tmp_path, capsys):
         *told, f"no estimate: no run of cnn of this size is recorded in {tmp_path} yet"]
 
 
-@pytest.mark.parametrize("content", ["", "{}", claim._machine(), f"{claim._machine()}\n1\n"])
+@pytest.mark.parametrize("content", ["", "{}", claim._machine(), f"another machine\n{claim.LOCKED}"])
 def test_whatever_a_claim_file_holds_it_counts_until_it_is_silent_for_long(content, tmp_path):
     (tmp_path / "claim.1").write_text(content)
     assert status_of(tmp_path) == "running"

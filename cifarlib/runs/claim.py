@@ -5,8 +5,8 @@ force. Its owner renews its modification time. Whoever finds it stale creates `c
 owner, should it only have been slow, sees the higher number. Nothing is deleted while it counts, so no two can believe
 that they own a run.
 
-The owner also locks the file, and the processes that train inherit the lock: on one machine a claim counts until the
-last of them is gone, even if the runner was killed and they live on for a moment.
+Where files can be locked, the owner also locks it, and the processes that train inherit the lock: on one machine such a
+claim counts until the last of them is gone, even if the runner was killed and they live on for a moment.
 """
 
 import contextlib
@@ -19,7 +19,8 @@ import time
 from pathlib import Path
 
 HEARTBEAT = 15.0  # seconds between two renewals
-STALE = 120.0  # seconds without one after which an owner on another machine counts as dead
+STALE = 120.0  # seconds without one after which an owner on another machine, or without locks, counts as dead
+LOCKED = "locked"  # the second line of a claim file that its owner could lock; the first names the machine
 
 
 class Claim:
@@ -47,9 +48,12 @@ class Claim:
             lock = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
         except FileExistsError:
             return None  # somebody was faster
-        with contextlib.suppress(OSError):  # some network file systems have no locks
+        kind = LOCKED
+        try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-        os.write(lock, f"{_machine()}\n{os.getpid()}\n{_started(os.getpid())}".encode())
+        except OSError:  # some network file systems have no locks
+            kind = ""
+        os.write(lock, f"{_machine()}\n{kind}".encode())
         if is_lost(path):  # others took and released the next claims, and removed this number, since we looked
             path.unlink(missing_ok=True)
             os.close(lock)
@@ -98,12 +102,8 @@ def _stale(path: Path) -> bool:
         renewed, text = path.stat().st_mtime, path.read_text()
     except OSError:
         return False  # gone because a newer one exists
-    machine, pid, started = [*text.splitlines(), "", "", ""][:3]  # empty: being written, or its owner died over that
-    if renewed and machine == _machine():
-        if _locked(path):
-            return False
-        if started:
-            return started != _started(pid)
+    if renewed and text.splitlines() == [_machine(), LOCKED]:
+        return not _locked(path)
     return not renewed or _now(path.parent) - renewed > STALE
 
 
@@ -129,21 +129,9 @@ def _locked(path: Path) -> bool:
 
 
 def _machine() -> str:
-    """What tells machines and containers apart: a process id means something only within one."""
+    """What tells machines and containers apart: others can't see each other's locks."""
     try:
-        boot, space = Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
-        boot = space = ""
-    return f"{socket.gethostname()} {boot} {space}"
-
-
-def _started(pid: int | str) -> str:
-    """When process `pid` of this machine started, by which a reused number is told apart; empty if it is gone.
-
-    In clock ticks since boot: psutil's times are those of a clock that may be set meanwhile.
-    """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return "" if fields[0] == "Z" else fields[19]
-    except OSError:
-        return ""
+        boot = ""
+    return f"{socket.gethostname()} {boot}"
