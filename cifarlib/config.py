@@ -197,8 +197,7 @@ class Config(_Fields):
     weight_average: float = setting(None, "decay a step of the average of the weights that is tested (0 tests the "
                                     "weights themselves)", minimum=0, maximum=0.99999)
     tta: str = setting(None, "views of a test image whose logits are averaged: the image alone, with its mirror image, "
-                       "or six with translations", role="condition", label="test views",
-                       choices=VIEWS)
+                       "or six with translations", label="test views", choices=VIEWS)
     dataset: str = setting("cifar10", "images; auto takes the synthetic stand-in where CIFAR-10 can't be had",
                            role="condition", choices=DATASETS)
     data_dir: str = setting("", "folder of the images' files; empty searches $CIFAR10_DIR and ./cifar-10, then "

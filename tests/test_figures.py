@@ -119,6 +119,11 @@ def test_every_figure_fits_and_no_text_is_clipped_or_overlaps(study):
         assert figure.get_suptitle(), name
 
 
+def test_the_names_of_many_knobs_have_room():
+    table = tables.read_table("executed/speed_ingredients")
+    assert not _collisions(knob_charts.scores_by_knob(table, "speednet"))
+
+
 def _collisions(figure) -> list[str]:
     """Texts that leave the figure, and pairs of texts that lie on each other."""
     figure.draw_without_rendering()

@@ -4,6 +4,7 @@ import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from ..errors import InputError
+from ..words import listed
 from .ranking import candidates, experiments, first_word, ranked
 from .statistics import decompose, main_effects
 from .table import FIELDS, Table, idle_when, label, shown
@@ -76,6 +77,9 @@ def importance(table: Table, model: str) -> tuple[pd.Series, str] | None:
     if len(levels) < 2 or grid["score"].nunique() == 1 or len(grid) <= 1 + (levels - 1).sum():
         return None
     text = f"all {full} cells" if len(grid) == full else f"{len(grid)} of {full} cells, main effects only"
+    runs = table.runs.query("main and model == @model").groupby("experiment")[table.rank_by]
+    noise = runs.var().mean() * (1 / runs.count()).mean() / grid["score"].var()
+    text += "; noise not measured" if pd.isna(noise) else f"; {min(noise, 1):.1%} of it noise between repeats"
     if dropped:
         text += f"; without {', '.join(dropped)}, always at chance"
     return (decompose if len(grid) == full else main_effects)(grid, list(levels.index)), text
@@ -120,9 +124,16 @@ def compare(first: Table, second: Table) -> pd.DataFrame:
     if first.data != second.data:
         raise InputError(f"compare_with: {first.name} is of {first.data.label}, {second.name} of {second.data.label}; "
                          "compare tables of the same data")
-    columns = dict.fromkeys(["model", "model_args", *first.knobs, *second.knobs])
-    by = [column for column in columns if column in first.rows and column in second.rows]
     sides = [experiments(table).dropna(subset="test") for table in (first, second)]
+    columns = dict.fromkeys(["model", "model_args", *first.knobs, *second.knobs])
+    by = [column for column in columns if column in sides[0] and column in sides[1]]
     both = sides[0].merge(sides[1], on=by, suffixes=("_first", "_second"))
     both = both.rename(columns={"test_first": "first", "test_second": "second"})
     return both.assign(difference=both["second"] - both["first"])
+
+
+def unlike(first: Table, second: Table) -> str:
+    """A sentence on the fields in which two tables differ beyond the knobs by which `compare` pairs; empty if none."""
+    fields = dict.fromkeys([*first.fields, *second.fields]).keys() - {"model_args", *first.knobs, *second.knobs}
+    names = sorted(label(field) for field in fields if {*first.rows[field].map(str)} != {*second.rows[field].map(str)})
+    return f"Not like for like: {listed(names)} differ." if names else ""

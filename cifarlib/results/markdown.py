@@ -11,7 +11,7 @@ from ..words import duration, percent, signed, value_text
 from .knobs import compare, short_labels
 from .ranking import finalists, overall, top
 from .sentences import conditions, observations, overall_observations, score_text
-from .table import Table, label, shown
+from .table import KNOBS, Table, label, shown
 
 MOST_RUNS = 30  # that a README lists one by one
 
@@ -19,7 +19,8 @@ MOST_RUNS = 30  # that a README lists one by one
 def comparison_table(first: Table, second: Table, n: int = 20) -> pd.DataFrame:
     """The experiments of both tables side by side as texts, the `n` that differ most."""
     both = compare(first, second).sort_values("difference", key=abs, ascending=False, kind="stable").head(n)
-    knobs = [knob for knob in dict.fromkeys([*first.knobs, *second.knobs]) if knob in both and knob != "model_args"]
+    knobs = [knob for knob in dict.fromkeys([*first.knobs, *second.knobs]) if knob in KNOBS
+             or knob in both and knob != "model_args" and both[knob].nunique() > 1]
     return texts([{
         "Model": first.looks[row["model"]].label,
         "Sizes": row["model_args"].replace(value_text({}), ""),

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..config import Config
 from ..errors import InputError
 from ..files import HISTORY, PREDICTIONS
 from ..runs.history import History
@@ -74,13 +75,13 @@ def overall(table: Table) -> pd.DataFrame:
 def experiments(table: Table, model: str | None = None) -> pd.DataFrame:
     """Rows that are one configuration under several names, seeds or repeats, collapsed; best mean score first.
 
-    Columns: model, knobs, name (the first run's), rows, runs (with a test accuracy), repeat (`seed`, or `run` where one
-    seed has several), score (mean), test (mean), sd, chance (whether all runs are at chance), views_mean and views_sd
-    (of the test accuracy by several views of an image).
+    Columns: model, its sizes, all knobs, name (the first run's), rows, runs (with a test accuracy), repeat (`seed`, or
+    `run` where one seed has several), score (mean), test (mean), sd, chance (whether all runs are at chance),
+    views_mean and views_sd (of the test accuracy by several views of an image).
     """
     rows = table.rows.query("main" if model is None else "main and model == @model")
     runs = rows[~rows["copy"]].groupby("experiment", sort=False)  # ties keep the table's order
-    every = runs[[*dict.fromkeys(["model", "name", "model_args", *table.knobs])]].first()
+    every = runs[[*dict.fromkeys(["name", *Config.names_of("model", "knob"), *table.knobs])]].first()
     every = every.join(runs.agg(runs=(table.tested, "count"), score=(table.rank_by, "mean"),
                                 test=(table.tested, "mean"), sd=(table.tested, "std"), chance=("chance", "all"),
                                 views_mean=(table.views, "mean"), views_sd=(table.views, "std")))

@@ -1,16 +1,19 @@
 """What a table of runs says, in sentences."""
 
+import math
+
 import pandas as pd
 
 from ..config import Config
 from ..words import against, counted, in_words, listed, percent, points, signed
-from .knobs import compare, edges, is_number, is_switch, pairs, varying
+from .knobs import compare, edges, is_number, is_switch, pairs, unlike, varying
 from .ranking import (BUDGETS, Noise, experiments, finalists, first_word, identical_experiments, margin_of_means,
                       noise_floor, overall, paired_tests, ranked, top, unequal_budgets)
 from .statistics import selection_bias
 from .table import CONDITIONS, FIELDS, Table, label, shown
 
 ALWAYS = ("protocol", "split", "epochs", "batch_size")  # said of every table; of other fields what is not the default
+VIEWED = ("tta",)  # said of a table whose protocol sets it, too
 # How the conditions say a field; others are said as `label: value`.
 PHRASES = {"protocol": "{} protocol", "split": "{} split", "epochs": "up to {} epochs", "batch_size": "batches of {}",
            "limit_train": "{} training images", "limit_val": "{} validation images", "limit_test": "{} test images"}
@@ -30,22 +33,23 @@ def comparison_sentences(first: Table, second: Table) -> list[str]:
         lines.append(f"{name}: {counted(len(group), 'experiment')} in both. From the first to the second the median "
                      f"difference is {signed(change.median())} points, {(change > 0).sum()} are higher; at chance are "
                      f"{group['chance_first'].sum()} in the first, {group['chance_second'].sum()} in the second.")
-    return lines if len(both) else [*lines, "The two tables have no experiment in common."]
+    said = unlike(first, second) if len(both) else "The two tables have no experiment in common."
+    return [*lines, said] if said else lines
 
 
 def conditions(table: Table) -> str:
     """One sentence: data, what all runs of a model share, hardware, seeds, number of runs."""
     rows, runs, parts = table.rows[table.rows["main"]], table.runs, [table.data.label]
     usual = {field: shown(field, value) for field, value in Config().to_dict().items()
-             if FIELDS[field].default is not None or field in CONDITIONS}
-    for field in [*ALWAYS, *(field for field in table.fields if field not in ALWAYS)]:
+             if FIELDS[field].default is not None or field in (*CONDITIONS, *VIEWED)}
+    for field in dict.fromkeys([*ALWAYS, *VIEWED, *table.fields]):
         if field in (*table.knobs, "dataset"):
             continue
         models = rows.dropna(subset=field).groupby(field, sort=False)["model"].unique()
         if field in ALWAYS or [shown(field, value) for value in models.index] != [usual.get(field)]:
             phrase = PHRASES.get(field, f"{label(field)}: {{}}")
             texts = [VALUE_PHRASES.get((field, value), phrase.format(shown(field, value))) for value in models.index]
-            if len(texts) > 1:
+            if len(texts) > 1 and any(len(having) < len(table.looks) for having in models):
                 texts = [f"{text} ({listed(table.looks[model].label for model in having)})"
                          for text, having in zip(texts, models)]
             parts += [listed(texts, "or")] if texts else []
@@ -110,7 +114,7 @@ def observations(table: Table, model: str) -> list[str]:
                      f"{counted(distinct, 'experiment')}, repeated under names that differ in a knob that does "
                      "nothing.")
     lines.append(f"**Hyperparameters:** {shared_knobs(table, rows.loc[best.index])}")
-    lines += _two_sided(table, model)
+    lines += _two_sided(table, model, noise)
     lines += [f"**Edge of the grid:** {text}" for text in edges(table, model)]
     if unequal := unequal_budgets(table, model):
         lines.append(f"**Not like for like:** {unequal}")
@@ -136,18 +140,21 @@ def score_text(table: Table, value: float) -> str:
     return f"{value:.4f}" if table.lower_is_better else percent(value)
 
 
-def _two_sided(table: Table, model: str) -> list[str]:
-    """What each switch brings, and each knob with two values that are no numbers, all else equal."""
+def _two_sided(table: Table, model: str, noise: Noise) -> list[str]:
+    """What each switch brings, and each knob with two values that are no numbers, all else equal, beside the noise."""
     rows, lines = ranked(table, model), []
     for knob in varying(table, model):
         values = list(rows[knob].dropna().unique())  # the better one first
         if len(values) == 2 and not is_number(rows[knob]):
             better, other = (True, False) if is_switch(rows[knob].dropna()) else values
-            gains = pairs(table, model, knob, better, other)["gain"]
-            if len(gains):
-                often = f" (median) and helps in {(gains > 0).sum()} of {len(gains)} pairs" if len(gains) > 1 else ""
+            both = pairs(table, model, knob, better, other)
+            if n := len(both):
+                margins = [margin_of_means([noise] * 2, runs) for runs in both[["runs", "runs_other"]].to_numpy()]
+                gain, margin = both["gain"].mean(), math.hypot(*margins) / n
+                often = f" on average and helps in {(both['gain'] > 0).sum()} of {n} pairs" if n > 1 else ""
                 lines.append(f"**{label(knob).capitalize()}:** all else equal, {shown(knob, better)} instead of "
-                             f"{shown(knob, other)} brings {signed(gains.median())} points{often}.")
+                             f"{shown(knob, other)} brings {signed(gain)} points{often}, "
+                             f"{against(gain, margin, noise.name)} ({points(margin)}).")
     return lines
 
 

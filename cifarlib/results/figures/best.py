@@ -8,7 +8,7 @@ from ...parts import architectures
 from ...words import counted, listed, percent, points, signed, value_text
 from .. import knobs, ranking
 from ..sentences import beside_noise, chance_sentence, gap_sentence, range_sentence
-from ..table import Table, label
+from ..table import Table
 from .style import (GREY, LIGHT, jitter, legend, legend_above, log_ticks, look_of, new_figure, percent_ticks, styled,
                     titled, whiskers)
 
@@ -186,9 +186,5 @@ def comparison(first: Table, second: Table) -> Figure | str:
     percent_ticks(axis.xaxis, axis.yaxis)
     legend_above(axis)
     title = f"'{second.name}' against '{first.name}', median difference in points: {listed(heads)}"
-    note = f"{counted(len(both), 'experiment')} in both tables. Dashed: equal."
-    unlike = [name for name in ("epochs", "limit_train", "protocol")
-              if {*first.rows[name].unique()} != {*second.rows[name].unique()}]
-    if unlike:
-        note += f" Not like for like: {listed(map(label, unlike))} differ."
+    note = f"{counted(len(both), 'experiment')} in both tables. Dashed: equal. {knobs.unlike(first, second)}"
     return titled(figure, title, note, first)

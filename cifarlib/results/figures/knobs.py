@@ -44,7 +44,9 @@ def scores_by_knob(table: Table, model: str) -> Figure | str:
             axis.annotate(f"{best:.3f}" if table.lower_is_better else f"{100 * best:.1f}", (x, scores.max()),
                           (0, 5), textcoords="offset points", ha="center", fontsize=7.5)
         names = [tick.replace("exponential", "expo-\nnential") for tick in tick_labels(knob, group.groups)]
-        axis.set(xticks=range(len(names)), xticklabels=names, title=label(knob), xlim=(-0.6, len(names) - 0.4))
+        slanted = dict(rotation=30, ha="right", rotation_mode="anchor") if len(groups) > 5 else {}
+        axis.set_xticks(range(len(names)), names, **slanted)
+        axis.set(title=label(knob), xlim=(-0.6, len(names) - 0.4))
         axis.grid(axis="x", visible=False)
     axes[0, 0].set_ylabel(table.score)
     axes[0, 0].margins(y=0.1)

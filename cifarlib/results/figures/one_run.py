@@ -40,7 +40,7 @@ def learning_curves(runs: pd.DataFrame | dict[str, list[pd.DataFrame]], whose: s
         look = dict(marker="o" if len(epochs) < 15 else None, markersize=3, color=colour)
         for metric, axis, style in zip(METRICS, axes.repeat(2), (":", "-", ":", "-", "-")):
             line = epochs[metric].dropna(subset="mean")
-            axis.plot(line["mean"], style, drawstyle="steps-mid" if axis is axes[2] else None, **look)
+            axis.plot(line["mean"], style, **look)
             axis.fill_between(line.index, line["mean"] - line["std"], line["mean"] + line["std"], color=colour,
                               alpha=0.2, linewidth=0)
         if (best := bests[name]) is not None:

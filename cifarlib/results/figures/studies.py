@@ -36,7 +36,7 @@ def check_x(x: str) -> None:
 def accuracy_by(tables: list[Table], x: str) -> Figure | str:
     """Test accuracy of every configuration against a field of the runs or one of MEASURES, a colour a table.
 
-    Where x is a field, each table's best configurations are joined. One table alone has the colours of its models.
+    One table alone has the colours of its models.
     """
     found = [_configurations(table, x) for table in tables]
     values = pd.concat([rows["x"] for rows in found])
@@ -53,8 +53,7 @@ def accuracy_by(tables: list[Table], x: str) -> Figure | str:
             best = every.head(1) if x == "minutes" else every.drop_duplicates("x").sort_values("x")
             axis.plot(every["x"], every["test"], look.marker, color=colour, alpha=0.45, markersize=4.5)
             axis.errorbar(best["x"], best["test"], yerr=best["sd"], color=colour, marker=look.marker,
-                          markersize=6, capsize=4, linewidth=1.2, linestyle="none" if x in MEASURES else "-",
-                          label=name)
+                          markersize=6, capsize=4, linewidth=1.2, linestyle="none", label=name)
         for _, first in (rows.head(1) if len(tables) > 1 else rows.drop_duplicates("model")).iterrows():
             value = _number(first["x"]) if x in MEASURES else shown(x, first["x"])
             study = f"{table.name}, " * (len(tables) > 1)
@@ -65,8 +64,8 @@ def accuracy_by(tables: list[Table], x: str) -> Figure | str:
     percent_ticks(axis.yaxis)
     legend_above(axis)
     at_each = "the one" if x == "minutes" else "the one at each value"
-    note = (f"Points: configurations, mean over their seeds, of one view of each test image. Large: {at_each} that "
-            f"its table ranks first; whiskers: SD between seeds, where several were run.{READING.get(x, '')}")
+    note = (f"Points: configurations, mean over their seeds, of one view of each test image. Large: {at_each} whose "
+            f"mean ranks first in its table; whiskers: SD between seeds, where several were run.{READING.get(x, '')}")
     if without := [table.name for table, rows in zip(tables, found) if rows.empty]:
         note += f" Without {listed(without)}: no {against} there."
     return titled(figure, f"Test accuracy by {against}: {listed(heads)}", note,
