@@ -33,7 +33,8 @@ PAGES = {str(Path(folder, "README.md")): (ROOT / folder / "README.md").read_text
 FIELDS = {*Config().to_dict(), *vars(Options())}
 GRIDS = {"demo": 6, "finalists": 15, "equal_compute": 6, "resnet_24_epochs": 13, "published_resnet": 5,
          "cnn_10_epochs": 3, "published": 672, "published_small": 672, "speed_94": 5,
-         "speed_90": 3, "speed_ingredients": 18, "published_faults": 8, "modern_recipe": 6}
+         "speed_90": 3, "speed_ingredients": 18, "published_faults": 8, "modern_recipe": 6,
+         "speed_95": 2}
 
 
 def without_code(text):
