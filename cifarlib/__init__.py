@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .files import project_path
 
-_HOMES = {"Config": "config", "InputError": "config", "load_splits": "data.splits",
+_HOMES = {"Config": "config", "InputError": "errors", "load_splits": "data.splits",
           "load_cifar10": "data.splits", "build_model": "models",
           "fit": "training.loop", "evaluate": "training.loop",
           "evaluate_checkpoints": "training.loop",

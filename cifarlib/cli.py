@@ -209,14 +209,15 @@ def train(arguments: argparse.Namespace) -> int:
     config, options = (cls(**cls.among(vars(arguments))) for cls in (Config, Options))
     from .batch.grid import decided, distinct_runs, fetch_data
     from .batch.resources import Slots
-    from .batch.runner import check_runs, run_all, wanted
+    from .batch.runner import Stopping, check_runs, run_all, wanted
 
     (config,) = decided([config], download=not arguments.dry_run)
     runs = distinct_runs([config])
     check_runs(runs, options)
     if not arguments.dry_run:
         fetch_data([run.config for run in runs if wanted(run, options, retry_failed=True)])
-        code = run_all(runs, options, Slots(1, 0, ()), retry_failed=True, echo=echo, warm=False)
+        with Stopping() as stopping:
+            code = run_all(runs, options, Slots(1, 0, ()), stopping, retry_failed=True, echo=echo, warm=False)
         if code == BAD_INPUT:
             return code
     print(options.run_folder(config))
@@ -232,7 +233,7 @@ def grid(arguments: argparse.Namespace) -> int:
     from .batch.grid import chunk, decided, distinct_runs, fetch_data, read_grid, select, write_sets
     from .batch.halving import check_halving, halving_text, run_halving
     from .batch.resources import Slots
-    from .batch.runner import check_runs, run_all, wanted
+    from .batch.runner import ALIKE, Stopping, check_runs, run_all, wanted
 
     cells = select(read_grid(arguments.file, Config.among(vars(arguments))), arguments.only)
     if arguments.write_sets:
@@ -255,8 +256,9 @@ def grid(arguments: argparse.Namespace) -> int:
         return 0
     fetch_data([run.config for run in left])
     train_all = partial(run_halving, rate=arguments.halving) if arguments.halving else run_all
-    code = train_all(runs, options, slots, retry_failed=arguments.retry_failed, fail_fast=arguments.fail_fast,
-                     wait_for_others=not arguments.no_wait)
+    with Stopping(1 if arguments.fail_fast else ALIKE) as stopping:
+        code = train_all(runs, options, slots, stopping, retry_failed=arguments.retry_failed,
+                         wait_for_others=not arguments.no_wait)
     if (table := project_path(options.executed_dir) / options.study / TABLE).exists():
         print(table)
     return code

@@ -118,6 +118,11 @@ class _Fields:
         return {spec.name: values[spec.name] for spec in dataclasses.fields(cls) if spec.name in values}
 
 
+def parted(conditions: str) -> list[str]:
+    """The parts of `model=vit,model_args={"dim": 96, "depth": 2}`: commas within braces don't part."""
+    return [part.strip() for part in re.split(r",(?![^{]*})", conditions) if part.strip()]
+
+
 def check_names(names, known) -> None:
     """Raise InputError for the first of `names` that is none of the `known` ones."""
     for name in names:
@@ -169,15 +174,14 @@ class Config(_Fields):
                                            short="patience", label="patience", minimum=1)
     seed: int = setting(100, "seed of the weights, the order of images, augmentation and dropout", role="repeat",
                         minimum=0, maximum=2**31)
-    protocol: str = setting("corrected", "what the fields left open are: as corrected, or as published with its faults",
-                            choices=PROTOCOLS)
+    protocol: str = setting("corrected", "the named set of values that fields left open take", choices=PROTOCOLS)
     split: str = setting(None, "training/validation split", role="condition", choices=SPLITS)
     normalization: str = setting(None, "mean and standard deviation to normalize by: the dataset's or ImageNet's",
                                  choices=("dataset", "imagenet"))
     decayed: str = setting(None, "what weight decay acts on: weight matrices and kernels, or all weights",
-                           label="decayed weights", choices=("matrices", "all"))
+                           label="decayed weights", choices=("matrices", "all"), idle_when={"weight_decay": (0.0,)})
     schedule_steps: int = setting(None, "steps of the learning-rate schedule an epoch", label="schedule steps an epoch",
-                                  minimum=1)
+                                  minimum=1, idle_when={"scheduler": ("linear",)})
     cosine_period: int = setting(None, "schedule steps in which the cosine falls from the highest rate to zero",
                                  minimum=1, idle_when={"scheduler": ("exponential", "step", "linear")})
     lr_by_step: bool = setting(None, "set the learning rate before every training step, not only every epoch",
@@ -191,7 +195,7 @@ class Config(_Fields):
     crop: int = setting(None, "largest translation of an image either way, in pixels", minimum=0, maximum=16,
                         label="translation", idle_when=PLAIN)
     padding: str = setting(None, "what a translated image shows beyond its edge: black, or its mirror image",
-                           choices=("black", "reflect"), idle_when=PLAIN)
+                           choices=("black", "reflect"), idle_when={**PLAIN, "crop": (0,)})
     cutout: int = setting(None, "side of a square that is blotted out of each image, in pixels (0 for none)", minimum=0,
                           maximum=32, idle_when=PLAIN)
     weight_average: float = setting(None, "decay a step of the average of the weights that is tested (0 tests the "

@@ -26,8 +26,8 @@ def cores() -> int:
 
 def free_memory() -> float:
     """GiB of main memory that can be used: what is free, within what control groups and a SLURM job were given."""
-    node, core, cores = map(_slurm, ("MEM_PER_NODE", "MEM_PER_CPU", "CPUS_ON_NODE"))
-    given = (node or core * cores) * 2**20 or math.inf  # 0, too, is all of the node's
+    node, core, count = map(_slurm, ("MEM_PER_NODE", "MEM_PER_CPU", "CPUS_ON_NODE"))
+    given = (node or core * count) * 2**20 or math.inf  # 0, too, is all of the node's
     free = [given, psutil.virtual_memory().available]
     for files in (("memory.max", "memory.stat"), ("memory.limit_in_bytes", "memory.stat")):
         for limit, *stat in _cgroups("memory", *files):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
@@ -131,6 +131,7 @@ def _opened(image) -> Image.Image:
                 image = Image.open(io.BytesIO(image))
             elif isinstance(image, np.ndarray):
                 image = Image.fromarray(image)
+            image = ImageOps.exif_transpose(image)  # as the camera was held
             if image.mode.startswith("I"):  # grey in 16 bits, which Pillow would cut off at 255
                 image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
             image = image.convert("RGBA")

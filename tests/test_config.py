@@ -145,8 +145,8 @@ def test_run_name_is_a_file_name(model_args, tmp_path):
 @pytest.mark.parametrize("spec", FIELDS, ids=lambda spec: spec.name)
 def test_names_and_identity_tell_what_changes_a_result(spec):
     by_name = {spec.name: spec for spec in FIELDS}
-    acting = {name: next(choice for choice in by_name[name].metadata["choices"] or (True,) if choice not in values)
-              for name, values in spec.metadata["idle_when"].items()}
+    acting = {name: next(value for value in (*(by_name[name].metadata["choices"] or ()), another(by_name[name]))
+                         if value not in values) for name, values in spec.metadata["idle_when"].items()}
     one, other = Config(**acting), Config(**{**acting, spec.name: another(spec)})
     same = spec.metadata["role"] == "place"
     assert one != other and (one.identity() == other.identity()) is same and (one.run_name == other.run_name) is same

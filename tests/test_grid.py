@@ -129,6 +129,8 @@ def test_different_runs_of_one_name_are_one_line(tmp_path, monkeypatch, rows, fi
 
 def test_only_selects_cells():
     cells = read_grid(PARAMETERS / "published.yaml")
+    sized = [Config(model="vit", model_args={"dim": dim, "depth": 2}) for dim in (96, 128)]
+    assert select(sized, 'model=vit, model_args={"depth": 2, "dim": 96}') == sized[:1]
     chosen = select(cells, "model=cnn,scheduler=step,augmentation=true,learning_rate=1e-4,split=stratified")
     assert len(chosen) == 12
     assert {(c.model, c.scheduler, c.augmentation, c.learning_rate) for c in chosen} == {("cnn", "step", True, 0.0001)}

@@ -15,6 +15,7 @@ from torture import kill
 from cifarlib.batch import halving
 from cifarlib.batch.grid import distinct_runs
 from cifarlib.batch.halving import choose, score_at
+from cifarlib.batch.runner import Stopping
 from cifarlib.cli import main
 from cifarlib.config import Config, Options
 from cifarlib.runs.halving import rungs, survivors
@@ -109,7 +110,8 @@ def rungs_of(tmp_path, monkeypatch):
             return 75
 
         monkeypatch.setattr(halving, "run_all", run_all)
-        code = halving.run_halving(runs, options, None, 2)
+        with Stopping() as stopping:
+            code = halving.run_halving(runs, options, None, stopping, 2)
         return code, trained, {run.config.seed: recorded(options.run_folder(run.config), "status") for run in runs}
 
     return halve

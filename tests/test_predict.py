@@ -61,6 +61,10 @@ def test_every_kind_of_picture(study, tmp_path):
         torch.testing.assert_close(predict(trained, image), wanted)
     together = predict(trained, [path, pixels], tta="flip_shift")
     assert together.shape == (2, 10) and torch.allclose(together.sum(dim=1), torch.ones(2))
+    turned, orientation = picture.transpose(Image.Transpose.ROTATE_90), Image.Exif()
+    orientation[0x0112] = 6  # to be shown turned clockwise, as a phone that was held upright writes it
+    turned.save(tmp_path / "turned.png", exif=orientation)
+    torch.testing.assert_close(predict(trained, tmp_path / "turned.png"), wanted)
     twice = picture.resize((64, 64), Image.Resampling.NEAREST)
     wide = Image.new("RGB", (128, 64))
     wide.paste(twice, (32, 0))

@@ -201,10 +201,11 @@ def failing(run, options, *_):
     return FAILED
 
 
-def run_seeds(folder, count=1, resume=True, **options):
+def run_seeds(folder, count=1, resume=True, most=runner.ALIKE, **options):
     """Runs that differ in their seed, one at a time; the exit code and their folders."""
     every = [Run(config, (config,)) for config in (CONFIG.replace(seed=seed) for seed in range(count))]
-    code = run_all(every, Options(executed_dir=str(folder), resume=resume), Slots(1, 1, ()), **options)
+    with runner.Stopping(most) as stopping:
+        code = run_all(every, Options(executed_dir=str(folder), resume=resume), Slots(1, 1, ()), stopping, **options)
     return code, [folder / "single" / run.name for run in every]
 
 
@@ -266,7 +267,7 @@ def test_what_fails_run_after_run_stops_a_grid_and_the_rest_stays_pending(
             started.append(self)
 
     monkeypatch.setattr(runner, "start_notebook", Process)
-    ended, folders = run_seeds(tmp_path, 7, fail_fast=fail_fast)
+    ended, folders = run_seeds(tmp_path, 7, most=1 if fail_fast else runner.ALIKE)
     assert (ended, len(started), set(map(status_of, folders))) == (code, trained, statuses)
     assert (lines[-1] in capsys.readouterr().err) == (trained < 7 and not fail_fast), "why it stops"
     run_seeds(tmp_path, 7)

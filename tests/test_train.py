@@ -146,7 +146,7 @@ def recipe_of(config, load):
     return {"split": splits.train.labels.tolist(),
             "normalization": splits.train.mean.tolist() == pytest.approx([0.485, 0.456, 0.406]),
             "decayed": [decays[p] for p in network.parameters()],
-            "softmax_in_loss": [f(logits, labels, config) for f in (recipe.training_loss, recipe.evaluation_loss)],
+            "softmax_in_loss": [recipe.loss_of(logits, labels, config, part) for part in (config.label_smoothing, 0.0)],
             "schedule_steps": [step, exponential], "cosine_period": cosine}
 
 
@@ -179,6 +179,15 @@ def test_weights_are_averaged_as_torch_averages_them(load):
     history, weights = run(config, splits)
     wanted = {name: value for name, value in theirs.module.state_dict().items() if value.is_floating_point()}
     assert same({name: weights[name] for name in wanted}, wanted)
+
+
+def test_an_average_begins_with_what_a_model_prepares_and_is_read_back(load, tmp_path):
+    config = tiny("speednet", weight_average=0.9, epochs=1)
+    splits, prepared = load(config), build_model(config)
+    weights = run(config, splits, tmp_path)[1]
+    prepared.prepare(augment.normalize(splits.train.images, splits.train))
+    assert torch.equal(weights["stem.weight"], prepared.stem.weight)
+    assert same(run(config, splits, tmp_path)[1], weights), "the finished run's, from terminal.pt"
 
 
 def test_nothing_validates_if_all_images_train(load, tmp_path):
@@ -226,7 +235,7 @@ def test_without_a_graph_the_steps_are_the_same(load, capsys):
     for capture in (False, True):
         model = build_model(config)
         trainer = loop.Trainer(model, recipe.make_optimizer(model, config), splits.train, config, "fp32")
-        trainer.steps_to_capture = int(capture and not torch.cuda.is_available())
+        trainer.capture_after = trainer.capture_after or int(capture)
         scores.append([trainer.train_epoch(epoch).loss for epoch in range(2)])
     assert scores[0] == scores[1]
     assert capsys.readouterr().out.count("no CUDA graph here") == (not torch.cuda.is_available())
@@ -396,14 +405,14 @@ BATCHES = 3  # training losses an epoch
 def at_loss(monkeypatch):
     """Does something just before the n-th training loss of the process is computed: in the middle of an epoch."""
     def plan(number, action):
-        count, training_loss = iter(range(1, 1000)), loop.training_loss
+        count, loss_of = iter(range(1, 1000)), loop.loss_of
 
         def counted(*arguments):
-            if next(count) == number:
+            if len(arguments) == 4 and next(count) == number:  # the fourth is the smoothing
                 action()
-            return training_loss(*arguments)
+            return loss_of(*arguments)
 
-        monkeypatch.setattr(loop, "training_loss", counted)
+        monkeypatch.setattr(loop, "loss_of", counted)
     return plan
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from ..config import Config, Options, check_names, checked, names_apart
+from ..config import Config, Options, check_names, checked, names_apart, parted
 from ..data.cifar import available
 from ..errors import InputError
 from ..files import project_path, replacing
@@ -138,7 +138,7 @@ def select(cells: list[Config], wanted: str) -> list[Config]:
 
     Raises InputError for unknown names, values that no run can have, and values that none of the cells has.
     """
-    conditions = [part.partition("=") for part in wanted.split(",") if part]
+    conditions = [part.partition("=") for part in parted(wanted)]
     specs = {spec.name: spec for spec in dataclasses.fields(Config)}
     check_names([name for name, _, _ in conditions], specs)
     values = [(name, checked(text, specs[name])) for name, _, text in conditions]

@@ -15,10 +15,10 @@ from ..words import counted
 from .grid import Run
 from .kernel import FAILED
 from .resources import Slots
-from .runner import ALIKE, Stopping, run_all
+from .runner import Stopping, run_all
 
 
-def run_halving(runs: list[Run], options: Options, slots: Slots, rate: int, fail_fast: bool = False, **how) -> int:
+def run_halving(runs: list[Run], options: Options, slots: Slots, stopping: Stopping, rate: int, **how) -> int:
     """As run_all, with whose arguments `how`, but at each rung only the best `rate`th of each model's runs goes on.
 
     By the validation accuracy at that epoch, which the histories keep: several runners, and the same line again, choose
@@ -27,18 +27,16 @@ def run_halving(runs: list[Run], options: Options, slots: Slots, rate: int, fail
     """
     check_halving(runs, options, rate)
     competing, failed = runs, False
-    with Stopping(1 if fail_fast else ALIKE) as stopping:
-        for epochs in [*rungs(runs[0].config.epochs, rate), 0]:
-            print(f"halving: {counted(len(competing), 'run')} to {f'epoch {epochs}' if epochs else 'the end'}",
-                  file=sys.stderr)
-            paused = dataclasses.replace(options, pause_after=epochs)
-            code = run_all(competing, paused, slots, stopping=stopping, **how)
-            scores = {run.name: score_at(options.run_folder(run.config), epochs) for run in competing}
-            if stopping.requested or None in scores.values():
-                return code
-            failed = failed or any(status_of(options.run_folder(run.config)) == "failed" for run in competing)
-            if epochs:
-                competing = go_on(competing, options, scores, rate, epochs)
+    for epochs in [*rungs(runs[0].config.epochs, rate), 0]:
+        print(f"halving: {counted(len(competing), 'run')} to {f'epoch {epochs}' if epochs else 'the end'}",
+              file=sys.stderr)
+        code = run_all(competing, dataclasses.replace(options, pause_after=epochs), slots, stopping, **how)
+        scores = {run.name: score_at(options.run_folder(run.config), epochs) for run in competing}
+        if stopping.requested or None in scores.values():
+            return code
+        failed = failed or any(status_of(options.run_folder(run.config)) == "failed" for run in competing)
+        if epochs:
+            competing = go_on(competing, options, scores, rate, epochs)
     return FAILED if failed else code
 
 
@@ -88,7 +86,8 @@ def score_at(folder: Path, epochs: int) -> float | None:
         return math.nan
     if not is_finished(folder) and not 0 < epochs <= len(rows):
         return None
-    return rows[:epochs or len(rows)][-1].get("val_accuracy", math.nan)
+    reached = rows[:epochs] if epochs else rows
+    return reached[-1].get("val_accuracy", math.nan) if reached else math.nan  # a history may have been removed
 
 
 def halving_text(runs: list[Run], rate: int) -> str:

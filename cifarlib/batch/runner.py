@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -155,15 +155,14 @@ def _outcome(code: int, folder: Path, config: Config, lines: list[str]) -> int:
     return BAD_INPUT if code == BAD_INPUT else FAILED
 
 
-def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bool = False, fail_fast: bool = False,
-            wait_for_others: bool = True, echo: Callable[[str], None] | None = None, warm: bool = True,
-            stopping: Stopping | None = None) -> int:
+def run_all(runs: list[Run], options: Options, slots: Slots, stopping: Stopping, *, retry_failed: bool = False,
+            wait_for_others: bool = True, echo: Callable[[str], None] | None = None, warm: bool = True) -> int:
     """Train what is pending of `runs`, print a line for each that ends, rebuild the table, and return the exit code.
 
     0 if all are finished, 1 if some failed, 2 if none could start for bad input, 75 if some were stopped before their
     end, 76 if they were so before any ended or finished an epoch. Runs that another runner trains are waited for (it
-    may die) unless told otherwise. warm: whether runs are forked, which gains nothing for one alone; stopping: a
-    context that is entered already. Raises InputError, before anything starts, for what check_runs finds and if the
+    may die) unless told otherwise. stopping: an entered context; warm: whether runs are forked, which gains nothing
+    for one alone. Raises InputError, before anything starts, for what check_runs finds and if the
     study holds a run of another version.
     """
     study = project_path(options.executed_dir) / options.study
@@ -208,8 +207,7 @@ def run_all(runs: list[Run], options: Options, slots: Slots, *, retry_failed: bo
         finally:
             claim.release()
 
-    entered = nullcontext(stopping) if stopping else Stopping(1 if fail_fast else ALIKE)
-    with (entered as stopping, Warm(warm) as source, ThreadPoolExecutor(slots.jobs) as pool,
+    with (Warm(warm) as source, ThreadPoolExecutor(slots.jobs) as pool,
           _grid_bar(runs, options, echo is None) as bar):
         stopping.warm = source
         cards = [slots.gpus[number % len(slots.gpus)] if slots.gpus else None for number in range(slots.jobs)]

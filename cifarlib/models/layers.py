@@ -77,7 +77,10 @@ class Conv2d(nn.Conv2d):
         return self._by_winograd(maps, winograd) if winograd else super().forward(maps)
 
     def _offsets(self, maps: Tensor) -> list[int] | None:
-        """For each row (and column) of outputs the kernel's row at the map's first one; None if it isn't covered."""
+        """For each row of outputs, the kernel's row over the map's first row; the same for columns.
+
+        None unless the kernel lies over the whole map at each of them.
+        """
         (kernel, _), (stride, _), (pad, _), size = self.kernel_size, self.stride, self.padding, maps.shape[-1]
         outputs = (size + 2 * pad - kernel) // stride + 1
         offsets = [pad - stride * output for output in range(outputs)]

@@ -20,7 +20,7 @@ import numpy as np
 import pandas
 from PIL import Image
 
-from ..config import Config, check_names, checked, setting
+from ..config import Config, check_names, checked, parted, setting
 from ..errors import InputError
 from ..files import HISTORY, PREDICTIONS, project_path
 from ..parts import DATASETS, short_name
@@ -126,7 +126,7 @@ def select(rows: pandas.DataFrame, wanted: str) -> pandas.DataFrame:
     Raises InputError for what is no condition, for unknown names, and for values that no run can have.
     """
     specs = OWN | FIELDS
-    for part in filter(str.strip, re.split(r",(?![^{]*})", wanted)):  # the commas of model_args don't part
+    for part in parted(wanted):
         found = re.fullmatch(r"\s*(\w+)\s*(<=|>=|!=|=|<|>)\s*(.+?)\s*", part)
         if not found:
             raise InputError(f"{part.strip()!r} is no condition; expected NAME=VALUE, also with != < <= > >=")

@@ -25,9 +25,9 @@ def varying(table: Table, model: str) -> list[str]:
     every, found = experiments(table, model), []
     for knob in table.knobs:
         levels = every[knob].nunique()
-        together = (len(every[[other, knob]].drop_duplicates()) == levels == every[other].nunique()
-                    for other in found)
-        if levels > 1 and not (levels < len(every) and any(together)):
+        renamed = any(len(every[[other, knob]].drop_duplicates()) == levels == every[other].nunique()
+                      for other in found)
+        if levels > 1 and (levels == len(every) or not renamed):  # where all runs differ it may be by chance
             found.append(knob)
     return found
 
@@ -36,17 +36,17 @@ def short_labels(table: Table, rows: pd.DataFrame) -> list[str]:
     """What tells rows apart, for charts: their models and the knobs that differ, but for those that do nothing.
 
     rows: with `model`, `experiment` and the knobs. A value that nearly all of many rows have is not named. Where that
-    leaves two experiments alike, their names.
+    leaves two experiments alike, their names; a single one has none.
     """
     models = rows["model"].map(lambda model: table.looks[model].label)
     differing = [knob for knob in table.knobs if rows[knob].nunique() > 1]
     usual = {knob: value for knob in differing for value, count in rows[knob].value_counts().items()
-             if count > max(5, 0.8 * len(rows))}
+             if count >= max(5, 0.75 * rows[knob].count())}
     parts = [[name] * (models.nunique() > 1)
              + [f"{label(knob)} {shown(knob, row[knob])}" for knob in differing
                 if pd.notna(row[knob]) and row[knob] != usual.get(knob)]
              for name, (_, row) in zip(models, rows.iterrows())]
-    labels = pd.Series([", ".join(part) or "as most" for part in parts], rows.index, dtype=object)
+    labels = pd.Series([", ".join(part) or "as most" * (len(rows) > 1) for part in parts], rows.index, dtype=object)
     alike = rows.groupby(labels)["experiment"].transform("nunique") > 1
     return labels.mask(alike, rows["name"]).tolist()
 

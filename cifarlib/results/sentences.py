@@ -184,9 +184,9 @@ def overall_observations(table: Table) -> list[str]:
         lines.append(f"**What the winners share:** {shared_knobs(table, table.rows.loc[best.index])}")
         lines += [f"**Image by image:** {text}" for text in paired_sentences(table)]
         winners = table.rows.loc[best.index].set_index("model")
-        conditions = (field for field in table.fields if field not in table.knobs)
-        for field in dict.fromkeys([*BUDGETS, *conditions, "precision"]):
-            if field in winners and winners[field].nunique() > 1:
+        for field in dict.fromkeys([*BUDGETS, *table.fields, "precision"]):
+            compared = field in BUDGETS or field not in table.knobs
+            if compared and field in winners and winners[field].nunique() > 1:
                 theirs = winners[field].dropna().items()
                 values = listed(f"{shown(field, value)} for {labels[model]}" for model, value in theirs)
                 lines.append(f"**Not like for like:** the winners' {label(field)}: {values}.")

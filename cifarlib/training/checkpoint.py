@@ -91,13 +91,13 @@ class Store:
             self._write_best(state["best"])  # again, if writing was cut off between the two
             return History(state["rows"])
         if terminal.exists():
-            model.load_state_dict(load_weights(terminal, device)["weights"])
+            tested_model(model, optimizer).load_state_dict(load_weights(terminal, device)["weights"])
         elif not is_finished(self.folder):  # a finished run may have kept no weights
             return History()
         return History.read(self.folder / HISTORY)
 
     def keep(self, model: nn.Module, optimizer: Optimizer, history: History) -> None:
-        """Remember an epoch and, unless writing would take more than a tenth of the time (never on a CPU), write it."""
+        """Remember an epoch, and write it: on a CPU always, elsewhere unless writing takes over a tenth of the time."""
         if not self.folder:
             return
         if best := [name for name in ("best_val_acc", "best_val_loss") if history.best(name) is history.last]:

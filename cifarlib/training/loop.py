@@ -21,7 +21,7 @@ from ..runs.history import History
 from ..runs.stop import StopRequest
 from .checkpoint import Store, carried, load_weights
 from .metrics import Scores, Tally
-from .recipe import evaluation_loss, make_optimizer, tested_model, training_loss, views
+from .recipe import loss_of, make_optimizer, tested_model, views
 from .schedule import lr_at
 
 EVALUATION_BATCH = 500  # images, on a CPU, whose caches hold their maps; a GPU is fed more at once
@@ -50,10 +50,11 @@ def fit(model: nn.Module, splits: Splits, config: Config, folder: Path | str | N
     if getattr(model, "source_digest", source := plan.get("model_source")) != source:
         raise InputError(f"{config.model} has changed since this model was built from it; build it anew")
     store = Store(folder, plan, resume, carried(config, train))
-    history = store.restore(model, optimizer)
+    history, tested = store.restore(model, optimizer), tested_model(model, optimizer)
     if not history.rows and hasattr(model, "prepare"):
         model.prepare(augment.normalize(train.images[:PREPARING], train))
-    trainer, tested = Trainer(model, optimizer, train, config, precision), tested_model(model, optimizer)
+        tested.load_state_dict(model.state_dict())  # from there an average begins
+    trainer = Trainer(model, optimizer, train, config, precision)
     with StopRequest(store.stop_file) as stop, torch.random.fork_rng([device] if device.type == "cuda" else []):
         while not (history.finished(config) or stop.due or 0 < pause_after <= len(history.rows)):
             started = time.perf_counter()
@@ -98,7 +99,7 @@ class Trainer:
         # Libraries prepare themselves in a stream's first steps, which can't be captured; so all steps run in this one.
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.graph = None
-        self.steps_to_capture = WARM_UP if self.stream else 0  # 0 or less: none will be captured
+        self.steps, self.capture_after = 0, WARM_UP if self.stream else None
         where = self.device if self.stream else "cpu"  # of what decides the learning rate
         self.rates = torch.zeros(math.ceil(len(split) / config.batch_size), dtype=torch.float64, device=where)
         self.number = torch.zeros(1, dtype=torch.int64, device=where)
@@ -144,8 +145,8 @@ class Trainer:
             self.graph.replay()
             return
         self._step_and_move()
-        self.steps_to_capture -= 1
-        if self.steps_to_capture == 0:
+        self.steps += 1
+        if self.steps == self.capture_after:
             self._capture()
 
     def _capture(self) -> None:
@@ -182,12 +183,12 @@ class Trainer:
         labels = self.split.labels[chosen]
         with autocast(self.device, self.precision):
             logits = self.model(augment.normalize(augment.unpack(pixels), self.split))
-        loss = training_loss(logits, labels, self.config)
+        loss = loss_of(logits, labels, self.config, self.config.label_smoothing)
         self.model.zero_grad()
         loss.backward()
         self.optimizer.step()
         if self.config.label_smoothing:  # what is recorded compares with the validation loss
-            loss = evaluation_loss(logits.detach(), labels, self.config)
+            loss = loss_of(logits.detach(), labels, self.config)
         self.tally.add(loss, logits, labels)
 
 
@@ -206,7 +207,7 @@ def evaluate(model: nn.Module, split: Split, config: Config, tta: str = "none") 
     for images, labels in zip(split.images.split(size), split.labels.split(size)):
         with autocast(device, precision):
             logits, averaged = views(model, augment.normalize(images, split), tta)
-        tally.add(evaluation_loss(logits, labels, config), logits, labels)
+        tally.add(loss_of(logits, labels, config), logits, labels)
         all_logits.append(logits.float())
         all_averaged.append(averaged.float())
     model.train(training)

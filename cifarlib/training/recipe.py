@@ -12,19 +12,15 @@ from ..parts import OPTIMIZERS, load
 from .optimizers import Together
 
 
-def evaluation_loss(logits: Tensor, labels: Tensor, config: Config, label_smoothing: float = 0.0) -> Tensor:
+def loss_of(logits: Tensor, labels: Tensor, config: Config, label_smoothing: float = 0.0) -> Tensor:
     """Mean cross entropy in float32, of the softmax output, as if that were logits, where `config` says so.
 
-    Early stopping goes by it, and it is what the records hold.
+    label_smoothing: the part of each label that is spread evenly over all classes in what a step minimizes; early
+    stopping and the records go by the loss without it.
     """
     logits = logits.float()
     outputs = logits.softmax(dim=1) if config.softmax_in_loss else logits
     return F.cross_entropy(outputs, labels, label_smoothing=label_smoothing)
-
-
-def training_loss(logits: Tensor, labels: Tensor, config: Config) -> Tensor:
-    """What a step minimizes: the same for labels of which a fraction is spread evenly over all classes."""
-    return evaluation_loss(logits, labels, config, config.label_smoothing)
 
 
 def make_optimizer(model: nn.Module, config: Config) -> Optimizer:
