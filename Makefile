@@ -5,9 +5,9 @@ BIN := .venv/bin
 # part of this repository: make report PUBLISHED=FILE
 STUDIES := speed_94 speed_90 modern_recipe published_resnet cnn_10_epochs resnet_24_epochs equal_compute
 # those that are not in that table: their runs are shortened
-OTHERS := speed_ingredients
+OTHERS := speed_ingredients published_faults published_small
 
-.PHONY: help setup demo test lab report clean-demo
+.PHONY: help setup demo test lab unpack report clean-demo
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -30,7 +30,10 @@ demo: setup  ## train a mini-grid of all three models and draw its charts
 test: setup  ## run all tests
 	$(BIN)/python -m pytest
 
-report: setup  ## redraw the studies' charts and rewrite the pages' tables from the committed runs and measurements
+unpack:  ## lay out the records and histories of studies that are kept as one file
+	for archive in executed/*/finished.tar.xz; do tar -xJf $$archive -C $$(dirname $$archive) --skip-old-files || exit; done
+
+report: setup unpack  ## redraw the studies' charts and rewrite the pages' tables from the committed runs and measurements
 	for study in $(STUDIES) $(OTHERS); do \
 	  $(BIN)/python -m cifarlib results --runs executed/$$study/runs.csv --figures figures/$$study --readme executed/$$study/README.md || exit; \
 	done

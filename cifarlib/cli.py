@@ -309,7 +309,7 @@ def runs(arguments: argparse.Namespace) -> int:
 
 
 def results(arguments: argparse.Namespace) -> int:
-    from .results.markdown import readme_section, rewrite_between_markers
+    from .results.markdown import further_charts, readme_section, rewrite_between_markers
     from .results.report import make_report
     from .results.table import read_table
 
@@ -325,8 +325,9 @@ def results(arguments: argparse.Namespace) -> int:
     if arguments.readme:
         table, page = read_table(runs, arguments.rank_by, arguments.study), project_path(arguments.readme)
         figures = project_path(arguments.figures) if arguments.figures else table.folder / "figures"
-        links = (os.path.relpath(folder, page.parent) for folder in (figures, table.folder))
-        rewrite_between_markers(page, arguments.section, readme_section(table, *links))
+        link, runs_link = (os.path.relpath(folder, page.parent) for folder in (figures, table.folder))
+        text = readme_section(table, link, runs_link)
+        rewrite_between_markers(page, arguments.section, f"{text}\n\n{further_charts(text, figures, link)}")
     print(report)
     return 0
 

@@ -72,7 +72,7 @@ PUBLISHED = {
     "resnet": ("resnet_aug_True_scheduler_cosine_lr_0.001_wd_0.001_gamma_0.97", [84.22, 84.21, 83.99, 83.99, 83.95],
                ["83.95% to 84.22%", "learning rate 0.001; ", "; scheduler cosine; augmentation on."]),
     "vit": ("vit_aug_True_scheduler_cosine_lr_0.0001_wd_0.001_gamma_0.95", [83.50, 83.50, 83.50, 83.37, 83.37],
-            ["two experiments", "two other runs have the same test accuracy"]),
+            ["two configurations", "two other runs have the same test accuracy"]),
 }
 
 
@@ -222,7 +222,7 @@ def test_shared_cells_count_once_and_seeds_are_repeats_not_competitors(small):
     runs = small[(small["shared_with"] == "") & (table.rows["experiment"] == first)]
     assert finalists.loc[first, "test"] == pytest.approx(runs["test_accuracy_best_val_acc"].mean())
     assert finalists.loc[first, "sd"] == pytest.approx(runs["test_accuracy_best_val_acc"].std())
-    assert "66 rows are 36 experiments; the others repeat one." in said(table)
+    assert "66 rows are 36 configurations; the others repeat one." in said(table)
     assert "24 cells of" not in " ".join(table.notes) and "12 cells of 66 share" in " ".join(table.notes)
 
 
@@ -233,9 +233,9 @@ def test_a_table_in_the_published_format_ranks_every_row_and_counts_experiments(
     assert table.rank_by == "test_accuracy_best_val_acc" and len(ranking.candidates(table)) == 48
     assert len(ranking.experiments(table)) == 36 and set(ranking.experiments(table)["runs"]) == {1, 2}
     assert ranking.top(table, "cnn")["experiment"].nunique() == 4  # the best is a cosine cell, twice
-    assert "48 rows are 36 experiments; the others repeat one." in said(table)
+    assert "48 rows are 36 configurations; the others repeat one." in said(table)
     text = said(table, "cnn")
-    assert "four experiments, repeated" in text and "the test images were not used" not in text
+    assert "four configurations, repeated" in text and "the test images were not used" not in text
     assert "**Choice:** made by test score among 16 runs, so the best one's accuracy is too high, by about" in text
     assert "as in the published report: the winners' test accuracies are biased upward" in table.notes[0]
     assert "the test images were not used" in said(checked(small), "cnn")
@@ -444,9 +444,9 @@ def test_comparison_of_two_tables(small):
     assert set(both["model"]) == {"cnn", "resnet"} and len(both) == 24
     assert both["difference"].median() == pytest.approx(0.01, abs=1e-6)
     text = " ".join(sentences.comparison_sentences(first, second))
-    assert "12 experiments in both" in text and "+1.00 points" in text
+    assert "12 configurations in both" in text and "+1.00 points" in text
     assert all(note in text for note in second.notes) and second.notes
-    assert "Only in `first`: 12 experiments." in text and "Only in `second`" not in text
+    assert "Only in `first`: 12 configurations." in text and "Only in `second`" not in text
     side_by_side = markdown.markdown(markdown.comparison_table(first, second, 24)).splitlines()
     assert len(side_by_side) == 2 + 24
     cell = both[both["scheduler"] == "cosine"].iloc[0]
@@ -454,7 +454,7 @@ def test_comparison_of_two_tables(small):
     assert any("| cosine | " in line and line.endswith(f"| {' | '.join(numbers)} |") for line in side_by_side)
     small_vit = checked(small.query("Modelname == 'vit'").assign(model_args='{"depth": 2}'), name="third")
     assert knobs.compare(first, small_vit).empty
-    assert "no experiment in common" in sentences.comparison_sentences(first, small_vit)[-1]
+    assert "no configuration in common" in sentences.comparison_sentences(first, small_vit)[-1]
     with pytest.raises(InputError, match="is of CIFAR-10, .* of SYNTHETIC DATA"):
         knobs.compare(first, checked(small.assign(dataset="synthetic")))
 
@@ -530,7 +530,7 @@ def test_repeats_are_called_seeds_or_runs_each_by_its_own_and_copies_count_once(
     table = checked(pd.concat([frame, once_more(frame), frame.assign(study="copied")], ignore_index=True))
     assert ranking.experiments(table)["runs"].tolist() == [2]
     assert "one row repeats a run of another study in every digit" in " ".join(table.notes)
-    assert "3 rows are one experiment; the others repeat one." in said(table)
+    assert "3 rows are one configuration; the others repeat one." in said(table)
     single = repeats((0.0001,), (100,))
     found = ranking.experiments(checked(pd.concat([repeats(seeds=(100, 101)), single, once_more(single)])))
     assert found.set_index("learning_rate")["repeat"].to_dict() == {0.001: "seed", 0.0001: "run"}
@@ -550,7 +550,7 @@ def test_repeats_and_experiments_that_agree_in_every_digit_are_called_so():
     assert floor.name == "sampling error" and "its repeats agree in every digit" in floor.text
     twin = frame.iloc[[0]].assign(weight_decay=0.0001, Full_Modelname="twin", run="twin")
     text = said(checked(pd.concat([frame, twin], ignore_index=True)))
-    assert "**Same digits:** one experiment repeats another's metrics in every digit" in text
+    assert "**Same digits:** one configuration repeats another's metrics in every digit" in text
     assert "Same digits" not in said(checked(frame))
 
 

@@ -94,7 +94,8 @@ def overall_section(table: Table, figures: str = "") -> str:
     best = overall(table)
     chart = f"![The best run of each model]({figures}/overall_top5.png)" if figures else ""
     parts = [chart, markdown(runs_table(table, best))] if len(best) > 1 else []
-    return "\n\n".join(filter(None, ["### Overall results", *parts, bullets(overall_observations(table))]))
+    parts += filter(None, [bullets(overall_observations(table))])
+    return "\n\n".join(["### Overall results", *parts]) if parts else ""
 
 
 def every_run_table(table: Table) -> pd.DataFrame:
@@ -156,6 +157,13 @@ def readme_section(table: Table, figures: str = "figures", folder: str = ".") ->
     models = [model_section(table, model, figures) for model in table.looks]
     every = [overall_section(table, figures), repeats_section(table, figures), every_run_section(table, folder)]
     return "\n\n".join(filter(None, [f"**Conditions:** {conditions(table)}", *notes, *models, *every]))
+
+
+def further_charts(text: str, figures: Path, link: str) -> str:
+    """Links to the charts of a folder that a page's text doesn't show; link: the folder, as the page sees it."""
+    names = [path.stem for path in sorted(figures.glob("*.png")) if f"/{path.name})" not in text]
+    links = [f"[{name.replace('_', ' ')}]({link}/{name}.png)" for name in names]
+    return f"Further charts: {', '.join(links)}." if links else ""
 
 
 def rewrite_between_markers(path: str | Path, name: str, text: str) -> bool:

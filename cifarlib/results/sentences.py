@@ -27,13 +27,13 @@ def comparison_sentences(first: Table, second: Table) -> list[str]:
     lines = [f"`{table.name}`: {' '.join([conditions(table), *table.notes])}" for table in (first, second)]
     for table in (first, second):
         if alone := len(experiments(table).dropna(subset="test")) - len(both):
-            lines.append(f"Only in `{table.name}`: {counted(alone, 'experiment')}.")
+            lines.append(f"Only in `{table.name}`: {counted(alone, 'configuration')}.")
     for model, group in both.groupby("model"):
         change, name = group["difference"], first.looks[model].label
-        lines.append(f"{name}: {counted(len(group), 'experiment')} in both. From the first to the second the median "
+        lines.append(f"{name}: {counted(len(group), 'configuration')} in both. From the first to the second the median "
                      f"difference is {signed(change.median())} points, {(change > 0).sum()} are higher; at chance are "
                      f"{group['chance_first'].sum()} in the first, {group['chance_second'].sum()} in the second.")
-    said = unlike(first, second) if len(both) else "The two tables have no experiment in common."
+    said = unlike(first, second) if len(both) else "The two tables have no configuration in common."
     return [*lines, said] if said else lines
 
 
@@ -110,8 +110,8 @@ def observations(table: Table, model: str) -> list[str]:
     if len(best) > 1:
         lines.append(f"**Range:** {range_sentence(table, model)}.")
     if (distinct := best["experiment"].nunique()) < len(best):
-        lines.append(f"**One experiment, several names:** these {in_words(len(best))} rows are "
-                     f"{counted(distinct, 'experiment')}, repeated under names that differ in a knob that does "
+        lines.append(f"**One configuration, several names:** these {in_words(len(best))} rows are "
+                     f"{counted(distinct, 'configuration')}, repeated under names that differ in a knob that does "
                      "nothing.")
     lines.append(f"**Hyperparameters:** {shared_knobs(table, rows.loc[best.index])}")
     lines += _two_sided(table, model, noise)
@@ -192,12 +192,12 @@ def overall_observations(table: Table) -> list[str]:
                 lines.append(f"**Not like for like:** the winners' {label(field)}: {values}.")
     rows = experiments(table)["rows"]
     if rows.sum() > len(rows):
-        lines.append(f"**Experiments:** {rows.sum()} rows are {counted(len(rows), 'experiment')}; "
+        lines.append(f"**Repeats:** {rows.sum()} rows are {counted(len(rows), 'configuration')}; "
                      "the others repeat one.")
     if same := identical_experiments(table):
-        lines.append(f"**Same digits:** {counted(same, 'experiment')} {'repeats' if same == 1 else 'repeat'} another's "
-                     "metrics in every digit: what tells them apart had no effect (a weight decay too small to change "
-                     "a float32 weight, for one).")
+        lines.append(f"**Same digits:** {counted(same, 'configuration')} {'repeats' if same == 1 else 'repeat'} "
+                     "another's metrics in every digit: what tells them apart had no effect (a weight decay too "
+                     "small to change a float32 weight, for one).")
     return [*lines, *(f"**Chance:** {text}" for text in [chance_sentence(table)] if text)]
 
 

@@ -45,7 +45,7 @@ def _bars(table: Table, best: pd.DataFrame, title: str) -> Figure:
     experiments = best["experiment"].tolist()
     for y, (text, (_, row)) in enumerate(zip(knobs.short_labels(table, table.rows.loc[best.index]), best.iterrows())):
         look, repeat = table.looks[row["model"]], experiments.index(row["experiment"])
-        left.text(0.004, y - 0.36, text if repeat == y else f"same experiment as no. {repeat + 1}", va="center",
+        left.text(0.004, y - 0.36, text if repeat == y else f"same configuration as no. {repeat + 1}", va="center",
                   fontsize=min(8.5, 740 / max(1, len(text))))
         for offset, (column, name, style) in zip((-0.05, 0.22), bars):
             left.barh(y + offset, row[column], 0.25, color=look.colour, label=None if y else name, **style)
@@ -156,13 +156,12 @@ def accuracy_by_minutes(tables: list[Table]) -> Figure:
     axis.set(xlabel="minutes of training on two cores (log scale)", ylabel="test accuracy", ylim=(None, 1))
     percent_ticks(axis.yaxis)
     legend(axis, loc="lower left")
-    best = runs.groupby(["model", "epochs"])[["shown", "minutes"]].mean().sort_values("shown").iloc[-1]
-    name = looks[best.name[0]].label
-    gain = (runs["views"] - runs["tested"]).mean()
+    best = runs.groupby(["model", "epochs"])[["shown", "tested", "minutes"]].mean().sort_values("shown").iloc[-1]
+    name, gain = looks[best.name[0]].label, best["shown"] - best["tested"]
     note = ("Points: runs of several studies, on different processors, some of them with one thread; hollow: models "
             "made smaller. ")
-    if pd.notna(gain):
-        note += f"Six views of each test image where a run has them; by one view {points(gain)} lower on average."
+    if gain:
+        note += f"Six views of each test image where a run has them; by one view the best is {points(gain)} lower."
     return titled(figure, f"{name} reaches {percent(best['shown'])} in {best['minutes']:.0f} minutes on average", note)
 
 
@@ -171,7 +170,7 @@ def comparison(first: Table, second: Table) -> Figure | str:
     """The experiments of two tables against each other."""
     both = knobs.compare(first, second)
     if both.empty:
-        return "the two tables have no experiment in common"
+        return "the two tables have no configuration in common"
     figure, axis = new_figure(4.8, width=6.5)
     point = dict(s=18, alpha=0.6) if len(both) > 60 else dict(s=32, alpha=0.9)
     heads = []
@@ -186,5 +185,5 @@ def comparison(first: Table, second: Table) -> Figure | str:
     percent_ticks(axis.xaxis, axis.yaxis)
     legend_above(axis)
     title = f"'{second.name}' against '{first.name}', median difference in points: {listed(heads)}"
-    note = f"{counted(len(both), 'experiment')} in both tables. Dashed: equal. {knobs.unlike(first, second)}"
+    note = f"{counted(len(both), 'configuration')} in both tables. Dashed: equal. {knobs.unlike(first, second)}"
     return titled(figure, title, note, first)

@@ -52,7 +52,7 @@ def learning_curves(runs: pd.DataFrame | dict[str, list[pd.DataFrame]], whose: s
         axis.set(xlabel="epoch", ylabel=metric)
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     percent_ticks(axes[1].yaxis)
-    axes[2].set_ylim(0)
+    axes[2].set_ylim(0, 1.05 * axes[2].get_ylim()[1])
     # 0.00005, not 5e-05 beside 0.0001; and powers of ten would start mathtext, for 0.3 s.
     axes[2].yaxis.set_major_formatter(lambda value, _: np.format_float_positional(float(f"{value:g}"), trim="-"))
     if max(map(len, means.values())) == 1:  # else the axes are a tenth of an epoch wide
