@@ -60,7 +60,10 @@ def _code(cells: list[dict]) -> list[str]:
 
 
 class Fork(subprocess.Popen):
-    """A child of this process that was forked, by it or by the warm process."""
+    """A child of this process that was forked, by it or by the warm process: a Popen that starts nothing.
+
+    It overrides private parts of Popen, `_execute_child` and `_child_created`, which a later Python may change.
+    """
 
     def __init__(self, pid: int, stdin=None, stdout=None):
         self.forked = pid

@@ -1,9 +1,11 @@
 """A process that has imported what runs need and computed nothing: `python -m cifarlib.batch.warm SOCKET`.
 
-Over SOCKET, a file descriptor, the runner (see launch.py) sends the files of a run: its stdin, its output and the lock
-of its claim. The answer is the id of the run's process. It was forked twice and so is the runner's own child: neither
-the end of the warm process nor that of another run touches it. It forks the process that will be its kernel, and then
-reads its job from stdin, as one that starts cold does, and goes on in the environment and the folder that it names.
+- The runner (see launch.py) sends the files of a run over SOCKET, a file descriptor: its stdin, its output, the lock of
+  its claim.
+- This process forks one that forks the run and exits, and answers with the run's id. So the run becomes the runner's
+  own child, which neither the end of this process nor that of another run touches.
+- The run forks the process that will be its kernel. Then it reads its job from stdin, as one that starts cold does, and
+  goes on in the environment and the folder that the job names.
 """
 
 import atexit
