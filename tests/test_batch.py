@@ -150,22 +150,6 @@ def test_a_stop_request_ends_at_an_epoch_and_the_rest_gives_the_same_numbers(tmp
     assert not differences(folder, uninterrupted)
 
 
-def test_kill_9_of_everything_loses_at_most_the_epoch_in_progress(tmp_path, uninterrupted):
-    process = grid(tmp_path, LONG, wait=False)
-    folder = begun(tmp_path)
-    kernel, child = descendants(process.pid)[::-1][:2]
-    for pid in (process.pid, child, kernel):
-        os.kill(pid, signal.SIGKILL)
-    process.wait()
-    reached = epochs_in(folder)
-    until(lambda: status_of(folder) == "preempted")  # the claim counts until the last of them is gone, no longer
-    resumed = grid(tmp_path, LONG)
-    assert resumed.returncode == 0
-    first = (folder / "run.log").read_text().partition("epoch ")[2].split("/")[0]
-    assert int(first) in (reached, reached + 1, reached + 2), "it goes on after the last finished epoch"
-    assert not differences(folder, uninterrupted)
-
-
 def test_what_a_second_interrupt_kills_has_not_failed(tmp_path):
     process = grid(tmp_path, LONG.replace("limit_train: 512", "limit_train: 4096"), wait=False)  # epochs of seconds
     folder = begun(tmp_path)
@@ -264,26 +248,6 @@ def test_a_killed_kernel_is_one_failed_run_and_the_rest_goes_on(tmp_path):
     records = {record["seed"]: record for path in study.glob("*/record.json") if (record := read_record(path.parent))}
     assert records[1]["status"] == "failed" and "died" in records[1]["error"].lower()
     assert records[2]["status"] == "done"
-
-
-def test_two_runners_share_a_study_without_training_anything_twice_and_what_kept_no_weights_is_shown_again(tmp_path):
-    text = FIXED + "rows: [{seed: [1, 2, 3]}]"
-    runners = [grid(tmp_path, text, "--jobs", "1", "--no-checkpoints", wait=False) for _ in range(2)]
-    outputs = [runner.communicate(timeout=300)[0] for runner in runners]
-    assert [runner.returncode for runner in runners] == [0, 0], outputs
-    assert sum(output.count("  done  ") for output in outputs) == 3
-    assert all(output.count("  done  ") >= 1 for output in outputs)
-
-    folders = [path.parent for path in (tmp_path / "executed" / "g").glob("*/record.json")]
-    assert len(folders) == 3 and not list((tmp_path / "executed").rglob("*.pt"))
-    parameters = {**read_record(folders[0])["config"], "study": "g", "executed_dir": str(tmp_path / "executed"),
-                  "wandb_mode": "disabled", "checkpoints": "none"}
-    command = [sys.executable, "-m", "papermill", "notebooks/experiment.ipynb", str(tmp_path / "again.ipynb"),
-               "--no-progress-bar", "-y", json.dumps(parameters)]
-    again = subprocess.run(command, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    text = (tmp_path / "again.ipynb").read_text()
-    assert "done after 2 epochs" in text and "epoch 1/2" not in text
 
 
 def test_a_claim_has_one_owner_among_many(tmp_path):

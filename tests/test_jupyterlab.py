@@ -9,7 +9,6 @@ import sys
 import nbformat
 import numpy as np
 import pytest
-import results_tables as made
 import yaml
 from conftest import tiny
 from lab_in_browser import LabInBrowser, errors, missing_programs
@@ -25,11 +24,8 @@ pytestmark = pytest.mark.skipif(bool(missing_programs()), reason=f"not installed
                                 "(Debian: .ci/install_packages.sh; selenium: pip)")
 
 EPOCHS = 4
-SMALL = {"dataset": "synthetic", "device": "cpu"}
-PARAMETERS = {"experiment.ipynb": {**TINY, "epochs": EPOCHS}, "explore.ipynb": {"dataset": "synthetic"},
-              "monitor.ipynb": {"seconds": 0.5},
-              "results.ipynb": {}, "predict.ipynb": {"run": "trained", "limit_test": 20, "limit_train": 40},
-              "throughput.ipynb": {**SMALL, "models": ["resnet"], "rounds": 1, "share": 0.01}}
+PARAMETERS = {"experiment.ipynb": {**TINY, "epochs": EPOCHS}, "monitor.ipynb": {"seconds": 0.5},
+              "predict.ipynb": {"run": "trained", "limit_test": 20, "limit_train": 40}}
 CODE_CELLS = {path.name: len(code_cells(path)) for path in NOTEBOOKS}
 
 
@@ -43,8 +39,6 @@ def project(tmp_path_factory, load):
         (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
         cell.source += "".join(f"\n{name} = {value!r}" for name, value in PARAMETERS.get(path.name, {}).items())
         nbformat.write(notebook, folder / "notebooks" / path.name)
-    frame = made.table(models=("resnet",), learning_rate=(0.001, 0.0001), weight_decay=(0.001,), gamma=(0.97,))
-    made.write_study(folder / "executed" / "equal_compute", frame, images=500, runs=2)
     config = tiny("cnn")
     splits, run = load(config), folder / "executed" / "trained" / config.run_name
     model = build_model(config)
@@ -79,25 +73,6 @@ def test_run_all_trains_the_experiment_with_a_bar_and_a_figure_up_to_the_table(l
     header, *rows = [[cell.text for cell in lab.find("th, td", row)] for row in lab.find("tr", table)]
     shown = {row[0]: float(row[header.index("test_accuracy")]) for row in rows}
     assert shown == {name: round(metrics[f"test_accuracy_{name}"], 4) for name in CHECKPOINTS}
-
-
-def test_run_all_of_a_finished_run_only_shows_it(lab):
-    lab.open("experiment.ipynb", CODE_CELLS["experiment.ipynb"])
-    assert errors(lab.run_all()) == []
-    (bar,) = lab.find(".jp-OutputArea-output .widget-hbox")
-    assert not bar.is_displayed(), "a bar at 0 would look like something that hangs"
-    assert len(lab.pictures()) == 3, "learning curves, per-class accuracy, confusion"
-
-
-@pytest.mark.parametrize("name, shown, pictures", [
-    ("explore.ipynb", "13,243,146", 2), ("results.ipynb", "Best run", None), ("throughput.ipynb", "resnet", 1)])
-def test_run_all_of_the_other_notebooks(name, shown, pictures, lab, project):
-    lab.open(name, CODE_CELLS[name])
-    cells = lab.run_all()
-    assert errors(cells) == []
-    assert any(shown in output["text"] for cell in cells for output in cell["outputs"])
-    written = list((project / "executed" / "equal_compute" / "figures").glob("*.png"))
-    assert len(lab.pictures()) == (pictures or len(written)) > 0
 
 
 def test_the_monitor_follows_a_grid_that_is_started_beside_it(lab, project):

@@ -53,17 +53,11 @@ def test_published_sizes(published, name, parameters):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_are_not_rounded_to_bf16(name):
-    model = build_model(Config(model=name)).eval()
+    model = build_model(tiny(name)).eval()
     images = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         logits = model(images)
     assert logits.dtype == torch.float32 and not torch.equal(logits, logits.bfloat16().float())
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_models_give_logits(name):
-    logits = build_model(tiny(name)).eval()(torch.randn(5, 3, 32, 32))
-    assert logits.min() < 0  # not probabilities
 
 
 @pytest.mark.parametrize("name", sorted({*MODELS} - {"speednet"}))

@@ -84,15 +84,6 @@ def test_results_draws_the_charts_writes_html_and_the_readme_section(tmp_path, c
     assert {path.name: path.read_bytes() for path in figures.iterdir()} == images
 
 
-def test_a_table_that_cannot_be_used_is_one_line(tmp_path, capsys):
-    (tmp_path / "runs.csv").write_text("a,b\n1,2\n")
-    for name in ("runs.csv", "typo/runs.csv"):
-        assert cli.main(["results", "--runs", str(tmp_path / name), "--figures", str(tmp_path)]) == 2
-        error = capsys.readouterr().err
-        assert error.startswith("cifarlib: ") and error.count("\n") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["runs.csv"]
-
-
 @pytest.mark.parametrize("study", STUDIES)
 def test_the_committed_charts_and_notebooks_show_what_the_committed_runs_give(study, tmp_path):
     table = read_table(ROOT / "executed" / study)
