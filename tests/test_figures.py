@@ -252,7 +252,7 @@ def test_accuracies_by_minutes_are_by_views_where_there_are_any():
     figure = best_charts.accuracy_by_minutes([one_cell("cnn", seconds=120), one_cell("speednet", **views)])
     points = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
     assert points["SpeedNet"] == [[10.0, 0.97]] and points["CNN"][0][0] == 2.0
-    assert figure.get_suptitle() == "SpeedNet reaches 97.00% in 10 minutes on average"
+    assert figure.get_suptitle() == "SpeedNet reaches 97.00% in 10 minutes"
     assert "Six views of each test image where a run has them; by one view the best is 1.00 points lower" in " ".join(
         texts(figure)).replace("\n", " ")
     assert "CNN: best published run, 80 epochs" in texts(figure)

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -126,6 +127,7 @@ def test_the_front_page_is_short_and_leads_to_every_other():
 def test_the_generated_parts_are_what_the_commands_give(project, monkeypatch):
     """Without the notebooks; and with the published table where it is at hand."""
     monkeypatch.setattr(report, "make_report", lambda *_: "results.html")
+    subprocess.run(["make", "-f", ROOT / "Makefile", "unpack"], check=True, cwd=project)
     first, *others = recipe("report")
     lines = [*(first.replace("$$study", name) for name in [*STUDIES, *OTHERS]), *others]
     if published := os.environ.get("PUBLISHED_RUNS"):

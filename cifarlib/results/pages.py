@@ -44,7 +44,8 @@ def rewrite_pages(studies: list[str], flags: dict[str, tuple[str, ...]], other: 
 def rewrite_study(page: Path, other: str) -> None:
     """Rewrite those of these parts for which a study's page has markers, such as `<!-- first_epochs:begin -->`.
 
-    With another table, beside which the study stands, also `prediction` and `comparison_CHECKPOINT`.
+    With another table, beside which the study stands, also `prediction` and `comparison_CHECKPOINT`. What wants
+    histories that are not there (see `make unpack`) stays as it is.
     """
     study = f"executed/{page.parent.name}"
     parts = {"first_epochs": lambda: early_section(read_table(study))}
@@ -52,9 +53,9 @@ def rewrite_study(page: Path, other: str) -> None:
         parts["prediction"] = lambda: agreement(read_table(study), read_table(other, f"test_accuracy_{CHECKPOINTS[0]}"))
         parts |= {f"comparison_{checkpoint}": partial(_comparison, other, study, f"test_accuracy_{checkpoint}")
                   for checkpoint in CHECKPOINTS}
-    for name, text in parts.items():
-        if f"<!-- {name}:begin -->" in page.read_text(encoding="utf-8"):
-            rewrite_between_markers(page, name, text())
+    for name, make in parts.items():
+        if f"<!-- {name}:begin -->" in page.read_text(encoding="utf-8") and (text := make()):
+            rewrite_between_markers(page, name, text)
 
 
 def _comparison(first: str, second: str, column: str) -> str:
@@ -69,7 +70,7 @@ def studies_section(tables: list[Table]) -> str:
             run = table.rows.loc[index]
             rows.append({
                 "Study": f"[{table.name}](executed/{table.name}/README.md)",
-                "Model": table.looks[best["model"]].label + " (small)" * (run["model_args"] != value_text({})),
+                "Model": table.looks[best["model"]].label + " (resized)" * (run["model_args"] != value_text({})),
                 "Protocol": run["protocol"],
                 "Epochs": str(run["epochs_run"]),
                 "Test accuracy": percent(best["test"]),

@@ -156,13 +156,15 @@ def accuracy_by_minutes(tables: list[Table]) -> Figure:
     axis.set(xlabel="minutes of training on two cores (log scale)", ylabel="test accuracy", ylim=(None, 1))
     percent_ticks(axis.yaxis)
     legend(axis, loc="lower left")
-    best = runs.groupby(["model", "epochs"])[["shown", "tested", "minutes"]].mean().sort_values("shown").iloc[-1]
+    every = runs.groupby(["model", "epochs"])[["shown", "tested", "minutes"]]
+    best = every.mean().sort_values("shown").iloc[-1]
     name, gain = looks[best.name[0]].label, best["shown"] - best["tested"]
+    average = " on average" * (len(every.get_group(best.name)) > 1)
     note = ("Points: runs of several studies, on different processors, some of them with one thread; hollow: models "
-            "made smaller. ")
+            "of other sizes than their usual ones. ")
     if gain:
         note += f"Six views of each test image where a run has them; by one view the best is {points(gain)} lower."
-    return titled(figure, f"{name} reaches {percent(best['shown'])} in {best['minutes']:.0f} minutes on average", note)
+    return titled(figure, f"{name} reaches {percent(best['shown'])} in {best['minutes']:.0f} minutes{average}", note)
 
 
 @styled
