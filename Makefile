@@ -31,7 +31,7 @@ test: setup  ## run all tests
 	$(BIN)/python -m pytest
 
 unpack:  ## lay out the records and histories of studies that are kept as one file
-	for archive in executed/*/finished.tar.xz; do tar -xJf $$archive -C $$(dirname $$archive) --skip-old-files || exit; done
+	for archive in $(wildcard executed/*/finished.tar.xz); do tar -xJf $$archive -C $$(dirname $$archive) --skip-old-files || exit; done
 
 report: setup unpack  ## redraw the studies' charts and rewrite the pages' tables from the committed runs and measurements
 	for study in $(STUDIES) $(OTHERS); do \

@@ -309,7 +309,7 @@ def runs(arguments: argparse.Namespace) -> int:
 
 
 def results(arguments: argparse.Namespace) -> int:
-    from .results.markdown import further_charts, readme_section, rewrite_between_markers
+    from .results.markdown import readme_section, rewrite_between_markers
     from .results.report import make_report
     from .results.table import read_table
 
@@ -323,6 +323,8 @@ def results(arguments: argparse.Namespace) -> int:
     parameters = {"runs": runs, "compare_with": others, **{name: getattr(arguments, name) for name in names}}
     report = make_report(parameters, arguments.report)
     if arguments.readme:
+        from .results.figures.write import further_charts
+
         table, page = read_table(runs, arguments.rank_by, arguments.study), project_path(arguments.readme)
         figures = project_path(arguments.figures) if arguments.figures else table.folder / "figures"
         link, runs_link = (os.path.relpath(folder, page.parent) for folder in (figures, table.folder))

@@ -119,7 +119,7 @@ class _Fields:
 
 
 def parted(conditions: str) -> list[str]:
-    """The parts of `model=vit,model_args={"dim": 96, "depth": 2}`: commas within braces don't part."""
+    """The parts of `model=vit,model_args={"dim": 96, "depth": 2}`: commas within a pair of braces don't part."""
     return [part.strip() for part in re.split(r",(?![^{]*})", conditions) if part.strip()]
 
 

@@ -360,7 +360,7 @@ def test_accuracies_of_one_table_have_the_colours_of_its_models():
         axis.get_legend().get_texts(), axis.get_legend().legend_handles)} == {
             look.label: look.colour for look in table.looks.values()}
     assert sorted(x for line in axis.lines for x in line.get_xdata()) == [1] * 4 + [2] * 4  # points and whiskers
-    assert study_charts.accuracy_by([table], "epochs") == "no epochs there, or the same for all runs"
+    assert study_charts.accuracy_by([table], "epochs") == "all runs have the same epochs"
 
 
 def test_curves_of_several_studies_are_means_over_the_seeds_of_their_best(study, tmp_path):

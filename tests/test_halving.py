@@ -89,6 +89,8 @@ def test_a_halved_grid_trains_as_the_whole_one_does_and_is_finished_without_it(g
     main(["status", "halved", "--executed_dir", str(tmp_path / "executed")])
     assert (studies["halved"] / best / "record.json").stat().st_mtime_ns == before
     assert grid()[0] == 0  # what was dropped goes on
+    (studies["whole"] / best / "history.csv").unlink()
+    assert math.isnan(score_at(studies["whole"] / best, 0)), "nobody knows any more"
     numbers = [name for name in whole if re.match("(test|val|train)_(accuracy|loss)", name)]
     finished = pandas.read_csv(studies["halved"] / "runs.csv").set_index("run")
     pandas.testing.assert_frame_equal(finished[numbers], whole[numbers], check_exact=True)

@@ -303,7 +303,7 @@ def _report(bar: tqdm, run: Run, options: Options, code: int, seconds: float, sh
     if shown:
         accuracy = record["metrics"].get("val_accuracy_best_val_acc")
         best = f"best validation accuracy {accuracy:.4f}" if accuracy is not None else "no validation"
-        bar.update(record["status"] != "preempted")
+        bar.update(record["status"] != "preempted" or options.pause_after > 0)
         bar.write(f"{run.label}  {record['status']}  {best}  {seconds:.0f} s")
         if failure:
             bar.write(f"    {failure}")

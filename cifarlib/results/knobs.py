@@ -77,9 +77,11 @@ def importance(table: Table, model: str) -> tuple[pd.Series, str] | None:
     if len(levels) < 2 or grid["score"].nunique() == 1 or len(grid) <= 1 + (levels - 1).sum():
         return None
     text = f"all {full} cells" if len(grid) == full else f"{len(grid)} of {full} cells, main effects only"
-    runs = table.runs.query("main and model == @model").groupby("experiment")[table.rank_by]
+    every = experiments(table, model)
+    left = table.runs["experiment"].isin(every.index[every["name"].isin(grid["name"])])
+    runs = table.runs[left].dropna(subset=table.rank_by).groupby("experiment")[table.rank_by]
     noise = runs.var().mean() * (1 / runs.count()).mean() / grid["score"].var()
-    text += "; noise not measured" if pd.isna(noise) else f"; {min(noise, 1):.1%} of it noise between repeats"
+    text += "; noise not measured" if pd.isna(noise) else f"; noise of repeats {min(noise, 1):.1%} of the variance"
     if dropped:
         text += f"; without {', '.join(dropped)}, always at chance"
     return (decompose if len(grid) == full else main_effects)(grid, list(levels.index)), text
@@ -127,6 +129,7 @@ def compare(first: Table, second: Table) -> pd.DataFrame:
     sides = [experiments(table).dropna(subset="test") for table in (first, second)]
     columns = dict.fromkeys(["model", "model_args", *first.knobs, *second.knobs])
     by = [column for column in columns if column in sides[0] and column in sides[1]]
+    sides = [side.astype(dict.fromkeys(by, object)) for side in sides]  # a text that is idle throughout is all NaN
     both = sides[0].merge(sides[1], on=by, suffixes=("_first", "_second"))
     both = both.rename(columns={"test_first": "first", "test_second": "second"})
     return both.assign(difference=both["second"] - both["first"])
@@ -134,6 +137,11 @@ def compare(first: Table, second: Table) -> pd.DataFrame:
 
 def unlike(first: Table, second: Table) -> str:
     """A sentence on the fields in which two tables differ beyond the knobs by which `compare` pairs; empty if none."""
-    fields = dict.fromkeys([*first.fields, *second.fields]).keys() - {"model_args", *first.knobs, *second.knobs}
-    names = sorted(label(field) for field in fields if {*first.rows[field].map(str)} != {*second.rows[field].map(str)})
+    def values(table: Table, field: str) -> set[str]:
+        return {shown(field, value) for value in table.rows.loc[table.rows["main"], field].dropna()}
+
+    paired = {"model_args", *first.knobs, *second.knobs}
+    fields = [field for field in dict.fromkeys([*first.fields, *second.fields])
+              if field not in paired and field in first.rows and field in second.rows]
+    names = [label(field) for field in fields if values(first, field) != values(second, field)]
     return f"Not like for like: {listed(names)} differ." if names else ""

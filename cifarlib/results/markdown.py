@@ -159,13 +159,6 @@ def readme_section(table: Table, figures: str = "figures", folder: str = ".") ->
     return "\n\n".join(filter(None, [f"**Conditions:** {conditions(table)}", *notes, *models, *every]))
 
 
-def further_charts(text: str, figures: Path, link: str) -> str:
-    """Links to the charts of a folder that a page's text doesn't show; link: the folder, as the page sees it."""
-    names = [path.stem for path in sorted(figures.glob("*.png")) if f"/{path.name})" not in text]
-    links = [f"[{name.replace('_', ' ')}]({link}/{name}.png)" for name in names]
-    return f"Further charts: {', '.join(links)}." if links else ""
-
-
 def rewrite_between_markers(path: str | Path, name: str, text: str) -> bool:
     """Replace what stands between `<!-- name:begin -->` and `<!-- name:end -->`; returns whether the file changed.
 

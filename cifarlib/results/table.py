@@ -39,7 +39,7 @@ def shown(field: str, value) -> str:
     return "all" if field.startswith("limit_") and value == 0 else value_text(value)
 
 
-def idle_when(knob: str) -> dict[str, tuple[str, ...]]:
+def idle_when(knob: str) -> dict[str, tuple]:
     """The values of other fields with which a knob does nothing."""
     return FIELDS[knob].metadata["idle_when"] if knob in FIELDS else {}
 

@@ -102,8 +102,8 @@ def _stale(path: Path) -> bool:
         renewed, text = path.stat().st_mtime, path.read_text()
     except OSError:
         return False  # gone because a newer one exists
-    if renewed and text.splitlines() == [_machine(), LOCKED]:
-        return not _locked(path)
+    if renewed and text.splitlines() == [_machine(), LOCKED] and (locked := _locked(path)) is not None:
+        return not locked
     return not renewed or _now(path.parent) - renewed > STALE
 
 
@@ -116,20 +116,20 @@ def _now(folder: Path) -> float:
         return time.time()
 
 
-def _locked(path: Path) -> bool:
-    """Whether a process of this machine holds the lock of a claim file."""
+def _locked(path: Path) -> bool | None:
+    """Whether a process of this machine holds the lock of a claim file; None if that can't be told."""
     try:
         with path.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
     except BlockingIOError:
         return True
-    except OSError:
-        pass  # gone, or a file system without locks
-    return False
+    except OSError:  # gone, or no locks at the moment
+        return None
 
 
 def _machine() -> str:
-    """What tells machines and containers apart: others can't see each other's locks."""
+    """What tells machines and containers apart: others may not see each other's locks."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

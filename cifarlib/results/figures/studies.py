@@ -40,8 +40,10 @@ def accuracy_by(tables: list[Table], x: str) -> Figure | str:
     """
     found = [_configurations(table, x) for table in tables]
     values = pd.concat([rows["x"] for rows in found])
-    if values.empty or len(tables) == values.nunique() == 1:
-        return f"no {label(x)} there, or the same for all runs"
+    if values.empty:
+        return f"no run in these tables says its {label(x)}"
+    if len(tables) == values.nunique() == 1:
+        return f"all runs have the same {label(x)}"
     if not is_number(values):
         found = [rows.assign(x=rows["x"].map(partial(shown, x))) for rows in found]
     figure, axis = new_figure(4.4)

@@ -47,6 +47,14 @@ def write_figures(table: Table, folder: str | Path, *kinds: str, images=None, ot
     return written
 
 
+def further_charts(text: str, folder: Path, link: str) -> str:
+    """Links to the charts in a folder that a page's text doesn't show; link: the folder, as the page sees it."""
+    names = [path.stem for path in sorted(folder.glob("*.png"))
+             if path.stem.endswith(KINDS) and f"/{path.name})" not in text]
+    links = [f"[{name.replace('_', ' ')}]({link}/{name}.png)" for name in names]
+    return f"Further charts: {', '.join(links)}." if links else ""
+
+
 def _drawn(table: Table, kind: str, images=None, others: Sequence[Table] = (),
            x: str = "minutes") -> Iterator[tuple[str, Figure | str]]:
     """The figures of a kind, one by one: file name, and the figure or why there is none."""
